@@ -1,0 +1,28 @@
+"""emp_kernels: which training samples are worth training on, decided at the speed of memory.
+
+Scores each sample's logits (cross-entropy plus the predictive entropy, EMP, arXiv 2408.16031),
+keeps the scores over epochs, selects the exact top k and gathers the kept rows.
+"""
+
+from .dataset import IndexedDataset
+from .gathering import gather
+from .pruning import score_and_select
+from .results import SampleStatistics, Scores, Selection
+from .scoring import sample_statistics, score
+from .selection import select
+from .state import EMPState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EMPState",
+    "IndexedDataset",
+    "SampleStatistics",
+    "Scores",
+    "Selection",
+    "gather",
+    "sample_statistics",
+    "score",
+    "score_and_select",
+    "select",
+]

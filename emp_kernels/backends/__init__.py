@@ -1,0 +1,93 @@
+"""Backends: the same functions with the same signatures, and the choice among them.
+
+Every backend module offers what it serves of ``score``, ``sample_statistics``,
+``score_and_select``, ``select``, ``gather_rows`` and ``update_state``; arguments arrive checked
+for type, shape and device. Backends never import one another.
+"""
+
+import functools
+import importlib
+import warnings
+from types import ModuleType
+
+import torch
+
+NAMES = ("reference", "cpu")
+
+
+class Unavailable(RuntimeError):
+    """A backend cannot run here; the message says what is missing and how to get it."""
+
+
+@functools.cache
+def load(name: str) -> ModuleType:
+    """Import backend `name`; raise :class:`Unavailable` where this machine cannot run it."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    module.require()
+    return module
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def default(device_type: str, dtype: torch.dtype) -> str:
+    """Name of the fastest backend for tensors of `dtype` on `device_type`."""
+    return "cpu" if device_type == "cpu" and dtype != torch.float64 else "reference"
+
+
+@functools.cache
+def _resolve(function: str, name: str | None, device_type: str, dtype: torch.dtype) -> ModuleType:
+    if name is None:
+        best = default(device_type, dtype)
+        try:
+            backend = load(best)
+        except Unavailable as reason:
+            _warn_once(f"emp_kernels uses the slower 'reference' backend: {reason}")
+            return load("reference")
+        if best == "reference" and device_type != "cpu":
+            _warn_once(
+                "emp_kernels uses the slower 'reference' backend: "
+                f"no other backend serves {device_type} tensors"
+            )
+        return backend
+    if name not in NAMES:
+        raise ValueError(
+            f"{function}: backend must be None or one of {', '.join(NAMES)}, got {name!r}"
+        )
+    try:
+        backend = load(name)
+    except Unavailable as reason:
+        raise RuntimeError(f"{function}: backend {name!r} is not available: {reason}") from None
+    if not backend.serves_device(device_type):
+        raise RuntimeError(
+            f"{function}: backend {name!r} does not serve {device_type} tensors; "
+            f"move them with .to({backend.DEVICE!r}) or pass backend=None"
+        )
+    return backend
+
+
+def resolve(function: str, name: str | None, tensor: torch.Tensor) -> ModuleType:
+    """The module that runs `function` on `tensor`: the named backend, or the fastest one.
+
+    Raises:
+        ValueError: `name` is no backend.
+        RuntimeError: the named backend is not available here or does not serve the device.
+        TypeError: the named backend does not take the tensor's dtype.
+    """
+    dtype = tensor.dtype
+    backend = _resolve(function, name, "cpu" if tensor.is_cpu else tensor.device.type, dtype)
+    if name is not None and dtype not in backend.DTYPES:
+        raise TypeError(
+            f"{function}: backend {name!r} must get float32, float16 or bfloat16, got {dtype} "
+            "(backend='reference' also takes float64)"
+        )
+    return backend
+
+
+def resolve_gather(source: torch.Tensor, differentiable: bool) -> ModuleType:
+    """The module that gathers rows of `source`: any dtype; autograd runs through the reference."""
+    if source.is_cpu and not differentiable and source.layout == torch.strided:
+        return _resolve("gather", None, "cpu", torch.uint8)
+    return load("reference")

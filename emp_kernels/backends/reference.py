@@ -1,0 +1,229 @@
+"""Pure-PyTorch backend: the oracle that every kernel is tested against.
+
+Plain and exact before fast: float64 inside, a stable sort for selection. It runs on every device
+and, on CUDA, never synchronises with the host except where a size must be read back.
+"""
+
+import torch
+
+from ..keep import Keep, kept_count
+from ..results import SampleStatistics, Scores, Selection
+from ..validation import FLOAT_DTYPES, raise_id_out_of_range, raise_label_out_of_range
+
+DTYPES = FLOAT_DTYPES
+CHUNK = 1 << 24  # logits held in float64 at a time
+
+
+def require() -> None:
+    """The reference needs nothing but torch."""
+
+
+def serves_device(device_type: str) -> bool:
+    return True
+
+
+def score(logits, labels, beta, ignore_index) -> Scores:
+    """Scores of logits (..., C) and labels (...)."""
+    classes = logits.shape[-1]
+    labels = _labels(labels, classes, ignore_index, "score")
+    return _scores(_statistics(logits, labels, classes, ignore_index), beta, labels, ignore_index)
+
+
+def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
+    """Statistics of logits (..., C) and labels (...)."""
+    classes = logits.shape[-1]
+    labels = _labels(labels, classes, ignore_index, "sample_statistics")
+    return _statistics(logits, labels, classes, ignore_index)
+
+
+def _labels(labels, classes, ignore_index, function):
+    """Labels as int64; on CPU an out-of-range one raises (on CUDA its row becomes invalid)."""
+    labels = labels.to(torch.int64)
+    if labels.device.type == "cpu":
+        bad = (labels < 0) | (labels >= classes)
+        if ignore_index is not None:
+            bad &= labels != ignore_index
+        if bad.any():
+            row = int(bad.flatten().nonzero()[0])
+            raise_label_out_of_range(function, row, int(labels.flatten()[row]), classes)
+    return labels
+
+
+def _statistics(logits, labels, classes, ignore_index) -> SampleStatistics:
+    rows = logits.detach().reshape(-1, classes)
+    flat_labels = labels.reshape(-1)
+    step = max(1, CHUNK // max(1, classes))
+    chunks = [
+        _row_statistics(rows[i : i + step].double(), flat_labels[i : i + step], ignore_index)
+        for i in range(0, len(rows), step)
+    ] or [_row_statistics(rows.double(), flat_labels, ignore_index)]
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return SampleStatistics(
+        *(
+            torch.cat(field).to(torch.bool if field[0].dtype == torch.bool else dtype)
+            .reshape(labels.shape)
+            for field in zip(*chunks, strict=True)
+        )
+    )
+
+
+def _row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
+    """All statistics of float64 rows z (N, C), as METHOD.md's sums over one row.
+
+    One maximal element is left out of every sum (u = s - 1), so that losses and entropies keep
+    their relative accuracy down to the smallest numbers.
+    """
+    if z.shape[1] == 0:  # only reached when every row is ignored
+        zero = z.new_zeros(len(z))
+        return (*[zero] * 6, zero.bool())
+    m, top = z.max(dim=1)
+    known = (labels >= 0) & (labels < z.shape[1])
+    y = torch.where(known, labels, 0)
+    z_y = z.gather(1, y[:, None])[:, 0]
+
+    d = z - m[:, None]
+    e = d.exp().scatter(1, top[:, None], 0.0)
+    u = e.sum(1)
+    t = torch.where(e > 0, e * d, e).sum(1)  # a column at -inf contributes 0, not 0 * -inf
+    loss = (m - z_y) + u.log1p()
+    entropy = u.log1p() - t / (1 + u)
+    lse = m + u.log1p()
+
+    q = (e * e).sum(1)
+    e_y = (z_y - m).exp()
+    others = torch.where(y == top, q, 1 + q - e_y * e_y)  # sum of e_j^2 over j != y
+    p_not_y = -torch.expm1(-loss)
+    el2n = (p_not_y * p_not_y + others / (1 + u) ** 2).sqrt()
+    rival = z.scatter(1, y[:, None], -torch.inf).amax(1)
+    margin = z_y - rival
+    correct = y == (z == m[:, None]).to(torch.uint8).argmax(1)
+
+    nan = torch.full_like(m, torch.nan)
+    broken = ~m.isfinite()  # NaN or +inf among the logits, or no finite logit
+    loss = torch.where(broken, m - z_y, loss)
+    lse = torch.where(broken, m, lse)
+    unknown = ~known
+    if z.shape[1] == 1:
+        margin = torch.full_like(m, torch.inf)
+    fields = [
+        torch.where(unknown, nan, loss),
+        torch.where(unknown | broken, nan, entropy),
+        lse,
+        *(torch.where(unknown | broken, nan, x) for x in ((-loss).exp(), el2n, margin)),
+        correct & known & ~broken,
+    ]
+    if ignore_index is not None:
+        ignored = labels == ignore_index
+        fields = [x.masked_fill(ignored, 0) for x in fields]
+    return tuple(fields)
+
+
+def _scores(statistics, beta, labels, ignore_index) -> Scores:
+    loss, entropy, lse = statistics[:3]
+    score = loss + beta * entropy
+    score = torch.where(loss.isfinite() & entropy.isfinite(), score, torch.nan)
+    if ignore_index is not None:
+        score = score.masked_fill(labels == ignore_index, -torch.inf)
+    return Scores(score, loss, entropy, lse)
+
+
+def _descending(scores: torch.Tensor) -> torch.Tensor:
+    """Positions from the highest to the lowest score: ties by position, NaN after -inf."""
+    nan = scores.isnan()
+    order = (scores.masked_fill(nan, -torch.inf) + 0.0).argsort(descending=True, stable=True)
+    return order[nan[order].to(torch.uint8).argsort(stable=True)]
+
+
+def select(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Ascending positions of the `count` highest scores (N,)."""
+    return _descending(scores.detach())[:count].sort().values
+
+
+def _check_ids(ids, size, function):
+    """On CPU an out-of-range id raises (on CUDA the caller decides, without synchronising)."""
+    if ids.device.type == "cpu":
+        bad = (ids < 0) | (ids >= size)
+        if bad.any():
+            position = int(bad.nonzero()[0])
+            raise_id_out_of_range(function, position, int(ids[position]), size)
+
+
+def update_state(state, ids, scores: Scores, function: str) -> None:
+    """Write valid rows of `scores` (N,) into `state` at `ids` (N,); the last row of a
+    duplicate id wins."""
+    size = state.num_samples
+    ids = ids.to(torch.int64)
+    _check_ids(ids, size, function)
+    if size == 0:
+        return
+    valid = _writable(scores) & (ids >= 0) & (ids < size)
+    rows = torch.arange(len(ids), device=ids.device)
+    last = torch.full((size,), -1, dtype=torch.int64, device=ids.device).scatter_reduce(
+        0, ids.clamp(0, size - 1), torch.where(valid, rows, -1), "amax"
+    )
+    written = last >= 0
+    if len(ids) == 0:
+        return
+    source = last.clamp(min=0)
+    for field in ("score", "loss", "entropy"):
+        stored = getattr(state, field)
+        stored.copy_(torch.where(written, getattr(scores, field)[source].to(stored.dtype), stored))
+    state.updates += written
+
+
+def _writable(scores: Scores) -> torch.Tensor:
+    """Rows that are neither invalid nor ignored."""
+    finite = scores.loss.isfinite() & scores.entropy.isfinite()
+    return finite & ~scores.score.isnan() & (scores.score != -torch.inf)
+
+
+def score_and_select(
+    logits, labels, state, keep: Keep, ids, ignore_index, function: str
+) -> Selection:
+    """Score logits (N, C), write the scores into `state` (or nowhere), select the top rows."""
+    n, classes = logits.shape
+    labels = _labels(labels, classes, ignore_index, function)
+    beta = 1.0 if state is None else state.beta
+    scores = _scores(_statistics(logits, labels, classes, ignore_index), beta, labels, ignore_index)
+    score, valid = scores.score, _writable(scores)
+    on_cpu = score.device.type == "cpu"
+    if state is not None:
+        if ids is None:
+            ids = torch.arange(n, device=score.device)
+        ids = ids.to(torch.int64)
+        update_state(state, ids, scores, function)
+        if not on_cpu:
+            valid &= (ids >= 0) & (ids < state.num_samples)
+            score = torch.where(valid | (score == -torch.inf), score, torch.nan)
+            scores = scores._replace(score=score)
+
+    if on_cpu or ignore_index is not None:
+        num_valid = int(valid.sum())
+        countable = n if ignore_index is None else num_valid
+        count = min(kept_count(keep, countable), num_valid)
+    else:
+        count = kept_count(keep, n)
+    order = _descending(score.masked_fill(~valid, torch.nan))[:count]
+    selected = valid[order]
+    indices = torch.where(selected, order, n).sort().values
+    threshold = torch.where(selected, score[order], torch.inf).amin() if count else (
+        torch.full((), torch.inf, dtype=score.dtype, device=score.device)
+    )
+    if state is not None and count:
+        drawn = ids[indices.clamp(max=n - 1)].clamp(0, state.num_samples - 1)
+        state.selections.index_add_(0, drawn, (indices < n).to(torch.int32))
+    if not on_cpu:
+        indices = torch.where(indices < n, indices, -1)
+    return Selection(indices, scores, threshold, score.isnan().sum().to(torch.int32))
+
+
+def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
+    """Rows `indices` (K,) of each source; written into `outputs` where they are given."""
+    indices = indices.to(torch.int64)
+    for source in sources:
+        _check_ids(indices, len(source), "gather")
+    if outputs is None:
+        return [source.index_select(0, indices) for source in sources]
+    for source, out in zip(sources, outputs, strict=True):
+        torch.index_select(source.detach(), 0, indices, out=out)
+    return outputs

@@ -1,0 +1,147 @@
+"""Gathering the kept rows of a batch."""
+
+import copy
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+
+from . import backends
+from .validation import check_ids, describe
+
+
+def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
+    """Rows `indices` of a tensor, or of every tensor in a nested container of tensors.
+
+    ``out[k] = source[indices[k]]`` along the first dimension, like ``torch.index_select``, for
+    all tensors in one call. Ascending indices are fastest: runs are copied as one block.
+
+    Args:
+        batch: a tensor (N, ...) of any dtype, or a mapping, list, tuple or NamedTuple of such
+            batches; the container's type is kept.
+        indices: (K,) of any integer dtype, in [0, N); any order, duplicates allowed. Moved to
+            each tensor's device.
+        out: a container like `batch` of contiguous tensors (K, ...) to write into; none may
+            share memory with its source, and neither may require grad.
+
+    Returns:
+        The gathered batch; `out` when it is given. Differentiable like ``index_select``.
+
+    Raises:
+        TypeError: a leaf is no tensor, indices are not integers, `out` has another structure or
+            dtype.
+        ValueError: an index out of range (on CPU), a wrong shape, device or aliasing in `out`.
+    """
+    check_ids("gather", "indices", indices)
+    sources: list[torch.Tensor] = []
+    _collect(batch, sources)
+    outputs = None
+    if out is not None:
+        outputs = []
+        _collect(out, outputs)
+        _check_outputs(batch, out, sources, outputs, indices)
+    rows = iter(_gather_leaves(sources, indices, outputs))
+    return out if out is not None else _rebuild(batch, rows)
+
+
+def _gather_leaves(sources, indices, outputs) -> list[torch.Tensor]:
+    """Gathered leaves in order: one backend call for each device's tensors."""
+    if not sources:
+        return []
+    results: list[Any] = [None] * len(sources)
+    groups: dict[tuple[torch.device, bool], list[int]] = {}
+    for i, source in enumerate(sources):
+        differentiable = source.requires_grad and torch.is_grad_enabled()
+        groups.setdefault((source.device, differentiable), []).append(i)
+    for (device, differentiable), members in groups.items():
+        backend = backends.resolve_gather(sources[members[0]], differentiable)
+        gathered = backend.gather_rows(
+            [sources[i] for i in members],
+            indices.to(device),
+            None if outputs is None else [outputs[i] for i in members],
+        )
+        for i, rows in zip(members, gathered, strict=True):
+            results[i] = rows
+    return results
+
+
+def _is_namedtuple(node: Any) -> bool:
+    return isinstance(node, tuple) and hasattr(node, "_fields")
+
+
+def _collect(node: Any, leaves: list[torch.Tensor]) -> None:
+    """Append the tensors of a nested container, in iteration order."""
+    if isinstance(node, torch.Tensor):
+        if node.dim() == 0:
+            raise ValueError("gather: batch must hold tensors with a first dimension, got shape ()")
+        leaves.append(node)
+    elif isinstance(node, Mapping):
+        for value in node.values():
+            _collect(value, leaves)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _collect(value, leaves)
+    else:
+        raise TypeError(
+            "gather: batch must be a tensor or a mapping, list, tuple or NamedTuple of tensors, "
+            f"got a leaf of type {type(node).__name__}"
+        )
+
+
+def _rebuild(node: Any, rows) -> Any:
+    """The container again, its tensors replaced in order by `rows`."""
+    if isinstance(node, torch.Tensor):
+        return next(rows)
+    if isinstance(node, Mapping):
+        items = {key: _rebuild(value, rows) for key, value in node.items()}
+        if type(node) is dict:
+            return items
+        if isinstance(node, MutableMapping):
+            clone = copy.copy(node)
+            clone.update(items)
+            return clone
+        return type(node)(items)
+    values = [_rebuild(value, rows) for value in node]
+    return type(node)(*values) if _is_namedtuple(node) else type(node)(values)
+
+
+def _same_structure(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    if type(a) is not type(b) or len(a) != len(b):
+        return False
+    if isinstance(a, Mapping):
+        return list(a) == list(b) and all(_same_structure(a[key], b[key]) for key in a)
+    return all(_same_structure(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _storage_range(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and one-past-last byte that the tensor's elements can touch."""
+    if tensor.numel() == 0:
+        return (0, 0)
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return (start, start + (last + 1) * tensor.element_size())
+
+
+def _check_outputs(batch, out, sources, outputs, indices) -> None:
+    if not _same_structure(batch, out):
+        raise TypeError("gather: out must have the structure of batch, got another one")
+    for source, target in zip(sources, outputs, strict=True):
+        shape = (indices.shape[0], *source.shape[1:])
+        if target.dtype != source.dtype:
+            raise TypeError(f"gather: out must have dtype {source.dtype}, got {target.dtype}")
+        if target.shape != shape:
+            raise ValueError(f"gather: out must have shape {shape}, got {tuple(target.shape)}")
+        if target.device != source.device:
+            raise ValueError(f"gather: out must be on {source.device}, got {target.device}")
+        if not target.is_contiguous():
+            raise ValueError(f"gather: out must be contiguous, got strides {target.stride()}")
+        if torch.is_grad_enabled() and (source.requires_grad or target.requires_grad):
+            raise ValueError(f"gather: out must be used without autograd, got {describe(target)}")
+    ranges = [_storage_range(target) for target in outputs]
+    inputs = [_storage_range(source) for source in sources] + [_storage_range(indices)]
+    for i, (start, stop) in enumerate(ranges):
+        for other_start, other_stop in inputs + ranges[:i]:
+            if start < other_stop and other_start < stop:
+                raise ValueError("gather: out must not share memory with batch, got an overlap")

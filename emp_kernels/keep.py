@@ -1,0 +1,49 @@
+"""The meaning of ``keep``: which share, or how many, of N samples are kept."""
+
+import numbers
+
+Keep = float | int
+
+
+def check_keep(function: str, keep: Keep) -> Keep:
+    """Return `keep` as a Python float in (0, 1] or an int >= 1; raise if it is neither.
+
+    Raises:
+        TypeError: `keep` is a bool or no real number.
+        ValueError: a float outside (0, 1] (NaN included) or an int below 1.
+    """
+    if type(keep) is float or (
+        isinstance(keep, numbers.Real) and not isinstance(keep, bool | numbers.Integral)
+    ):
+        share = float(keep)
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"{function}: keep must be in (0, 1] when it is a float, got {keep}")
+        return share
+    if isinstance(keep, numbers.Integral) and not isinstance(keep, bool):
+        count = int(keep)
+        if count < 1:
+            raise ValueError(f"{function}: keep must be at least 1 when it is an int, got {keep}")
+        return count
+    raise TypeError(
+        f"{function}: keep must be a float in (0, 1] or an int, got {type(keep).__name__}"
+    )
+
+
+def check_keep_of(function: str, keep: Keep, n: int) -> Keep:
+    """`check_keep`, and that an int `keep` asks for no more than the `n` rows there are."""
+    keep = check_keep(function, keep)
+    if isinstance(keep, int) and keep > n > 0:
+        raise ValueError(
+            f"{function}: keep must be between 1 and the number of rows {n}, got {keep}"
+        )
+    return keep
+
+
+def kept_count(keep: Keep, n: int) -> int:
+    """K for `n` rows that count: ``max(1, round(keep * n))`` in float64 for a float, at most
+    `n` for an int, 0 when `n` is 0. ``round`` is Python's: halves go to the even neighbour."""
+    if n == 0:
+        return 0
+    if isinstance(keep, float):
+        return max(1, round(keep * n))
+    return min(keep, n)

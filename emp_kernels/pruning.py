@@ -1,0 +1,81 @@
+"""The call that everything serves: score a batch, remember the scores, select the top rows."""
+
+import torch
+
+from . import backends
+from .keep import Keep, check_keep_of
+from .results import Selection
+from .state import EMPState
+from .validation import (
+    check_ids,
+    check_ignore_index,
+    check_labels,
+    check_logits,
+    check_same_device,
+)
+
+
+def score_and_select(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    state: EMPState | None,
+    keep: Keep = 0.3,
+    *,
+    indices: torch.Tensor | None = None,
+    ignore_index: int | None = None,
+    backend: str | None = None,
+) -> Selection:
+    """Score N rows, write the scores into `state`, and select the K highest.
+
+    The score is :func:`emp_kernels.score` with the state's beta, the order that of
+    :func:`emp_kernels.select` over the rows that count: invalid and ignored rows are never
+    selected and never written.
+
+    Args:
+        logits: (N, C) float32, float16 or bfloat16 (float64: reference backend).
+        labels: (N,) of any integer dtype, in [0, C) or equal to `ignore_index`.
+        state: the scores' memory; None scores with beta 1 and writes nothing.
+        keep: a float in (0, 1] keeps K = max(1, round(keep * N)) rows, an int keeps that many.
+            Fewer are returned when fewer are valid. With `ignore_index` set, K is the fraction
+            of, or at most, the rows that count.
+        indices: (N,) the rows' sample ids in the data set, in [0, state.num_samples). Without
+            them the state must hold exactly N samples, and row i is sample i.
+        ignore_index: rows with this label are not read and do not count.
+        backend: None for the fastest, or "reference" or "cpu".
+
+    Returns:
+        Selection(indices, scores, threshold, num_invalid): the selected positions (K,) int64
+        ascending, the Scores of all N rows, the K-th score (+inf when nothing is selected) and
+        the count of invalid rows.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, a label or id out of range (on CPU), different devices; raised
+            before anything is written.
+        RuntimeError: the named backend is not available.
+    """
+    function = "score_and_select"
+    check_logits(function, logits)
+    if logits.dim() != 2:
+        raise ValueError(f"{function}: logits must have shape (N, C), got {tuple(logits.shape)}")
+    check_labels(function, labels, logits)
+    n = logits.shape[0]
+    keep = check_keep_of(function, keep, n)
+    ignore_index = check_ignore_index(function, ignore_index)
+    if indices is not None:
+        check_ids(function, "indices", indices, n)
+        if indices.device != logits.device:
+            indices = indices.to(logits.device)
+    if state is not None:
+        if not isinstance(state, EMPState):
+            raise TypeError(
+                f"{function}: state must be an EMPState or None, got {type(state).__name__}"
+            )
+        check_same_device(function, "state", state.score, "logits", logits)
+        if indices is None and state.num_samples != n:
+            raise ValueError(
+                f"{function}: pass indices= (the rows' sample ids): without them the state must "
+                f"hold exactly the {n} rows of logits, got a state of {state.num_samples} samples"
+            )
+    chosen = backends.resolve(function, backend, logits)
+    return chosen.score_and_select(logits, labels, state, keep, indices, ignore_index, function)

@@ -1,0 +1,62 @@
+"""Result types of the public functions, shared by every backend."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Scores(NamedTuple):
+    """Per-row result of :func:`emp_kernels.score`.
+
+    Values are float32 nats (float64 when the reference backend scored float64 logits); each
+    field has the shape of the labels.
+
+    Attributes:
+        score: ``loss + beta * entropy``; NaN for an invalid row, -inf for an ignored one.
+        loss: cross-entropy ``lse - z_y`` (>= 0).
+        entropy: entropy of ``softmax(z)``, in [0, log C].
+        lse: ``log(sum(exp(z)))``.
+    """
+
+    score: torch.Tensor
+    loss: torch.Tensor
+    entropy: torch.Tensor
+    lse: torch.Tensor
+
+
+class SampleStatistics(NamedTuple):
+    """Per-row result of :func:`emp_kernels.sample_statistics`; each field has the labels' shape.
+
+    Attributes:
+        loss: cross-entropy in nats.
+        entropy: predictive entropy in nats.
+        lse: ``log(sum(exp(z)))``.
+        confidence: probability of the label, ``p_y``.
+        el2n: ``||softmax(z) - onehot(y)||_2`` (Paul et al., arXiv 2107.07075).
+        margin: ``z_y - max of the others``, +inf when C = 1 (Pleiss et al., arXiv 2001.10528).
+        correct: bool, True where the label is the lowest index of the maximum.
+    """
+
+    loss: torch.Tensor
+    entropy: torch.Tensor
+    lse: torch.Tensor
+    confidence: torch.Tensor
+    el2n: torch.Tensor
+    margin: torch.Tensor
+    correct: torch.Tensor
+
+
+class Selection(NamedTuple):
+    """Result of :func:`emp_kernels.score_and_select`.
+
+    Attributes:
+        indices: (K,) int64 positions of the kept rows, ascending.
+        scores: the :class:`Scores` of all N rows.
+        threshold: () the K-th highest score, +inf when nothing is selected.
+        num_invalid: () int32 count of invalid rows.
+    """
+
+    indices: torch.Tensor
+    scores: Scores
+    threshold: torch.Tensor
+    num_invalid: torch.Tensor

@@ -1,0 +1,85 @@
+"""Scoring: every pruning statistic of a row of logits from one read of it."""
+
+import torch
+
+from . import backends
+from .results import SampleStatistics, Scores
+from .validation import check_beta, check_ignore_index, check_labels, check_logits
+
+
+def score(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    beta: float = 1.0,
+    ignore_index: int | None = None,
+    backend: str | None = None,
+) -> Scores:
+    """EMP score of each row: cross-entropy plus `beta` times the predictive entropy.
+
+    With m = max z, s = sum_j exp(z_j - m), t = sum_j exp(z_j - m) (z_j - m)::
+
+        loss = m + log s - z_y,   entropy = log s - t / s,   score = loss + beta * entropy
+
+    in nats, within 1e-5 relative of float64 at every logit scale, also near zero. The plus sign
+    is the paper's (EMP, arXiv 2408.16031); ``beta=0`` gives loss-only selection (LFL).
+
+    Args:
+        logits: (..., C) float32, float16 or bfloat16 (float64 is served by the reference
+            backend, which then answers in float64). Any strides; read once, never copied when
+            the inner stride is 1 and at most two leading dimensions do not collapse.
+        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
+        beta: weight of the memory term, finite.
+        ignore_index: rows with this label are not read: score -inf, everything else 0.
+            None ignores nothing.
+        backend: None for the fastest, or "reference" or "cpu".
+
+    Returns:
+        Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd. An
+        invalid row (loss or entropy not finite) has score NaN.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, a label out of range (on CPU), different devices.
+        RuntimeError: the named backend is not available.
+    """
+    check_logits("score", logits)
+    check_labels("score", labels, logits)
+    beta = check_beta("score", beta)
+    ignore_index = check_ignore_index("score", ignore_index)
+    return backends.resolve("score", backend, logits).score(logits, labels, beta, ignore_index)
+
+
+def sample_statistics(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    ignore_index: int | None = None,
+    backend: str | None = None,
+) -> SampleStatistics:
+    """The statistics that pruning methods rank by, from the same single read as :func:`score`.
+
+    With p = softmax(z)::
+
+        confidence = p_y,   el2n = sqrt((1 - p_y)^2 + sum_{j != y} p_j^2),
+        margin = z_y - max_{j != y} z_j,   correct = (y is the lowest index of the maximum)
+
+    within rtol 2e-5, atol 1e-6 of float64. EL2N is Paul et al.'s (arXiv 2107.07075), the margin
+    is what AUM averages over epochs (Pleiss et al., arXiv 2001.10528), and forgetting events
+    (Toneva et al., arXiv 1812.05159) follow from `correct`.
+
+    Args:
+        logits, labels, ignore_index, backend: as in :func:`score`.
+
+    Returns:
+        SampleStatistics(loss, entropy, lse, confidence, el2n, margin, correct) of the labels'
+        shape; ignored rows are 0 and False, margin is +inf when C = 1.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`score`.
+    """
+    check_logits("sample_statistics", logits)
+    check_labels("sample_statistics", labels, logits)
+    ignore_index = check_ignore_index("sample_statistics", ignore_index)
+    chosen = backends.resolve("sample_statistics", backend, logits)
+    return chosen.sample_statistics(logits, labels, ignore_index)

@@ -1,0 +1,38 @@
+"""Selection: the exact top-k, the same on every backend, run and thread count."""
+
+import torch
+
+from . import backends
+from .keep import Keep, check_keep_of, kept_count
+from .validation import FLOAT_DTYPES
+
+
+def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> torch.Tensor:
+    """Ascending positions of the K highest scores.
+
+    Ties go to the lowest index, -0.0 equals +0.0, -inf ranks last but for NaN, which ranks last
+    of all.
+
+    Args:
+        scores: (N,) float32, float16 or bfloat16 (float64: reference backend).
+        keep: a float in (0, 1] keeps K = max(1, round(keep * N)), Python's round in float64; an
+            int keeps that many, 1 <= keep <= N. N = 0 keeps nothing.
+        backend: None for the fastest, or "reference" or "cpu".
+
+    Returns:
+        (K,) int64, ascending, on the scores' device.
+
+    Raises:
+        TypeError: scores is no floating tensor, keep is a bool or no number.
+        ValueError: scores is not 1-D, keep is out of range.
+        RuntimeError: the named backend is not available.
+    """
+    if not isinstance(scores, torch.Tensor):
+        raise TypeError(f"select: scores must be a torch.Tensor, got {type(scores).__name__}")
+    if scores.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"select: scores must have a floating dtype, got {scores.dtype}")
+    if scores.dim() != 1:
+        raise ValueError(f"select: scores must have shape (N,), got {tuple(scores.shape)}")
+    n = scores.shape[0]
+    count = kept_count(check_keep_of("select", keep, n), n)
+    return backends.resolve("select", backend, scores).select(scores, count)

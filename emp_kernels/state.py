@@ -1,0 +1,175 @@
+"""Per-sample memory of the scores over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from . import backends
+from .keep import Keep
+from .results import Scores
+from .selection import select as select_scores
+from .validation import check_beta, check_ids, check_same_device, check_size
+
+_VERSION = 1
+_FIELDS = ("score", "loss", "entropy", "updates", "selections")
+
+
+class EMPState:
+    """What is known of each of `num_samples` samples: its last scores and how often it was used.
+
+    A sample that was never scored has score +inf, so that it is selected before every other.
+    Hard top-k on scores refreshed only when a sample is trained (the *stale* protocol) is the
+    intended use.
+
+    Args:
+        num_samples: size of the data set.
+        beta: weight of the memory term in ``score = loss + beta * entropy``.
+        device: where the state lives; torch's default device when None.
+
+    Attributes:
+        score, loss, entropy: (num_samples,) float32 nats, of the last valid row seen.
+        updates: (num_samples,) int32, how many calls wrote the sample.
+        selections: (num_samples,) int32, how often the sample was returned by score_and_select
+            or drawn by a sampler.
+        epoch: int, the epochs completed.
+        beta: float. num_samples: int.
+    """
+
+    score: torch.Tensor
+    loss: torch.Tensor
+    entropy: torch.Tensor
+    updates: torch.Tensor
+    selections: torch.Tensor
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        beta: float = 1.0,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        self.num_samples = check_size("EMPState", "num_samples", num_samples)
+        self.beta = check_beta("EMPState", beta)
+        self.epoch = 0
+        size = (self.num_samples,)
+        self.score = torch.full(size, torch.inf, dtype=torch.float32, device=device)
+        self.loss = torch.zeros(size, dtype=torch.float32, device=device)
+        self.entropy = torch.zeros(size, dtype=torch.float32, device=device)
+        self.updates = torch.zeros(size, dtype=torch.int32, device=device)
+        self.selections = torch.zeros(size, dtype=torch.int32, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.score.device
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __repr__(self) -> str:
+        return (
+            f"EMPState(num_samples={self.num_samples}, beta={self.beta}, epoch={self.epoch}, "
+            f"device='{self.device}')"
+        )
+
+    def update(self, indices: torch.Tensor, scores: Scores) -> None:
+        """Write the valid rows of `scores` at the sample ids `indices`.
+
+        Each written id counts one update a call, however often it stands among the indices; a
+        duplicate id keeps its last valid row. Invalid and ignored rows write nothing.
+
+        Args:
+            indices: (N,) sample ids of any integer dtype, in [0, num_samples); moved to the
+                state's device.
+            scores: what :func:`emp_kernels.score` returned for these N rows.
+
+        Raises:
+            TypeError: a wrong type or dtype.
+            ValueError: a wrong shape, an id out of range (on CPU), different devices; raised
+                before anything is written.
+        """
+        function = "EMPState.update"
+        if not isinstance(scores, Scores):
+            raise TypeError(f"{function}: scores must be Scores, got {type(scores).__name__}")
+        check_ids(function, "indices", indices)
+        for name in ("score", "loss", "entropy"):
+            field = getattr(scores, name)
+            if not isinstance(field, torch.Tensor) or not field.is_floating_point():
+                raise TypeError(f"{function}: scores.{name} must be a floating tensor")
+            if field.shape != indices.shape:
+                raise ValueError(
+                    f"{function}: scores.{name} must have the shape {tuple(indices.shape)} of "
+                    f"indices, got {tuple(field.shape)}"
+                )
+            check_same_device(function, f"scores.{name}", field, "the state", self.score)
+        backend = backends.resolve(function, None, self.score)
+        scores = Scores(*(field.detach().to(torch.float32) for field in scores))
+        backend.update_state(self, indices.to(self.device), scores, function)
+
+    def select(self, keep: Keep) -> torch.Tensor:
+        """Ascending ids of the samples to train on: never-seen ones first, then by score.
+
+        Pure: nothing is counted. `keep` is that of :func:`emp_kernels.select`.
+        """
+        return select_scores(self.score, keep)
+
+    def to(self, device: torch.device | str | int) -> EMPState:
+        """Move the state to `device`, in place, and return it."""
+        for name in _FIELDS:
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot (copies) of everything that :meth:`load_state_dict` restores."""
+        snapshot: dict[str, Any] = {name: getattr(self, name).clone() for name in _FIELDS}
+        return snapshot | {
+            "num_samples": self.num_samples,
+            "beta": self.beta,
+            "epoch": self.epoch,
+            "version": _VERSION,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a snapshot, bit for bit, onto this state's device.
+
+        Raises:
+            TypeError: `state_dict` is no mapping, or a tensor has another dtype.
+            ValueError: it lacks an entry, or is of another version, size or beta; raised before
+                anything is written.
+        """
+        function = "EMPState.load_state_dict"
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"{function}: state_dict must be a mapping, got {type(state_dict).__name__}"
+            )
+        expected = (*_FIELDS, "num_samples", "beta", "epoch", "version")
+        missing = [name for name in expected if name not in state_dict]
+        if missing:
+            raise ValueError(
+                f"{function}: state_dict must hold {', '.join(expected)}, "
+                f"got one without {', '.join(missing)}"
+            )
+        for name, own in (
+            ("version", _VERSION),
+            ("num_samples", self.num_samples),
+            ("beta", self.beta),
+        ):
+            if state_dict[name] != own:
+                raise ValueError(
+                    f"{function}: {name} must be this state's {own}, got {state_dict[name]}"
+                )
+        for name in _FIELDS:
+            own, loaded = getattr(self, name), state_dict[name]
+            if not isinstance(loaded, torch.Tensor) or loaded.dtype != own.dtype:
+                raise TypeError(f"{function}: {name} must be a {own.dtype} tensor")
+            if loaded.shape != own.shape:
+                raise ValueError(
+                    f"{function}: {name} must have shape {tuple(own.shape)}, "
+                    f"got {tuple(loaded.shape)}"
+                )
+        epoch = check_size(function, "epoch", state_dict["epoch"])
+        for name in _FIELDS:
+            getattr(self, name).copy_(state_dict[name])
+        self.epoch = epoch

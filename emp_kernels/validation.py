@@ -1,0 +1,123 @@
+"""Checks of public arguments. Each raises ``function: argument must rule, got value``.
+
+Types, shapes and devices are checked here, once, by the public functions. Values inside a tensor
+(a label's or an id's range) are checked by the backend that reads them, with the errors worded
+here.
+"""
+
+import math
+import numbers
+from typing import Any, NoReturn
+
+import torch
+
+FLOAT_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+INTEGER_DTYPES = frozenset(
+    {torch.int64, torch.int32, torch.int16, torch.int8}
+    | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
+
+
+def describe(value: Any) -> str:
+    """A short description of a wrong argument: a tensor's dtype and shape, else its type."""
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> None:
+    """`logits` is a floating tensor with at least rows and columns."""
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(logits).__name__}")
+    if logits.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{function}: {name} must be float32, float16, bfloat16 or float64, got {logits.dtype}"
+        )
+    if logits.dim() < 2:
+        raise ValueError(
+            f"{function}: {name} must have shape (N, C) or (..., C), got {tuple(logits.shape)}"
+        )
+
+
+def check_labels(function: str, labels: torch.Tensor, logits: torch.Tensor) -> None:
+    """`labels` is an integer tensor with the logits' leading shape, on the logits' device."""
+    if not isinstance(labels, torch.Tensor):
+        raise TypeError(f"{function}: labels must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{function}: labels must have an integer dtype, got {labels.dtype}")
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{function}: labels must have the logits' leading shape {tuple(logits.shape[:-1])}, "
+            f"got {tuple(labels.shape)}"
+        )
+    check_same_device(function, "labels", labels, "logits", logits)
+
+
+def check_same_device(
+    function: str, name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor
+) -> None:
+    """Both tensors live on one device."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{function}: {name} must be on the device of {other_name} ({other.device}), "
+            f"got {tensor.device}"
+        )
+
+
+def check_ids(
+    function: str, name: str, ids: torch.Tensor, rows: int | None = None
+) -> None:
+    """`ids` is a 1-D integer tensor, of `rows` elements when `rows` is given."""
+    if not isinstance(ids, torch.Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(ids).__name__}")
+    if ids.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{function}: {name} must have an integer dtype, got {ids.dtype}")
+    if ids.dim() != 1 or (rows is not None and ids.shape[0] != rows):
+        shape = "(K,)" if rows is None else f"({rows},)"
+        raise ValueError(f"{function}: {name} must have shape {shape}, got {tuple(ids.shape)}")
+
+
+def check_ignore_index(function: str, ignore_index: int | None) -> int | None:
+    """`ignore_index` is None or an int that fits in int64."""
+    if ignore_index is None:
+        return None
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
+        raise TypeError(
+            f"{function}: ignore_index must be an int or None, got {type(ignore_index).__name__}"
+        )
+    value = int(ignore_index)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{function}: ignore_index must fit in int64, got {value}")
+    return value
+
+
+def check_beta(function: str, beta: float) -> float:
+    """`beta`, the memory term's weight, as a finite float."""
+    if type(beta) is not float:
+        if isinstance(beta, bool) or not isinstance(beta, numbers.Real):
+            raise TypeError(f"{function}: beta must be a real number, got {type(beta).__name__}")
+        beta = float(beta)
+    if not math.isfinite(beta):
+        raise ValueError(f"{function}: beta must be finite, got {beta}")
+    return beta
+
+
+def check_size(function: str, name: str, value: int) -> int:
+    """`value` as an int of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{function}: {name} must be at least 0, got {value}")
+    return int(value)
+
+
+def raise_label_out_of_range(function: str, row: int, label: int, classes: int) -> NoReturn:
+    raise ValueError(f"{function}: labels must be in [0, {classes}), got {label} in row {row}")
+
+
+def raise_id_out_of_range(
+    function: str, position: int, value: int, size: int, name: str = "indices"
+) -> NoReturn:
+    raise ValueError(
+        f"{function}: {name} must be in [0, {size}), got {value} at position {position}"
+    )
