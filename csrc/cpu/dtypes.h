@@ -1,0 +1,74 @@
+// Element types that the kernels read, and the codes by which Python names them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace emp {
+
+// Storage types without arithmetic: each SIMD target converts them to float as it loads.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+inline float to_float(Float16 x) {
+  // The shifted magnitude read as a float is too small by 2^112, subnormals included.
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  uint32_t bits = magnitude << 13;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  f *= 0x1p112f;
+  std::memcpy(&bits, &f, 4);
+  if (magnitude >= 0x7c00u) bits = 0x7f800000u | (magnitude << 13);
+  bits |= uint32_t(x.bits & 0x8000u) << 16;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+enum class LogitDtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+enum class IntDtype : int {
+  kInt64 = 0,
+  kInt32 = 1,
+  kInt16 = 2,
+  kInt8 = 3,
+  kUInt8 = 4,
+  kUInt16 = 5,
+  kUInt32 = 6,
+  kUInt64 = 7,
+};
+
+// Calls f with a typed pointer to the integers at `data`.
+template <class F>
+decltype(auto) with_int_pointer(const void* data, IntDtype dtype, F&& f) {
+  switch (dtype) {
+    case IntDtype::kInt32:
+      return f(static_cast<const int32_t*>(data));
+    case IntDtype::kInt16:
+      return f(static_cast<const int16_t*>(data));
+    case IntDtype::kInt8:
+      return f(static_cast<const int8_t*>(data));
+    case IntDtype::kUInt8:
+      return f(static_cast<const uint8_t*>(data));
+    case IntDtype::kUInt16:
+      return f(static_cast<const uint16_t*>(data));
+    case IntDtype::kUInt32:
+      return f(static_cast<const uint32_t*>(data));
+    case IntDtype::kUInt64:  // a value past int64's range turns negative: out of range anyway
+    case IntDtype::kInt64:
+    default:
+      return f(static_cast<const int64_t*>(data));
+  }
+}
+
+}  // namespace emp

@@ -1,0 +1,355 @@
+// One pass over rows of logits: maximum and exponential sums, for any SIMD target.
+//
+// A row is taken in chunks that fit the first-level cache: a chunk's maximum first (this is the
+// read from memory), then its exponentials against the running maximum. One maximal element is
+// left out of every sum, so that u = sum(exp(z - m)) - 1 keeps its relative accuracy when the row
+// is confident and u is tiny. Rows of few classes are taken kWidth at a time, a lane each.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "dtypes.h"
+
+namespace emp {
+
+// m = max z; over all elements but one maximal one, with e = exp(z - m): u = sum e,
+// t = sum e * (z - m), q = sum e^2. A NaN among the logits makes u NaN; m is -inf for a row
+// without a logit above -inf, and u is then 0.
+struct RowSums {
+  float m, u, t, q;
+};
+
+template <class S>
+struct RowKernel {
+  using F = typename S::F;
+  using M = typename S::M;
+  static constexpr int64_t kPair = 2 * S::kWidth;
+  static constexpr int64_t kChunk = 2048;
+  static constexpr int64_t kFewClasses = 48;  // up to here a lane a row beats a vector a row
+
+  static constexpr float kInf = std::numeric_limits<float>::infinity();
+  static constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  // 1.5 * 2^23: adding it rounds a float to an integer that stands in the low mantissa bits.
+  static constexpr float kMagic = 12582912.0f;
+  static constexpr int kSteps = 1 << S::kTableBits;
+  static constexpr bool kCubic = S::kTableBits < 5;
+  static constexpr double kLog2 = 0.693147180559945309417;
+  // exp(d) is a normal float from here on. Smaller contributions matter only to rows whose u is
+  // itself that small, which are summed again with Range::kTiny.
+  static constexpr float kNormal = -87.0f;
+  static constexpr float kVanish = -104.0f;  // exp(d) rounds to 0 below
+  static constexpr double kTinySum = 1e-30;  // per element: what is left out is below 1e-7 of it
+
+  // exp(d) = 2^(k / kSteps) * (1 + c1 r + c2 r^2 [+ c3 r^3]), |r| <= h = log(2) / (2 kSteps).
+  // The constant term is exactly 1, so that elements equal to the maximum count exactly 1; the
+  // other coefficients spread the first neglected term evenly over [-h, h] (relative error
+  // 6e-8 with 32 entries, 3e-8 with 8).
+  struct Constants {
+    typename S::Exp2Table table;
+    F steps_per_nat, magic, nats_per_step, c1, c2, c3, one, normal;
+
+    Constants() {
+      int32_t entries[kSteps];
+      for (int j = 0; j < kSteps; ++j) {
+        const float x = float(std::exp2(double(j) / kSteps));
+        std::memcpy(&entries[j], &x, 4);
+        entries[j] -= j << (23 - S::kTableBits);
+      }
+      const double h = kLog2 / (2 * kSteps);
+      table = S::load_table(entries);
+      steps_per_nat = S::set(float(kSteps / kLog2));
+      magic = S::set(kMagic);
+      nats_per_step = S::set(float(-kLog2) / kSteps);
+      c1 = S::set(float(kCubic ? 1.0 : 1.0 + h * h / 8));
+      c2 = S::set(float(kCubic ? 0.5 + 0.8284 * h * h / 24 : 0.5));
+      c3 = S::set(float(1.0 / 6));
+      one = S::set(1.0f);
+      normal = S::set(kNormal);
+    }
+  };
+
+  // exp(d) for d in [kNormal, 0]; NaN for NaN.
+  static F exp_normal(const Constants& k, F d) {
+    const F magic_k = S::fma(d, k.steps_per_nat, k.magic);
+    const F r = S::fma(S::sub(magic_k, k.magic), k.nats_per_step, d);
+    const F p = kCubic ? S::fma(r, S::fma(r, S::fma(r, k.c3, k.c2), k.c1), k.one)
+                       : S::fma(r, S::fma(r, k.c2, k.c1), k.one);
+    return S::mul(S::exp2_scaled(k.table, magic_k), p);
+  }
+
+  struct Sums {
+    F u, t, q;
+    Sums() { u = t = q = S::set(0.0f); }
+    Sums& operator+=(const Sums& other) {
+      u = S::add(u, other.u);
+      t = S::add(t, other.t);
+      q = S::add(q, other.q);
+      return *this;
+    }
+  };
+
+  // Which exponentials a run of elements needs.
+  enum class Range {
+    kNormal,  // every z - m >= kNormal
+    kAny,     // contributions below exp(kNormal) count as 0
+    kTiny,    // contributions down to the smallest denormal: exp(d) = exp(d / 2)^2
+  };
+
+  // Adds exp(z - m) of one vector, where `use` (not looked at in Range::kNormal).
+  // kExact: z - m is exact wherever it matters, as for 16-bit logits.
+  template <Range kRange, bool kExact, bool kSquares>
+  static void add_vector(const Constants& k, F z, F m, M use, Sums& s) {
+    const F d = S::sub(z, m);
+    const F x = kRange == Range::kTiny ? S::mul(d, S::set(0.5f)) : d;
+    F e = exp_normal(k, x);
+    if (kRange != Range::kNormal) {
+      use = S::both(use, S::not_less(x, k.normal));
+      e = S::zero_unless(use, e);
+    }
+    if (kRange == Range::kTiny) e = S::mul(e, e);
+    if (!kExact) {  // what z - m lost to rounding, by Knuth's TwoSum
+      const F b = S::sub(d, z);
+      const F lost = S::sub(S::sub(z, S::sub(d, b)), S::add(m, b));
+      e = kRange == Range::kNormal ? S::fma(e, lost, e) : S::fma_where(use, e, lost, e);
+    }
+    s.u = S::add(s.u, e);
+    s.t = kRange == Range::kNormal ? S::fma(e, d, s.t) : S::fma_where(use, e, d, s.t);
+    if (kSquares) s.q = S::fma(e, e, s.q);
+  }
+
+  // Adds n elements. With kLeaveOut the elements equal to m are left out and counted.
+  template <Range kRange, bool kLeaveOut, bool kSquares, class T>
+  static int64_t add_run(const Constants& k, const T* z, int64_t n, float maximum, Sums& sums) {
+    constexpr bool kExact = sizeof(T) == 2;
+    constexpr int64_t kAhead = kChunk;  // the next chunk, or the row that follows
+    static_assert(kRange != Range::kNormal || !kLeaveOut, "kNormal has no masks");
+    const F m = S::set(maximum);
+    Sums s0, s1, s2, s3;
+    int64_t left_out = 0;
+    const auto add = [&](F x, Sums& s) __attribute__((always_inline)) {
+      M use = S::not_equal(x, m);
+      if (kLeaveOut)
+        left_out += S::kWidth - S::count(use);
+      else
+        use = S::all();
+      add_vector<kRange, kExact, kSquares>(k, x, m, use, s);
+    };
+    int64_t i = 0;
+    F a, b;
+    for (; i + 2 * kPair <= n; i += 2 * kPair) {
+      for (int64_t line = 0; line < 2 * kPair * int64_t(sizeof(T)); line += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(z + i + kAhead) + line);
+      S::load2(z + i, a, b);
+      add(a, s0);
+      add(b, s1);
+      S::load2(z + i + kPair, a, b);
+      add(a, s2);
+      add(b, s3);
+    }
+    for (; i + kPair <= n; i += kPair) {
+      S::load2(z + i, a, b);
+      add(a, s0);
+      add(b, s1);
+    }
+    if (i < n) {  // the filling is -inf: it adds nothing, and d = -inf stays behind the mask
+      S::load2_first(z + i, int(n - i), a, b);
+      const auto add_last = [&](F x, Sums& s) __attribute__((always_inline)) {
+        const M use = S::not_equal(x, m);
+        if (kLeaveOut) left_out += S::kWidth - S::count(use);
+        add_vector<kRange == Range::kTiny ? Range::kTiny : Range::kAny, kExact, kSquares>(
+            k, x, m, kLeaveOut ? use : S::all(), s);
+      };
+      add_last(a, s2);
+      if (n - i > S::kWidth || kExact) add_last(b, s3);
+    }
+    s0 += s1;
+    s2 += s3;
+    s0 += s2;
+    sums = s0;
+    return left_out;
+  }
+
+  // Bounds of some elements; a NaN may or may not show in them.
+  struct Bounds {
+    float lowest, highest;
+  };
+
+  template <class T>
+  static float highest_of(const T* z, int64_t n) {
+    F m0 = S::set(-kInf), m1 = m0, m2 = m0, m3 = m0, a, b;
+    int64_t i = 0;
+    for (; i + 2 * kPair <= n; i += 2 * kPair) {
+      S::load2(z + i, a, b);
+      m0 = S::max(m0, a);
+      m1 = S::max(m1, b);
+      S::load2(z + i + kPair, a, b);
+      m2 = S::max(m2, a);
+      m3 = S::max(m3, b);
+    }
+    for (; i + kPair <= n; i += kPair) {
+      S::load2(z + i, a, b);
+      m0 = S::max(m0, a);
+      m1 = S::max(m1, b);
+    }
+    if (i < n) {
+      S::load2_first(z + i, int(n - i), a, b);
+      m2 = S::max(m2, a);
+      m3 = S::max(m3, b);
+    }
+    return S::reduce_max(S::max(S::max(m0, m1), S::max(m2, m3)));
+  }
+  // `lowest` would cost more than it saves here.
+  static Bounds bounds(const float* z, int64_t n) { return {-kInf, highest_of(z, n)}; }
+  // Sign-magnitude bits compare like signed integers unless both are negative: the signed maximum
+  // is the highest element if that is not negative, the unsigned one the lowest if that is.
+  template <class T>
+  static Bounds bounds(const T* z, int64_t n) {
+    const uint16_t first = z[0].bits;
+    auto high = S::load_bits_first(z, 0, first), low = high;
+    int64_t i = 0;
+    for (; i + kPair <= n; i += kPair) {
+      const auto x = S::load_bits(z + i);
+      high = S::max_signed(high, x);
+      low = S::max_unsigned(low, x);
+    }
+    if (i < n) {
+      const auto x = S::load_bits_first(z + i, int(n - i), first);
+      high = S::max_signed(high, x);
+      low = S::max_unsigned(low, x);
+    }
+    const int16_t highest = S::reduce_max_signed(high);
+    const uint16_t lowest = S::reduce_max_unsigned(low);
+    return {lowest & 0x8000u ? to_float(T{lowest}) : 0.0f,
+            highest >= 0 ? to_float(T{uint16_t(highest)}) : highest_of(z, n)};
+  }
+
+  template <class T>
+  static bool has_nan(const T* z, int64_t n) {
+    bool found = false;
+    for_each_vector(z, n, [&](int64_t, F x) {
+      found = S::any_nan(x);
+      return !found;
+    });
+    return found;
+  }
+  // Lowest index of `value` among n elements, n where it is absent.
+  template <class T>
+  static int64_t find(const T* z, int64_t n, float value) {
+    const F v = S::set(value);
+    int64_t i = n;
+    for_each_vector(z, n, [&](int64_t pair, F x) {
+      if (!S::any_equal(x, v)) return true;
+      i = pair;
+      return false;
+    });
+    while (i < n && to_float(z[i]) != value) ++i;
+    return i;
+  }
+  // Calls f(index of its pair, vector), -inf behind the end, until it returns false.
+  template <class T, class Function>
+  static void for_each_vector(const T* z, int64_t n, Function&& f) {
+    F a, b;
+    for (int64_t i = 0; i < n; i += kPair) {
+      if (i + kPair <= n)
+        S::load2(z + i, a, b);
+      else
+        S::load2_first(z + i, int(n - i), a, b);
+      if (!f(i, a) || !f(i, b)) return;
+    }
+  }
+
+  template <bool kTiny, bool kSquares, class T>
+  static RowSums sums(const Constants& k, const T* row, int64_t classes) {
+    constexpr Range kMasked = kTiny ? Range::kTiny : Range::kAny;
+    float m = -kInf;
+    double u = 0, t = 0, q = 0;
+    for (int64_t start = 0; start < classes; start += kChunk) {
+      const T* z = row + start;
+      const int64_t n = std::min(kChunk, classes - start);
+      const Bounds range = bounds(z, n);
+      Sums s;
+      double ties = 0;  // elements equal to the maximum, besides the one left out
+      if (range.highest > m) {
+        if (range.highest == kInf)
+          return {kInf, has_nan(row, classes) ? kNaN : 0.0f, kNaN, kNaN};
+        if (m > -kInf) {  // the old maximum joins the sums, and these move to the new one
+          const double delta = double(m) - double(range.highest), f = std::exp(delta);
+          t = f * (t + delta * (u + 1));
+          u = f * (u + 1);
+          q = f * f * (q + 1);
+        }
+        m = range.highest;
+        ties = double(add_run<kMasked, true, kSquares>(k, z, n, m, s) - 1);
+      } else if (m == -kInf || !(range.highest >= m + kVanish)) {  // only a NaN can matter here
+        if (has_nan(z, n)) return {m, kNaN, kNaN, kNaN};
+        continue;
+      } else if (!kTiny && range.lowest >= m + kNormal) {
+        add_run<Range::kNormal, false, kSquares>(k, z, n, m, s);
+      } else {
+        add_run<kMasked, false, kSquares>(k, z, n, m, s);
+      }
+      u += S::reduce_add(s.u) + ties;
+      t += S::reduce_add(s.t);
+      if (kSquares) q += S::reduce_add(s.q) + ties;
+    }
+    return {m, float(u), float(t), float(q)};
+  }
+
+  template <bool kSquares, class T>
+  static RowSums row_sums(const Constants& k, const T* row, int64_t classes) {
+    const RowSums s = sums<false, kSquares>(k, row, classes);
+    if (s.u < kTinySum * double(classes)) return sums<true, kSquares>(k, row, classes);
+    return s;
+  }
+
+  // Sums of kWidth rows of at most kFewClasses classes, a lane each: rows[lane] points to row
+  // `lane`, and sums of the same row may be asked for more than once.
+  template <bool kSquares, class T>
+  static void few_class_sums(const Constants& k, const T* const* rows, int64_t classes,
+                             RowSums* results) {
+    alignas(64) float columns[kFewClasses][S::kWidth];
+    for (int lane = 0; lane < S::kWidth; ++lane)
+      for (int64_t c = 0; c < classes; ++c) columns[c][lane] = to_float(rows[lane][c]);
+    F m = S::set(-kInf), nan = S::set(0.0f);
+    for (int64_t c = 0; c < classes; ++c) {
+      const F z = S::load(columns[c]);
+      m = S::max(m, z);
+      nan = S::add(nan, z);  // NaN where a logit is, or for +inf and -inf together
+    }
+    Sums s = add_columns<Range::kAny, kSquares>(k, columns, classes, m);
+    alignas(64) float maximum[S::kWidth], sum[S::kWidth], u[S::kWidth], t[S::kWidth], q[S::kWidth];
+    S::store(maximum, m);
+    S::store(sum, nan);
+    S::store(u, s.u);
+    S::store(t, s.t);
+    S::store(q, s.q);
+    for (int lane = 0; lane < S::kWidth; ++lane) {
+      RowSums& r = results[lane];
+      r = {maximum[lane], u[lane], t[lane], q[lane]};
+      // Rare rows: NaN or infinite ones, and those whose u is so small that denormals matter.
+      if (!(std::fabs(sum[lane]) < kInf) || !(r.u >= float(kTinySum) * float(classes)))
+        r = row_sums<kSquares>(k, rows[lane], classes);
+    }
+  }
+
+  template <Range kRange, bool kSquares>
+  static Sums add_columns(const Constants& k, const float (*columns)[S::kWidth], int64_t classes,
+                          F m) {
+    Sums s;
+    M left_out = S::none();
+    for (int64_t c = 0; c < classes; ++c) {
+      const F z = S::load(columns[c]);
+      // The first maximal element of each lane is left out.
+      const M use = S::either(left_out, S::not_equal(z, m));
+      left_out = S::either(left_out, S::equal(z, m));
+      add_vector<kRange, false, kSquares>(k, z, m, use, s);
+    }
+    return s;
+  }
+};
+
+}  // namespace emp

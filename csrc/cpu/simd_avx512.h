@@ -1,0 +1,111 @@
+// AVX-512 (F, BW, DQ, VL) primitives for the row kernels: 16 floats a vector.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "dtypes.h"
+
+namespace emp::avx512 {
+
+struct Simd {
+  using F = __m512;
+  using M = __mmask16;
+  static constexpr int kWidth = 16;
+  static constexpr int kTableBits = 5;  // exp2's table has 32 entries, two registers
+
+  static F set(float x) { return _mm512_set1_ps(x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  // max(a, b) is b where either is NaN.
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static float reduce_add(F a) { return _mm512_reduce_add_ps(a); }
+  static float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
+
+  static M not_less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+  static M not_equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+  static M both(M a, M b) { return M(a & b); }
+  static M either(M a, M b) { return M(a | b); }
+  static int count(M a) { return __builtin_popcount(a); }
+  static bool any_equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
+  static bool any_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
+  static M equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  static M none() { return 0; }
+  static M all() { return 0xffff; }
+  static F zero_unless(M keep, F a) { return _mm512_maskz_mov_ps(keep, a); }
+  // a * b + c where keep, else c.
+  static F fma_where(M keep, F a, F b, F c) { return _mm512_mask3_fmadd_ps(a, b, c, keep); }
+
+  // 2^(k / 32) for the integer k in the low bits of `magic_k` = k + 1.5 * 2^23. The table
+  // holds bits(2^(j / 32)) - (j << 18): adding k << 18 then adds floor(k / 32) to the exponent.
+  struct Exp2Table {
+    __m512i low, high;
+  };
+  static Exp2Table load_table(const int32_t* entries) {
+    return {_mm512_loadu_si512(entries), _mm512_loadu_si512(entries + 16)};
+  }
+  static F exp2_scaled(const Exp2Table& table, F magic_k) {
+    const __m512i k = _mm512_castps_si512(magic_k);
+    const __m512i entry = _mm512_permutex2var_epi32(table.low, k, table.high);
+    return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, 23 - kTableBits)));
+  }
+  // Bits of 2 * kWidth 16-bit elements.
+  using Bits = __m512i;
+  static Bits load_bits(const void* p) { return _mm512_loadu_si512(p); }
+  static Bits max_signed(Bits a, Bits b) { return _mm512_max_epi16(a, b); }
+  static Bits max_unsigned(Bits a, Bits b) { return _mm512_max_epu16(a, b); }
+  static uint16_t reduce_max_unsigned(Bits a) {
+    const __m256i b = _mm256_max_epu16(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+    const __m128i c = _mm_max_epu16(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
+    // minpos finds the smallest: complement.
+    const __m128i all = _mm_set1_epi16(-1);
+    return uint16_t(~_mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(c, all)), 0));
+  }
+  static int16_t reduce_max_signed(Bits a) {  // flipping the sign bit makes the order unsigned
+    const __m512i flip = _mm512_set1_epi16(int16_t(0x8000));
+    return int16_t(reduce_max_unsigned(_mm512_xor_si512(a, flip)) ^ 0x8000u);
+  }
+
+  // 2 * kWidth elements from p, in an order that only depends on the type.
+  static void load2(const float* p, F& a, F& b) {
+    a = _mm512_loadu_ps(p);
+    b = _mm512_loadu_ps(p + 16);
+  }
+  static void load2(const BFloat16* p, F& a, F& b) {
+    const __m512i x = _mm512_loadu_si512(p);
+    a = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+    b = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000u))));
+  }
+  static void load2(const Float16* p, F& a, F& b) {
+    a = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    b = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)));
+  }
+  // The first n < 2 * kWidth elements from p, the others -inf.
+  static void load2_first(const float* p, int n, F& a, F& b) {
+    const F fill = set(-__builtin_inff());
+    const uint32_t mask = (uint32_t(1) << n) - 1;
+    a = _mm512_mask_loadu_ps(fill, __mmask16(mask), p);
+    b = _mm512_mask_loadu_ps(fill, __mmask16(mask >> 16), p + 16);
+  }
+  static void load2_first(const BFloat16* p, int n, F& a, F& b) {
+    const __m512i x = load_bits_first(p, n, 0xff80);
+    a = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+    b = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000u))));
+  }
+  static void load2_first(const Float16* p, int n, F& a, F& b) {
+    const __m512i x = load_bits_first(p, n, 0xfc00);
+    a = _mm512_cvtph_ps(_mm512_castsi512_si256(x));
+    b = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1));
+  }
+  static Bits load_bits_first(const void* p, int n, uint16_t fill) {
+    const uint32_t mask = (uint32_t(1) << n) - 1;
+    return _mm512_mask_loadu_epi16(_mm512_set1_epi16(int16_t(fill)), mask, p);
+  }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
+};
+
+}  // namespace emp::avx512
