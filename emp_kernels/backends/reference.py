@@ -38,7 +38,10 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
 
 def _labels(labels, classes, ignore_index, function):
     """Labels as int64; on CPU an out-of-range one raises (on CUDA its row becomes invalid)."""
+    unsigned = labels.dtype == torch.uint64
     labels = labels.to(torch.int64)
+    if unsigned:  # from 2^63 on they turned negative: no ignore_index may equal them
+        labels = labels.masked_fill(labels < 0, torch.iinfo(torch.int64).max)
     if labels.device.type == "cpu":
         bad = (labels < 0) | (labels >= classes)
         if ignore_index is not None:
@@ -50,7 +53,7 @@ def _labels(labels, classes, ignore_index, function):
 
 
 def _statistics(logits, labels, classes, ignore_index) -> SampleStatistics:
-    rows = logits.detach().reshape(-1, classes)
+    rows = logits.detach().reshape(labels.numel(), classes)
     flat_labels = labels.reshape(-1)
     step = max(1, CHUNK // max(1, classes))
     chunks = [
