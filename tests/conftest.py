@@ -1,0 +1,94 @@
+"""Fixtures that every test file shares: backends, the batch of accuracy records, threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from emp_kernels import backends
+
+BACKENDS = ("reference", "cpu")
+
+settings.register_profile(
+    "suite",
+    deadline=None,  # machines that run this are shared
+    derandomize=True,  # the same examples on every run
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def why_missing(name: str) -> str | None:
+    """Why backend `name` cannot be loaded here; None when it can."""
+    try:
+        backends.load(name)
+    except (backends.Unavailable, ImportError) as reason:
+        return f"{type(reason).__name__}: {reason}"
+    return None
+
+
+MISSING = {name: why_missing(name) for name in BACKENDS}
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"backend {name}: {'loaded' if reason is None else 'NOT TESTED, ' + reason}"
+        for name, reason in MISSING.items()
+    ]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    """Each backend's name; skipped only when it cannot be loaded here."""
+    if MISSING[request.param] is not None:
+        pytest.skip(f"backend {request.param}: {MISSING[request.param]}")
+    return request.param
+
+
+@pytest.fixture
+def as_default(backend, monkeypatch) -> Iterator[str]:
+    """`backend`, serving also the functions that take no backend argument."""
+    monkeypatch.setattr(backends, "default", lambda device_type, dtype: backend)
+    backends._resolve.cache_clear()
+    yield backend
+    backends._resolve.cache_clear()
+
+
+@pytest.fixture
+def threads() -> Iterator[list[int]]:
+    """The thread counts to try; the count is restored afterwards."""
+    before = torch.get_num_threads()
+    yield [1, 2, 3, 4]
+    torch.set_num_threads(before)
+
+
+WORST: dict[tuple[str, str, str], dict[str, float]] = {}
+
+
+@pytest.fixture
+def record_ulps():
+    """Notes the worst error in ulp of (backend, dtype, field) by family; printed after the run."""
+
+    def note(backend: str, dtype: torch.dtype, field: str, case: str, ulps: float) -> None:
+        cases = WORST.setdefault((backend, str(dtype).removeprefix("torch."), field), {})
+        cases[case] = max(cases.get(case, 0.0), ulps)
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not WORST:
+        return
+    terminalreporter.section("largest errors against float64, in float32 ulp")
+    for (backend, dtype, field), cases in sorted(WORST.items()):
+        worst = sorted(cases.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{case} {ulps:.2f}" for case, ulps in worst[:5])
+        at_one = cases.get("scale 1", float("nan"))
+        terminalreporter.write_line(
+            f"{backend} {dtype} {field}: at scale 1 {at_one:.2f}; worst: {shown}"
+        )
