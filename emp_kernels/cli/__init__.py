@@ -1,0 +1,154 @@
+"""Command line: ``python -m emp_kernels demo`` and ``python -m emp_kernels doctor``.
+
+Outermost: nothing in the package imports from here, and each command's modules are imported when
+it runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .. import __version__
+from ..keep import check_keep
+from ..validation import check_beta
+from .requirements import CommandError
+
+T = TypeVar("T")
+
+
+def _listed(convert: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """argparse type for ``a b c`` and ``a,b,c`` alike; the values arrive as a list of lists."""
+
+    def parse(text: str) -> list[T]:
+        return [convert(part) for part in text.split(",") if part]
+
+    return parse
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _share(text: str) -> float:
+    try:
+        return float(check_keep("keep", _number(text)))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a share in (0, 1], got {text}") from None
+
+
+def _beta(text: str) -> float:
+    try:
+        return check_beta("beta", _number(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be finite, got {text}") from None
+
+
+def _integer(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"must be an integer from {least}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m emp_kernels",
+        description="EMP data pruning: score samples, keep the top k, train on those.",
+    )
+    parser.add_argument("--version", action="version", version=f"emp_kernels {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    demo = commands.add_parser(
+        "demo",
+        help="train a small CNN on real images with EMP, loss-only and random selection",
+        description="Trains a small CNN on real images with EMP, loss-only (LFL) and random "
+        "selection, the same number of steps for each at every keep, and writes a table, plots "
+        "and one JSON row for each run.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument(
+        "--data",
+        choices=("digits", "cifar100"),
+        default="digits",
+        help="digits comes with scikit-learn; cifar100 is read from --data-dir",
+    )
+    demo.add_argument(
+        "--data-dir",
+        type=Path,
+        help="where CIFAR-100 lies: the folder cifar-100-python, cifar-100-python.tar.gz, the "
+        "folder that holds either, or a folder with train.jpg, test.jpg and labels.npz",
+    )
+    demo.add_argument(
+        "--keep",
+        type=_listed(_share),
+        nargs="+",
+        default=[1.0, 0.5, 0.3, 0.1],
+        metavar="SHARE",
+        help="shares of the training set that an epoch trains on",
+    )
+    demo.add_argument("--beta", type=_beta, default=1.0, help="weight of EMP's memory term")
+    demo.add_argument(
+        "--seeds",
+        type=_listed(_integer(0)),
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="seeds; each runs every method at every keep",
+    )
+    demo.add_argument(
+        "--epochs", type=_integer(1), default=15, help="epochs a run, the warm-up one included"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("out/demo"), help="folder for the rows and the plots"
+    )
+
+    commands.add_parser(
+        "doctor",
+        help="versions, devices, and which backend each operation would take and why",
+        description="Prints versions, devices, SIMD level, threads, and for every operation and "
+        "device the backend that would serve it and why each other one would not.",
+    )
+    return parser
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    """The parsed list of lists, flat, in order and without repeats."""
+    flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
+    return list(dict.fromkeys(flat))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (argparse exits with 2 by itself)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "doctor":
+            from . import doctor
+
+            print(doctor.report())
+            return 0
+        options.keep, options.seeds = _distinct(options.keep), _distinct(options.seeds)
+        for name in ("keep", "seeds"):
+            if not getattr(options, name):
+                parser.error(f"argument --{name}: must name at least one value")
+        from . import demo
+
+        demo.run_demo(options)
+        return 0
+    except CommandError as error:
+        print(f"emp_kernels {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"emp_kernels {options.command}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,123 @@
+"""``python -m emp_kernels demo``: EMP, loss-only and random selection on real images."""
+
+import argparse
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import backends, plots
+from . import images, provenance
+from .experiment import Recipe, Run, methods, run
+from .requirements import CommandError, require_packages
+
+SETTINGS: dict[str, dict[str, int]] = {
+    "digits": {"batch_size": 32, "width": 16},
+    "cifar100": {"batch_size": 128, "width": 32},
+}
+ROWS = "rows.jsonl"
+PLANE_KEEP = 0.3  # the plane is drawn at the keep nearest to this
+
+
+def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train every method at every keep with every seed; write rows and plots into `options.out`.
+
+    Returns:
+        The rows, one a run, as they stand in ``rows.jsonl``.
+
+    Raises:
+        CommandError: a package is missing, the images cannot be read, or nothing can be written.
+    """
+    require_packages("demo", "rich", "matplotlib")
+    from .display import Display  # draws with rich
+
+    data = images.load(options.data, options.data_dir)
+    recipe = Recipe(epochs=options.epochs, **SETTINGS[options.data])
+    if options.data == "digits":
+        torch.set_num_threads(1)  # steps of a millisecond: a second thread costs more than it gives
+    plan = [
+        (method, keep, seed)
+        for seed in options.seeds
+        for keep in sorted(options.keep, reverse=True)
+        for method in methods(options.beta)
+    ]
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        rows_file = (options.out / ROWS).open("w", encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"--out must be a folder to write into: {error}") from None
+
+    rows: list[dict[str, Any]] = []
+    runs: list[Run] = []
+    with rows_file, Display(data, recipe, plan) as display:
+        origin = _origin(data, recipe)
+        for method, keep, seed in plan:
+            step = display.start(method, keep, seed)
+            runs.append(run(method, keep, seed, data, recipe, on_step=step))
+            rows.append(_row(runs[-1]) | origin)
+            rows_file.write(json.dumps(rows[-1]) + "\n")
+            rows_file.flush()
+            display.show(rows)
+    written = _draw(rows, runs, options.out)
+    display.close(rows, [options.out / ROWS, *written])
+    return rows
+
+
+def _row(done: Run) -> dict[str, Any]:
+    scored_by = backends.resolve("score", None, done.state.score).__name__.rpartition(".")[2]
+    return {
+        "benchmark": "demo",
+        "method": done.method.name,
+        "beta": done.method.beta,
+        "keep": done.keep,
+        "seed": done.seed,
+        "accuracy": round(done.accuracy, 4),
+        "steps": done.steps,
+        "samples_trained": done.samples_trained,
+        "seconds": round(done.seconds, 4),
+        "backend": None if done.method.beta is None else scored_by,
+    }
+
+
+def _origin(data: images.Images, recipe: Recipe) -> dict[str, Any]:
+    """What all rows of a demo share."""
+    return {
+        "data": data.name,
+        "train_images": len(data.train_labels),
+        "test_images": len(data.test_labels),
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "threads": torch.get_num_threads(),
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def _draw(rows: list[dict[str, Any]], runs: list[Run], out: Path) -> list[Path]:
+    """Draw the three plots; the paths of their files."""
+    counts: dict[float, dict[str, torch.Tensor]] = {}
+    for done in runs:
+        at_keep = counts.setdefault(done.keep, {})
+        earlier = at_keep.get(done.method.name, done.counts[:0])
+        at_keep[done.method.name] = torch.cat([earlier, done.counts])
+    pruned = {keep: found for keep, found in counts.items() if keep < 1.0} or counts
+
+    keep = min(counts, key=lambda value: abs(value - PLANE_KEEP))
+    seed = runs[0].seed
+    states = {
+        done.method.name: done.state
+        for done in runs
+        if done.method.beta is not None and done.keep == keep and done.seed == seed
+    }
+    figures = {
+        "accuracy_against_keep.png": plots.accuracy_against_keep(rows),
+        "training_counts.png": plots.training_counts(pruned),
+        "loss_entropy_plane.png": plots.loss_entropy_plane(states, keep),
+    }
+    for name, figure in figures.items():
+        figure.savefig(out / name)
+    return [out / name for name in figures]

@@ -1,0 +1,102 @@
+"""The demo's terminal: a table that fills up above two progress bars."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from . import summary
+from .experiment import Method, Recipe
+from .images import Images
+
+
+class Display:
+    """A context in which runs are announced with `start` and results shown with `show`."""
+
+    def __init__(
+        self, data: Images, recipe: Recipe, plan: Sequence[tuple[Method, float, int]]
+    ) -> None:
+        self.console = Console()
+        self.num_samples, self.recipe, self.runs = len(data.train_labels), recipe, len(plan)
+        self.progress = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        total = sum(recipe.steps(self.num_samples, keep) for _, keep, _ in plan)
+        self.all = self.progress.add_task(f"{len(plan)} runs, steps", total=total)
+        self.current = self.progress.add_task("", total=None)
+        self.live = Live(self.progress, console=self.console, refresh_per_second=8)
+        height, width = data.train_images.shape[2:]
+        self.console.print(
+            f"{data.name}: {self.num_samples:,} training and {len(data.test_labels):,} test "
+            f"images of {height}x{width} pixels, {data.num_classes} classes.\n"
+            f"{recipe.epochs} epochs a run: the first trains on everything, the others on the "
+            "kept share, by each method.",
+            highlight=False,
+        )
+
+    def __enter__(self) -> "Display":
+        self.live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.live.__exit__(kind, error, trace)
+
+    def start(self, method: Method, keep: float, seed: int) -> Callable[[], None]:
+        """Announce a run; the returned function is to be called after each of its steps."""
+        self.progress.reset(
+            self.current,
+            description=f"{method.name}, keep {keep:g}, seed {seed}",
+            total=self.recipe.steps(self.num_samples, keep),
+        )
+
+        def step() -> None:
+            self.progress.advance(self.current)
+            self.progress.advance(self.all)
+
+        return step
+
+    def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the table by that of `rows`; with the last run the progress bars go."""
+        headings, lines = summary.table(rows)
+        table = Table(
+            title="Test accuracy in percent, mean ± standard deviation over seeds",
+            title_justify="left",
+        )
+        for heading in headings:
+            table.add_column(heading, justify="right")
+        for line in lines:
+            table.add_row(*line)
+        done = len(rows) == self.runs
+        self.live.update(table if done else Group(table, self.progress), refresh=done)
+
+    def close(self, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
+        """After the context: say where the numbers come from and what was written."""
+        if not self.console.is_terminal:
+            self.console.line()  # which Live ends with on terminals only
+        self.console.print(summary.origin(rows), highlight=False, soft_wrap=True)
+        for file in files:
+            self.console.print(f"wrote {file}", highlight=False, soft_wrap=True)

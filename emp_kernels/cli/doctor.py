@@ -1,0 +1,125 @@
+"""``python -m emp_kernels doctor``: what this machine has, and what each operation would use."""
+
+import importlib
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from .. import backends
+from . import provenance
+
+# A public operation, and the function by which a backend serves it.
+OPERATIONS = {
+    "score": "score",
+    "sample_statistics": "sample_statistics",
+    "score_and_select": "score_and_select",
+    "select": "select",
+    "gather": "gather_rows",
+    "EMPState.update": "update_state",
+}
+
+
+def report() -> str:
+    """The whole report, for a terminal or a bug report."""
+    sections = (
+        ("Versions", _versions()),
+        ("Machine", _machine()),
+        ("Backends", _backends()),
+        ("Operations", _operations()),
+    )
+    return "\n\n".join(
+        "\n".join([title, *(f"  {line}".rstrip() for line in lines)]) for title, lines in sections
+    )
+
+
+def devices() -> list[torch.device]:
+    """The CPU and every accelerator that torch can use here."""
+    found = [torch.device("cpu")]
+    found += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append(torch.device("mps"))
+    return found
+
+
+def _versions() -> list[str]:
+    found = provenance.versions() | {"commit": provenance.commit() or "not a checkout"}
+    return _aligned([(name, version or "not installed") for name, version in found.items()])
+
+
+def _machine() -> list[str]:
+    lines = [("cpu", f"{provenance.cpu_model()}, {provenance.usable_cpus()} cores")]
+    for device in devices()[1:]:
+        cuda = device.type == "cuda"
+        lines.append((str(device), torch.cuda.get_device_name(device) if cuda else "present"))
+    threads = f"{torch.get_num_threads()} (torch)"
+    try:
+        native = importlib.import_module("emp_kernels._cpu")
+    except ImportError:
+        lines.append(("SIMD level", "none: the native module is not built"))
+    else:
+        lines.append(("SIMD level", native.simd_level()))
+        threads += f", {native.max_threads()} (emp_kernels)"
+    return _aligned([*lines, ("threads", threads)])
+
+
+def _backends() -> list[str]:
+    return _aligned([(name, _described(name)) for name in backends.NAMES])
+
+
+def _described(name: str) -> str:
+    try:
+        module = backends.load(name)
+    except backends.Unavailable as reason:
+        return f"not available: {reason}"
+    if hasattr(module, "describe"):
+        return str(module.describe())
+    return (module.__doc__ or "").splitlines()[0]
+
+
+def _operations() -> list[str]:
+    """For each device and operation the backend taken, and why each other one is not."""
+    lines = [("operation", "device", "takes", "and not")]
+    for device in devices():
+        for operation, function in OPERATIONS.items():
+            taken = _taken(operation, device)
+            others = [
+                f"{name} ({_why_not(name, function, device, taken)})"
+                for name in backends.NAMES
+                if name != taken
+            ]
+            lines.append((operation, str(device), taken, ", ".join(others)))
+    return [*_aligned(lines), "", "for float32, float16 and bfloat16; float64 takes reference"]
+
+
+def _taken(operation: str, device: torch.device) -> str:
+    """Name of the backend that `operation` would take for float32 tensors on `device`."""
+    tensor = torch.empty(0, 1, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table says what the warning would
+        if operation == "gather":
+            module = backends.resolve_gather(tensor, differentiable=False)
+        else:
+            module = backends.resolve(operation, None, tensor)
+    return module.__name__.rpartition(".")[2]
+
+
+def _why_not(name: str, function: str, device: torch.device, taken: str) -> str:
+    try:
+        module = backends.load(name)
+    except backends.Unavailable:
+        return "not available, see above"
+    if not module.serves_device(device.type):
+        return f"does not serve {device.type}"
+    if not hasattr(module, function):
+        return "does not offer it"
+    return f"slower than {taken}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines, their columns two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,222 @@
+"""The image sets that the commands train on, as normalised tensors in memory."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .requirements import CommandError, require_packages
+
+DIGITS_TEST = 500
+CIFAR_CLASSES = 100
+TILE = 32  # side of a CIFAR image
+
+
+class Images(NamedTuple):
+    """A train and a test split, N and M images.
+
+    Attributes:
+        name: the name of the set.
+        train_images: (N, channels, H, W) float32, each channel of mean 0 and deviation 1.
+        train_labels: (N,) int64 in [0, num_classes).
+        test_images, test_labels: (M, ...), normalised with the training split's numbers.
+        num_classes: C.
+        shift: random shift in augmentation, at most so many pixels each way.
+        flip: whether augmentation mirrors images left to right.
+    """
+
+    name: str
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    num_classes: int
+    shift: int
+    flip: bool
+
+
+def load(name: str, directory: Path | None = None) -> Images:
+    """Image set `name`: "digits" (from scikit-learn) or "cifar100" (from `directory`).
+
+    Raises:
+        CommandError: a package or a file is missing, or a file is not what it should be.
+    """
+    return digits() if name == "digits" else cifar100(directory)
+
+
+def digits() -> Images:
+    """Handwritten digits, 8x8, 10 classes: 1,297 train and 500 test images, a fixed split."""
+    require_packages("--data digits", "sklearn")
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    source = load_digits()
+    split = train_test_split(
+        source.images[:, None],
+        source.target,
+        test_size=DIGITS_TEST,
+        random_state=0,
+        stratify=source.target,
+    )
+    train, test, train_labels, test_labels = split
+    return _normalised("digits", train, train_labels, test, test_labels, 10, 1, False)
+
+
+def cifar100(directory: Path | None) -> Images:
+    """CIFAR-100 (Krizhevsky, 2009) at 16x16, halved by averaging so that a CPU can train on it.
+
+    `directory` is ``cifar-100-python`` or its tar.gz, the folder that holds either, or a folder
+    with the mosaics ``train.jpg`` and ``test.jpg`` (32x32 tiles, row-major) and ``labels.npz``.
+    """
+    if directory is None:
+        raise CommandError("--data cifar100 needs --data-dir: the folder that holds the images")
+    if not directory.exists():
+        raise CommandError(f"--data-dir must exist, got {directory}")
+    splits = _archive(directory) or _mosaic(directory)
+    if splits is None:
+        raise CommandError(
+            "--data-dir must hold cifar-100-python/, cifar-100-python.tar.gz, or train.jpg, "
+            f"test.jpg and labels.npz, got {directory}"
+        )
+    (train, train_labels), (test, test_labels) = splits
+    return _normalised(
+        "cifar100",
+        _halved(train),
+        train_labels,
+        _halved(test),
+        test_labels,
+        CIFAR_CLASSES,
+        2,
+        True,
+    )
+
+
+Split = tuple[np.ndarray, np.ndarray]  # uint8 images (N, 3, 32, 32), labels (N,)
+
+
+def _archive(directory: Path) -> tuple[Split, Split] | None:
+    """Both splits of the python version's pickles, or None where there are none."""
+    for folder in (directory / "cifar-100-python", directory):
+        train, test = folder / "train", folder / "test"
+        if train.is_file() and test.is_file():
+            return _pickled(train.read_bytes()), _pickled(test.read_bytes())
+    archive = directory / "cifar-100-python.tar.gz" if directory.is_dir() else directory
+    if not archive.is_file():
+        return None
+    try:
+        with tarfile.open(archive) as tar:
+            splits = [_member(tar, f"cifar-100-python/{split}") for split in ("train", "test")]
+    except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+        raise CommandError(
+            f"--data-dir must be CIFAR-100's python archive, got {archive}: {error}"
+        ) from None
+    return _pickled(splits[0]), _pickled(splits[1])
+
+
+def _member(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    if file is None:
+        raise KeyError(f"{name} is no file")
+    return file.read()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays and nothing else, so that a data file cannot run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_PARTS:
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
+        if name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]  # wherever this NumPy keeps it
+        return super().find_class(module, name)
+
+
+_ARRAY_PARTS = frozenset(
+    {
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "_reconstruct"),  # the archive's own, written by NumPy 1
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("_codecs", "encode"),  # bytes, as Python 3 writes them for Python 2
+    }
+)
+
+
+def _pickled(content: bytes) -> Split:
+    try:
+        entries = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+        entries = {key.decode() if isinstance(key, bytes) else key: entries[key] for key in entries}
+        images = np.asarray(entries["data"], dtype=np.uint8).reshape(-1, 3, TILE, TILE)
+        return images, np.asarray(entries["fine_labels"], dtype=np.int64)
+    except Exception as error:  # unpickling foreign bytes can raise nearly anything
+        raise CommandError(f"--data-dir: not a CIFAR-100 file: {error}") from None
+
+
+def _mosaic(directory: Path) -> tuple[Split, Split] | None:
+    """Both splits of the mosaic layout, or None where there are none."""
+    files = [directory / name for name in ("train.jpg", "test.jpg", "labels.npz")]
+    if not all(file.is_file() for file in files):
+        return None
+    require_packages("reading train.jpg and test.jpg", "PIL")
+    from PIL import Image
+
+    try:
+        labels = np.load(files[2])
+        splits = []
+        for file, split in zip(files, ("train", "test"), strict=False):
+            with Image.open(file) as image:
+                mosaic = np.asarray(image.convert("RGB"))
+            down, across = mosaic.shape[0] // TILE, mosaic.shape[1] // TILE
+            tiles = mosaic.reshape(down, TILE, across, TILE, 3).transpose(0, 2, 4, 1, 3)
+            splits.append((tiles.reshape(-1, 3, TILE, TILE), labels[split].astype(np.int64)))
+    except (OSError, ValueError, KeyError) as error:
+        raise CommandError(f"--data-dir: not CIFAR-100's mosaic layout: {error}") from None
+    return splits[0], splits[1]
+
+
+def _halved(images: np.ndarray) -> np.ndarray:
+    """Averages of 2x2 pixels: (N, 3, 32, 32) uint8 to (N, 3, 16, 16) float32."""
+    n, channels, height, width = images.shape
+    blocks = images.reshape(n, channels, height // 2, 2, width // 2, 2)
+    return blocks.mean(axis=(3, 5), dtype=np.float32)
+
+
+def _normalised(
+    name: str,
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    classes: int,
+    shift: int,
+    flip: bool,
+) -> Images:
+    for split, images, labels in (("train", train, train_labels), ("test", test, test_labels)):
+        if len(images) != len(labels) or len(images) == 0:
+            raise CommandError(
+                f"{name}: the {split} split must have one label an image, "
+                f"got {len(images)} images and {len(labels)} labels"
+            )
+        if labels.min() < 0 or labels.max() >= classes:
+            raise CommandError(f"{name}: {split} labels must be in [0, {classes})")
+    axes = (0, 2, 3)
+    mean = train.mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32)
+    deviation = train.std(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32) + 1e-6
+
+    def tensor(images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy((images.astype(np.float32) - mean) / deviation)
+
+    return Images(
+        name,
+        tensor(train),
+        torch.from_numpy(np.asarray(train_labels, dtype=np.int64)),
+        tensor(test),
+        torch.from_numpy(np.asarray(test_labels, dtype=np.int64)),
+        classes,
+        shift,
+        flip,
+    )

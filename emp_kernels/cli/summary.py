@@ -1,0 +1,89 @@
+"""Tables of mean and deviation over seeds, from the demo's rows alone."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Row = Mapping[str, Any]
+
+
+class Cell(NamedTuple):
+    """One method at one keep, over its seeds: `std` is the sample deviation, None for one seed."""
+
+    mean: float
+    std: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+
+
+def cell(values: Sequence[float]) -> Cell:
+    """Mean and sample standard deviation (ddof 1) of at least one value."""
+    return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def title(row: Row) -> str:
+    """How tables and plots call the row's method."""
+    if row["beta"] is None:
+        return str(row["method"])
+    return "loss only (LFL)" if row["method"] == "LFL" else f"{row['method']} (β = {row['beta']:g})"
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines: one line a keep, test accuracy in percent one column a method.
+
+    The steps are equal for every method at a keep; the last column is the mean wall time of the
+    last method's runs.
+    """
+    titles = {row["method"]: title(row) for row in rows}
+    timed = list(titles)[-1] if titles else ""
+    headings = ["keep", "steps", *titles.values(), f"s a run, {timed}"]
+    lines = []
+    for keep in dict.fromkeys(row["keep"] for row in rows):
+        runs = {name: _at(rows, keep, name) for name in titles}
+        accuracies = [
+            str(cell([row["accuracy"] for row in runs[name]])) if runs[name] else "-"
+            for name in titles
+        ]
+        seconds = [row["seconds"] for row in runs[timed]]
+        steps = next(row["steps"] for found in runs.values() for row in found)
+        lines.append(
+            [
+                f"{keep:g}",
+                f"{steps:,}",
+                *accuracies,
+                f"{statistics.fmean(seconds):.1f}" if seconds else "-",
+            ]
+        )
+    return headings, lines
+
+
+def _at(rows: Sequence[Row], keep: float, method: str) -> list[Row]:
+    return [row for row in rows if row["keep"] == keep and row["method"] == method]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, and one line that says where its numbers come from."""
+    headings, lines = table(rows)
+    marks = ["---:"] * len(headings)
+    body = "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))
+    return f"{body}\n\n{origin(rows)}"
+
+
+def origin(rows: Sequence[Row]) -> str:
+    """Machine, versions, commit and seeds of the rows, which must agree on all but the seed."""
+    first = rows[0]
+    for name in ("data", "machine", "versions", "commit", "epochs", "threads"):
+        if any(row[name] != first[name] for row in rows):
+            raise ValueError(f"origin: rows must come from one {name}, got several")
+    known = ", ".join(f"{name} {value}" for name, value in first["versions"].items() if value)
+    commit, _, dirty = (first["commit"] or "unknown").partition("-")
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
+    machine = first["machine"]
+    devices = "".join(f", {gpu}" for gpu in machine["gpus"])
+    return (
+        f"{first['data']}, {first['epochs']} epochs, seed{'s' if ',' in seeds else ''} {seeds}; "
+        f"{machine['cpu']}, {machine['cpus']} cores{devices}, "
+        f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}; {known}; "
+        f"commit {commit[:12]}{' with uncommitted changes' if dirty else ''}."
+    )
