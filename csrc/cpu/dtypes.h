@@ -6,6 +6,9 @@
 
 namespace emp {
 
+// Inline functions that target-specific files share are always inlined: a copy compiled for AVX-512
+// must never be the one that the linker keeps for all.
+
 // Storage types without arithmetic: each SIMD target converts them to float as it loads.
 struct BFloat16 {
   uint16_t bits;
@@ -14,14 +17,14 @@ struct Float16 {
   uint16_t bits;
 };
 
-inline float to_float(float x) { return x; }
-inline float to_float(BFloat16 x) {
+[[gnu::always_inline]] inline float to_float(float x) { return x; }
+[[gnu::always_inline]] inline float to_float(BFloat16 x) {
   const uint32_t bits = uint32_t(x.bits) << 16;
   float f;
   std::memcpy(&f, &bits, 4);
   return f;
 }
-inline float to_float(Float16 x) {
+[[gnu::always_inline]] inline float to_float(Float16 x) {
   // The shifted magnitude read as a float is too small by 2^112, subnormals included.
   const uint32_t magnitude = x.bits & 0x7fffu;
   uint32_t bits = magnitude << 13;

@@ -1,0 +1,193 @@
+// Rows [begin, end) of a scoring call, for one SIMD target: the body of scoring_<target>.cpp.
+#pragma once
+
+#include <cmath>
+
+#include "row_sums.h"
+#include "scoring.h"
+
+namespace emp {
+
+// log(1 + u) for u >= 0, within 1 ulp; NaN for NaN. Branchless, so that loops vectorise.
+[[gnu::always_inline]] inline float log1p_positive(float u) {
+  // 1 + u = w + lost exactly; w = 2^k f with f in [sqrt(1/2), sqrt(2)).
+  const float w = 1.0f + u;
+  const float lost = u < 1.0f ? u - (w - 1.0f) : 1.0f - (w - u);
+  int32_t bits;
+  std::memcpy(&bits, &w, 4);
+  constexpr int32_t kSqrtHalf = 0x3f3504f3;
+  const int32_t k = (bits - kSqrtHalf) >> 23;
+  const int32_t f_bits = bits - k * (1 << 23), scale_bits = (127 - k) * (1 << 23);
+  float f, scale;
+  std::memcpy(&f, &f_bits, 4);
+  std::memcpy(&scale, &scale_bits, 4);
+  // log(1 + g) = g - g^2/2 + s (g^2/2 + s^2 (2/3 + 2/5 s^2 + ...)), s = g / (2 + g), |s| < 0.172.
+  const float g = (f - 1.0f) + lost * scale;
+  const float s = g / (2.0f + g), z = s * s, half_square = 0.5f * g * g;
+  const float series = z * (2.0f / 3 + z * (2.0f / 5 + z * (2.0f / 7 + z * (2.0f / 9))));
+  const float tail = s * (half_square + series) + float(k) * 9.0580006145e-6f;
+  const float log = float(k) * 0.69313812256f + (g - (half_square - tail));
+  return u == u ? log : u;
+}
+
+template <class S>
+struct RowScorer {
+  using Kernel = RowKernel<S>;
+  static constexpr int kBlock = 16;  // rows finished together
+  static_assert(kBlock % S::kWidth == 0, "blocks are made of whole vectors");
+
+  // Rows of a block that are not ignored, with what their results are made of.
+  template <class T>
+  struct Block {
+    int count = 0;
+    int64_t row[kBlock], label[kBlock];
+    const T* z[kBlock];
+    RowSums sums[kBlock];
+  };
+
+  template <bool kSquares, class T>
+  static void sum_block(const typename Kernel::Constants& k, int64_t classes, Block<T>& block) {
+    if (classes > Kernel::kFewClasses) {
+      for (int i = 0; i < block.count; ++i)
+        block.sums[i] = Kernel::template row_sums<kSquares>(k, block.z[i], classes);
+      return;
+    }
+    for (int i = block.count; i < kBlock; ++i) block.z[i] = block.z[0];
+    for (int i = 0; i < block.count; i += S::kWidth)
+      Kernel::template few_class_sums<kSquares>(k, block.z + i, classes, block.sums + i);
+  }
+
+  // Calls on_ignored(row) or, a block at a time, on_block(block).
+  template <bool kSquares, class T, class OnIgnored, class OnBlock>
+  static void for_each_block(const Logits& logits, const Labels& labels, int64_t begin,
+                             int64_t end, OnIgnored&& on_ignored, OnBlock&& on_block) {
+    const typename Kernel::Constants k;
+    with_int_pointer(labels.data, labels.dtype, [&](const auto* label) {
+      for (int64_t start = begin; start < end; start += kBlock) {
+        Block<T> block;
+        for (int64_t row = start; row < std::min(start + kBlock, end); ++row) {
+          const int64_t y = int64_t(label[row]);
+          if (labels.has_ignored && y == labels.ignored) {
+            on_ignored(row);
+            continue;
+          }
+          block.row[block.count] = row;
+          block.label[block.count] = y;
+          block.z[block.count++] = logits.row<T>(row);
+        }
+        if (block.count == 0) continue;
+        sum_block<kSquares>(k, logits.classes, block);
+        on_block(block);
+      }
+    });
+  }
+
+  template <class T>
+  static RowCounts score(const Logits& logits, const Labels& labels, float beta,
+                         const ScoreOutputs& out, int64_t begin, int64_t end) {
+    RowCounts counts;
+    const auto on_ignored = [&](int64_t row) {
+      out.score[row] = -Kernel::kInf;
+      out.loss[row] = out.entropy[row] = out.lse[row] = 0.0f;
+    };
+    const auto on_block = [&](const Block<T>& block) {
+      alignas(64) float m[kBlock] = {}, u[kBlock] = {}, t[kBlock] = {}, z_y[kBlock] = {};
+      alignas(64) float score[kBlock], loss[kBlock], entropy[kBlock], lse[kBlock];
+      for (int i = 0; i < block.count; ++i) {
+        m[i] = block.sums[i].m;
+        u[i] = block.sums[i].u;
+        t[i] = block.sums[i].t;
+        z_y[i] = to_float(block.z[i][block.label[i]]);
+      }
+      for (int i = 0; i < kBlock; ++i) {
+        const float log_sum = log1p_positive(u[i]);
+        loss[i] = (m[i] - z_y[i]) + log_sum;
+        entropy[i] = (log_sum - t[i] / (1.0f + u[i])) + (m[i] - m[i]);  // NaN if m is not finite
+        lse[i] = m[i] + log_sum;
+        const bool valid = std::fabs(loss[i]) < Kernel::kInf && std::fabs(entropy[i]) < Kernel::kInf;
+        score[i] = valid ? loss[i] + beta * entropy[i] : Kernel::kNaN;
+      }
+      for (int i = 0; i < block.count; ++i) {
+        const int64_t row = block.row[i];
+        out.score[row] = score[i];
+        out.loss[row] = loss[i];
+        out.entropy[row] = entropy[i];
+        out.lse[row] = lse[i];
+        ++(score[i] == score[i] ? counts.valid : counts.invalid);
+      }
+    };
+    for_each_block<false, T>(logits, labels, begin, end, on_ignored, on_block);
+    return counts;
+  }
+
+  template <class T>
+  static void statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
+                         int64_t begin, int64_t end) {
+    const auto on_ignored = [&](int64_t row) {
+      out.loss[row] = out.entropy[row] = out.lse[row] = 0.0f;
+      out.confidence[row] = out.el2n[row] = out.margin[row] = 0.0f;
+      out.correct[row] = false;
+    };
+    const auto on_block = [&](const Block<T>& block) {
+      for (int i = 0; i < block.count; ++i)
+        row_statistics(block.z[i], logits.classes, block.label[i], block.sums[i], block.row[i],
+                       out);
+    };
+    for_each_block<true, T>(logits, labels, begin, end, on_ignored, on_block);
+  }
+
+  // In double: a few operations a row.
+  template <class T>
+  static void row_statistics(const T* z, int64_t classes, int64_t y, const RowSums& sums,
+                             int64_t row, const StatisticOutputs& out) {
+    const double m = sums.m, u = sums.u, t = sums.t, q = sums.q, z_y = to_float(z[y]);
+    const double log_sum = std::log1p(u), loss = (m - z_y) + log_sum;
+    out.loss[row] = float(loss);
+    out.lse[row] = float(m + log_sum);
+    const bool at_maximum = z_y == m;
+    if (!std::isfinite(m) || !std::isfinite(u)) {
+      out.entropy[row] = out.confidence[row] = out.el2n[row] = out.margin[row] = Kernel::kNaN;
+      out.correct[row] = false;
+      return;
+    }
+    out.entropy[row] = float(log_sum - t / (1 + u));
+    out.confidence[row] = float(std::exp(-loss));
+    const double e_y = std::exp(z_y - m), p_not_y = -std::expm1(-loss);
+    const double others = at_maximum ? q : 1 + q - e_y * e_y;  // sum of e_j^2 over j != y
+    out.el2n[row] = float(std::sqrt(p_not_y * p_not_y + others / ((1 + u) * (1 + u))));
+    float rival = sums.m;
+    if (at_maximum) {  // the row is still in cache
+      rival = -Kernel::kInf;
+      if (y > 0) rival = Kernel::highest_of(z, y);
+      if (y + 1 < classes) rival = std::max(rival, Kernel::highest_of(z + y + 1, classes - y - 1));
+    }
+    out.margin[row] = float(z_y) - rival;
+    out.correct[row] = at_maximum && Kernel::find(z, y, sums.m) == y;
+  }
+};
+
+// What scoring.cpp calls, one set for each target.
+struct RowScorers {
+  RowCounts (*score)(const Logits&, const Labels&, float, const ScoreOutputs&, int64_t, int64_t);
+  void (*statistics)(const Logits&, const Labels&, const StatisticOutputs&, int64_t, int64_t);
+};
+
+template <class S>
+RowScorers row_scorers(LogitDtype dtype) {
+  using Scorer = RowScorer<S>;
+  switch (dtype) {
+    case LogitDtype::kFloat16:
+      return {Scorer::template score<Float16>, Scorer::template statistics<Float16>};
+    case LogitDtype::kBFloat16:
+      return {Scorer::template score<BFloat16>, Scorer::template statistics<BFloat16>};
+    case LogitDtype::kFloat32:
+      break;
+  }
+  return {Scorer::template score<float>, Scorer::template statistics<float>};
+}
+
+RowScorers row_scorers_avx512(LogitDtype dtype);
+RowScorers row_scorers_avx2(LogitDtype dtype);
+RowScorers row_scorers_portable(LogitDtype dtype);
+
+}  // namespace emp

@@ -1,0 +1,79 @@
+#include "scoring.h"
+
+#include <atomic>
+
+#include "score_rows.h"
+#include "targets.h"
+#include "threads.h"
+
+namespace emp {
+namespace {
+
+RowScorers scorers(LogitDtype dtype) {
+#if EMP_X86
+  if (target() == Target::kAvx512) return row_scorers_avx512(dtype);
+  if (target() == Target::kAvx2) return row_scorers_avx2(dtype);
+#endif
+  return row_scorers_portable(dtype);
+}
+
+// Calls body(begin, end) over all rows: tasks of about 256 KB of logits, whole blocks of rows
+// where there are enough of them to go round.
+template <class Body>
+void for_row_ranges(const Logits& logits, int threads, Body&& body) {
+  const int64_t rows = logits.rows, row_bytes = std::max<int64_t>(1, logits.bytes() / rows);
+  threads = useful_threads(threads, logits.bytes() + 16 * rows);
+  int64_t step = rows;
+  if (threads > 1) {
+    step = std::clamp<int64_t>((256 * 1024) / row_bytes / 16 * 16, 16, 4096);
+    step = std::min(step, (rows + threads - 1) / threads);
+  }
+  parallel_tasks(threads, (rows + step - 1) / step, [&](int64_t task, int) {
+    body(task * step, std::min(rows, (task + 1) * step));
+  });
+}
+
+}  // namespace
+
+int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t classes) {
+  return with_int_pointer(labels.data, labels.dtype, [&](const auto* label) -> int64_t {
+    constexpr int64_t kStride = 1024;  // a branchless, vectorised look at many labels at a time
+    for (int64_t start = 0; start < rows; start += kStride) {
+      const int64_t end = std::min(rows, start + kStride);
+      bool bad = false;
+      for (int64_t i = start; i < end; ++i)
+        bad |= uint64_t(int64_t(label[i])) >= uint64_t(classes);
+      if (!bad) continue;
+      for (int64_t i = start; i < end; ++i) {
+        const int64_t y = int64_t(label[i]);
+        if (uint64_t(y) >= uint64_t(classes) && !(labels.has_ignored && y == labels.ignored))
+          return i;
+      }
+    }
+    return -1;
+  });
+}
+
+RowCounts score(const Logits& logits, const Labels& labels, float beta, const ScoreOutputs& out,
+                int threads) {
+  if (logits.rows == 0) return {};
+  const auto score_rows = scorers(logits.dtype).score;
+  std::atomic<int64_t> valid{0}, invalid{0};
+  for_row_ranges(logits, threads, [&](int64_t begin, int64_t end) {
+    const RowCounts counts = score_rows(logits, labels, beta, out, begin, end);
+    valid += counts.valid;
+    invalid += counts.invalid;
+  });
+  return {valid, invalid};
+}
+
+void sample_statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
+                       int threads) {
+  if (logits.rows == 0) return;
+  const auto row_statistics = scorers(logits.dtype).statistics;
+  for_row_ranges(logits, threads, [&](int64_t begin, int64_t end) {
+    row_statistics(logits, labels, out, begin, end);
+  });
+}
+
+}  // namespace emp

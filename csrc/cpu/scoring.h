@@ -1,0 +1,58 @@
+// Scores and statistics of rows of logits.
+#pragma once
+
+#include <cstdint>
+
+#include "dtypes.h"
+
+namespace emp {
+
+// Logits (rows, classes) of unit inner stride. Row i starts at element
+// (i / group_rows) * group_stride + (i % group_rows) * row_stride.
+struct Logits {
+  const void* data;
+  LogitDtype dtype;
+  int64_t rows, classes, group_rows, group_stride, row_stride;
+
+  template <class T>
+  [[gnu::always_inline]] const T* row(int64_t i) const {
+    const T* base = static_cast<const T*>(data);
+    if (i < group_rows) return base + i * row_stride;
+    return base + i / group_rows * group_stride + i % group_rows * row_stride;
+  }
+  int64_t bytes() const { return rows * classes * (dtype == LogitDtype::kFloat32 ? 4 : 2); }
+};
+
+// Labels (rows,), contiguous. A row whose label is `ignored` is not read.
+struct Labels {
+  const void* data;
+  IntDtype dtype;
+  bool has_ignored;
+  int64_t ignored;
+};
+
+// Each output is (rows,), contiguous, and written whole.
+struct ScoreOutputs {
+  float *score, *loss, *entropy, *lse;
+};
+struct StatisticOutputs {
+  float *loss, *entropy, *lse, *confidence, *el2n, *margin;
+  bool* correct;
+};
+
+// A row is invalid when its loss or entropy is not finite: its score is NaN. An ignored row has
+// score -inf and 0 elsewhere.
+struct RowCounts {
+  int64_t valid = 0, invalid = 0;
+};
+
+// First row whose label is neither ignored nor in [0, classes), or -1.
+int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t classes);
+
+// Require that first_bad_label is -1. The result does not depend on `threads`.
+RowCounts score(const Logits& logits, const Labels& labels, float beta, const ScoreOutputs& out,
+                int threads);
+void sample_statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
+                       int threads);
+
+}  // namespace emp

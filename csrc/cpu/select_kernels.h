@@ -1,0 +1,66 @@
+// The passes over the scores that selection consists of, one set for each target.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace emp {
+
+// Which of the scores equal to the threshold a run takes.
+enum class Ties { kNone, kAll };
+
+struct SelectKernels {
+  // Counts scores above `high` and writes those in [low, high] to candidates (room for n + 16).
+  // Returns {above, written}. A NaN is neither.
+  struct Collected {
+    int64_t above, written;
+  };
+  Collected (*collect)(const float* scores, int64_t n, float low, float high, float* candidates);
+  // Number of scores >= bound.
+  int64_t (*count_at_least)(const float* scores, int64_t n, float bound);
+  // Writes first + i for each of the n scores above the threshold, and for those equal to it with
+  // Ties::kAll, to out (room for `room`, the number that there are). n < 2^31.
+  void (*compact)(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
+                  int64_t* out, int64_t room);
+};
+
+SelectKernels select_kernels_avx512();
+SelectKernels select_kernels_avx2();
+SelectKernels select_kernels_portable();
+
+namespace plain {
+
+// Branchless scalar loops, compiled once for each target below AVX-512. `Target` keeps the
+// copies apart.
+template <int kTarget>
+struct Kernels {
+  static SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,
+                                          float* candidates) {
+    int64_t above = 0, written = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const float s = scores[i];
+      candidates[written] = s;
+      written += (s >= low) & (s <= high);
+      above += s > high;
+    }
+    return {above, written};
+  }
+  static int64_t count_at_least(const float* scores, int64_t n, float bound) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; ++i) count += scores[i] >= bound;
+    return count;
+  }
+  static void compact(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
+                      int64_t* out, int64_t room) {
+    int64_t written = 0;
+    for (int64_t i = 0; i < n && written < room; ++i) {
+      const float s = scores[i];
+      out[written] = first + i;
+      written += (s > threshold) | ((s == threshold) & (ties == Ties::kAll));
+    }
+  }
+  static SelectKernels all() { return {collect, count_at_least, compact}; }
+};
+
+}  // namespace plain
+}  // namespace emp

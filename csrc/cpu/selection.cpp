@@ -1,0 +1,283 @@
+#include "selection.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "select_kernels.h"
+#include "targets.h"
+#include "threads.h"
+
+// Two passes over the scores, whatever their distribution:
+//   bracket   a random sample of the scores brackets the k-th within about one percent of n;
+//   collect   first pass: counts what is above the bracket, keeps what is inside (candidates);
+//   refine    the k-th score among the candidates, by radix digits and bisection;
+//   compact   second pass: writes the positions in order.
+// The counts of the first pass prove the bracket. Where it fails, everything becomes a candidate
+// and the radix digits do the work, still in linear time.
+
+namespace emp {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr int64_t kSmall = 32768;       // up to here the scores themselves are bisected
+constexpr int64_t kManyScores = 1 << 22;  // from here on larger samples and chunks
+constexpr int64_t kFewCandidates = 1 << 20;  // up to here bisection beats a pass of digits
+
+SelectKernels kernels() {
+#if EMP_X86
+  if (target() == Target::kAvx512) return select_kernels_avx512();
+  if (target() == Target::kAvx2) return select_kernels_avx2();
+#endif
+  return select_kernels_portable();
+}
+
+// Order-preserving map between floats that are not NaN and integers; -0 becomes +0.
+uint32_t key_of(float x) {
+  x += 0.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+float float_of(uint32_t key) {
+  const uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+float next_above(float x) { return float_of(key_of(x) + 1); }
+
+// The highest float that at least k of the scores reach, given that they reach `low` and that no
+// more than k - 1 of them exceed `high`.
+template <class CountAtLeast>
+float bisect(uint32_t low, uint32_t high, int64_t k, CountAtLeast&& count_at_least) {
+  while (low < high) {
+    const uint32_t middle = low + (high - low + 1) / 2;
+    if (count_at_least(float_of(middle)) >= k)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return float_of(low);
+}
+
+// splitmix64's finaliser: a well-mixed function of its argument.
+uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+struct Bracket {
+  float low, high;
+};
+
+// Bounds that hold the k-th of n scores with near certainty (five standard deviations of the
+// sample's rank), from one score of each of `size` equal strata at a mixed position.
+Bracket sample_bracket(const SelectKernels& run, const float* scores, int64_t n, int64_t k) {
+  const int64_t size = n < kManyScores ? 8192 : 65536;
+  const std::unique_ptr<float[]> sample(new float[size]);
+  const double stratum = double(n) / double(size);
+  for (int64_t i = 0; i < size; ++i) {
+    const double offset = double(mix(uint64_t(i) + 1) >> 11) * 0x1p-53;
+    const float s = scores[std::min(n - 1, int64_t((double(i) + offset) * stratum))];
+    sample[i] = s == s ? s : -kInf;
+  }
+  const double share = double(k) / double(n), rank = share * double(size);
+  const double margin = 5 * std::sqrt(rank * (1 - share)) + 2;
+  const auto at_rank = [&](int64_t r) {  // r-th highest of the sample
+    return bisect(key_of(-kInf), key_of(kInf), r, [&](float bound) {
+      return run.count_at_least(sample.get(), size, bound);
+    });
+  };
+  const int64_t high_rank = int64_t(rank - margin), low_rank = int64_t(rank + margin) + 1;
+  return {low_rank > size ? -kInf : at_rank(low_rank), high_rank < 1 ? kInf : at_rank(high_rank)};
+}
+
+// A run of consecutive scores, the unit of work of both passes.
+struct Chunk {
+  int64_t begin, length;
+  float* candidates;           // scores inside the bracket, room for `length` + 16
+  int64_t num_candidates = 0;
+  int64_t above = 0;           // scores above the candidates
+  int64_t ties = 0;            // scores equal to the threshold that are taken
+  int64_t out = 0;             // where its positions go
+  bool takes_all_ties = true;
+};
+
+class Selector {
+ public:
+  Selector(const float* scores, int64_t n, int64_t k, int64_t* out, int threads)
+      : run_(kernels()), scores_(scores), n_(n), k_(k), out_(out),
+        threads_(useful_threads(threads, 4 * n)) {}
+
+  float select() {
+    return n_ <= kSmall ? select_small() : select_large();
+  }
+
+ private:
+  float select_small() {
+    const auto reach = [&](float bound) { return run_.count_at_least(scores_, n_, bound); };
+    if (reach(-kInf) < k_) return take_nan();
+    const float threshold = bisect(key_of(-kInf), key_of(kInf), k_, reach);
+    chunks_.push_back({0, n_, nullptr});
+    chunks_[0].above = threshold == kInf ? 0 : reach(next_above(threshold));
+    chunks_[0].ties = reach(threshold) - chunks_[0].above;
+    compact(threshold);
+    return threshold;
+  }
+
+  float select_large() {
+    const int64_t chunk = n_ < kManyScores ? 16384 : 65536;
+    const int64_t chunks = (n_ + chunk - 1) / chunk, stride = chunk + 16;
+    // Only pages that candidates are written to become memory.
+    const std::unique_ptr<float[]> candidates(new float[chunks * stride]);
+    for (int64_t i = 0; i < chunks; ++i)
+      chunks_.push_back({i * chunk, std::min(chunk, n_ - i * chunk), &candidates[i * stride]});
+
+    Bracket bracket = sample_bracket(run_, scores_, n_, k_);
+    int64_t above = collect(bracket);
+    if (above >= k_ || above + num_candidates() < k_) {
+      bracket = {-kInf, kInf};
+      above = collect(bracket);
+      if (num_candidates() < k_) return take_nan();
+    }
+    const float threshold = refine(bracket, k_ - above);
+    for_each_chunk([&](Chunk& c) {
+      const int64_t reach = run_.count_at_least(c.candidates, c.num_candidates, threshold);
+      const int64_t more = threshold == kInf ? 0
+                                             : run_.count_at_least(c.candidates, c.num_candidates,
+                                                                   next_above(threshold));
+      c.above += more;
+      c.ties = reach - more;
+    });
+    compact(threshold);
+    return threshold;
+  }
+
+  template <class Body>
+  void for_each_chunk(Body&& body) {
+    parallel_tasks(threads_, int64_t(chunks_.size()),
+                   [&](int64_t i, int) { body(chunks_[size_t(i)]); });
+  }
+
+  int64_t num_candidates() const {
+    int64_t sum = 0;
+    for (const Chunk& c : chunks_) sum += c.num_candidates;
+    return sum;
+  }
+
+  // First pass. Returns how many scores lie above the bracket.
+  int64_t collect(Bracket bracket) {
+    for_each_chunk([&](Chunk& c) {
+      const auto found =
+          run_.collect(scores_ + c.begin, c.length, bracket.low, bracket.high, c.candidates);
+      c.above = found.above;
+      c.num_candidates = found.written;
+    });
+    int64_t above = 0;
+    for (const Chunk& c : chunks_) above += c.above;
+    return above;
+  }
+
+  // The k-th highest candidate. Many candidates are first narrowed digit by digit, which drops
+  // those outside the k-th one's digit and counts the dropped ones above it.
+  float refine(Bracket bracket, int64_t k) {
+    uint32_t low = key_of(bracket.low), high = key_of(bracket.high);
+    while (low < high && num_candidates() > kFewCandidates) {
+      const int bits = 32 - __builtin_clz(high - low), shift = std::max(0, bits - kDigitBits);
+      const std::vector<int64_t> digits = count_digits(low, shift);
+      int64_t digit = int64_t(digits.size()) - 1;
+      for (; digits[size_t(digit)] < k; --digit) k -= digits[size_t(digit)];
+      low += uint32_t(digit) << shift;
+      high = std::min(high, low + ((uint32_t(1) << shift) - 1));
+      for_each_chunk([&](Chunk& c) {
+        const auto kept = run_.collect(c.candidates, c.num_candidates, float_of(low),
+                                       float_of(high), c.candidates);
+        c.above += kept.above;
+        c.num_candidates = kept.written;
+      });
+    }
+    return bisect(low, high, k, [&](float bound) {
+      int64_t count = 0;
+      for (const Chunk& c : chunks_)
+        count += run_.count_at_least(c.candidates, c.num_candidates, bound);
+      return count;
+    });
+  }
+
+  static constexpr int kDigitBits = 11;
+
+  // How many candidates have each digit (key - low) >> shift.
+  std::vector<int64_t> count_digits(uint32_t low, int shift) {
+    constexpr size_t kDigits = size_t(1) << kDigitBits;
+    std::vector<std::vector<int64_t>> counts(static_cast<size_t>(threads_),
+                                             std::vector<int64_t>(kDigits));
+    parallel_tasks(threads_, int64_t(chunks_.size()), [&](int64_t i, int thread) {
+      const Chunk& c = chunks_[size_t(i)];
+      int64_t* count = counts[size_t(thread)].data();
+      for (int64_t j = 0; j < c.num_candidates; ++j) ++count[(key_of(c.candidates[j]) - low) >> shift];
+    });
+    for (size_t t = 1; t < counts.size(); ++t)
+      for (size_t d = 0; d < kDigits; ++d) counts[0][d] += counts[t][d];
+    return std::move(counts[0]);
+  }
+
+  // Second pass: every chunk's `above` and `ties` are those of the threshold.
+  void compact(float threshold) {
+    int64_t ties_left = k_, out = 0;
+    for (const Chunk& c : chunks_) ties_left -= c.above;
+    for (Chunk& c : chunks_) {  // ties go to the lowest positions
+      const int64_t ties = std::min(c.ties, ties_left);
+      c.takes_all_ties = ties == c.ties;
+      c.ties = ties;
+      ties_left -= ties;
+      c.out = out;
+      out += c.above + c.ties;
+    }
+    for_each_chunk([&](Chunk& c) {
+      const float* scores = scores_ + c.begin;
+      int64_t* to = out_ + c.out;
+      if (c.takes_all_ties || c.ties == 0) {
+        run_.compact(scores, c.length, threshold, c.ties > 0 ? Ties::kAll : Ties::kNone, c.begin,
+                     to, c.above + c.ties);
+        return;
+      }
+      int64_t split = 0, room = 0;  // the chunk where the ties run out: behind its last one
+      for (int64_t ties = 0; ties < c.ties; ++split) {
+        ties += scores[split] == threshold;
+        room += scores[split] >= threshold;
+      }
+      run_.compact(scores, split, threshold, Ties::kAll, c.begin, to, room);
+      run_.compact(scores + split, c.length - split, threshold, Ties::kNone, c.begin + split,
+                   to + room, c.above + c.ties - room);
+    });
+  }
+
+  // Fewer than k scores are numbers: all of them, and the first NaNs.
+  float take_nan() {
+    int64_t nan_left = k_, out = 0;
+    for (int64_t i = 0; i < n_; ++i) nan_left -= scores_[i] == scores_[i];
+    for (int64_t i = 0; i < n_; ++i)
+      if (scores_[i] == scores_[i] || nan_left-- > 0) out_[out++] = i;
+    return std::numeric_limits<float>::quiet_NaN();
+  }
+
+  const SelectKernels run_;
+  const float* scores_;
+  const int64_t n_, k_;
+  int64_t* out_;
+  const int threads_;
+  std::vector<Chunk> chunks_;
+};
+
+}  // namespace
+
+float select(const float* scores, int64_t n, int64_t k, int64_t* out, int threads) {
+  return k == 0 ? kInf : Selector(scores, n, k, out, threads).select();
+}
+
+}  // namespace emp

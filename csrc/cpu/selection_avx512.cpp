@@ -1,0 +1,89 @@
+#include <immintrin.h>
+
+#include "select_kernels.h"
+
+namespace emp {
+namespace {
+
+using F = __m512;
+constexpr int kWidth = 16;
+
+// Lanes of the last vector of n elements.
+__mmask16 lanes(int64_t left) { return __mmask16(left >= kWidth ? 0xffff : (1u << left) - 1); }
+
+SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,
+                                 float* candidates) {
+  const F lowest = _mm512_set1_ps(low), highest = _mm512_set1_ps(high);
+  int64_t above = 0, written = 0;
+  for (int64_t i = 0; i < n; i += kWidth) {
+    const __mmask16 here = lanes(n - i);
+    const F s = _mm512_maskz_loadu_ps(here, scores + i);
+    const __mmask16 over = _mm512_mask_cmp_ps_mask(here, s, highest, _CMP_GT_OQ);
+    const __mmask16 from_low = _mm512_mask_cmp_ps_mask(here, s, lowest, _CMP_GE_OQ);
+    const __mmask16 between = __mmask16(from_low & ~over);
+    above += __builtin_popcount(over);
+    if (between == 0) continue;
+    _mm512_storeu_ps(candidates + written, _mm512_maskz_compress_ps(between, s));
+    written += __builtin_popcount(between);
+  }
+  return {above, written};
+}
+
+int64_t count_at_least(const float* scores, int64_t n, float bound) {
+  const F b = _mm512_set1_ps(bound);
+  int64_t count = 0, i = 0;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth)
+    for (int j = 0; j < 4; ++j)
+      count += __builtin_popcount(
+          _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + i + j * kWidth), b, _CMP_GE_OQ));
+  for (; i < n; i += kWidth) {
+    const __mmask16 here = lanes(n - i);
+    const F s = _mm512_maskz_loadu_ps(here, scores + i);
+    count += __builtin_popcount(_mm512_mask_cmp_ps_mask(here, s, b, _CMP_GE_OQ));
+  }
+  return count;
+}
+
+template <int kCompare>
+void compact_where(const float* scores, int64_t n, float threshold, int64_t first, int64_t* out,
+                   int64_t room) {
+  const F t = _mm512_set1_ps(threshold);
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i base = _mm512_set1_epi64(first);
+  int64_t written = 0;
+  for (int64_t i = 0; i < n; i += kWidth) {
+    const __mmask16 here = lanes(n - i);
+    const F s = _mm512_maskz_loadu_ps(here, scores + i);
+    const __mmask16 taken = _mm512_mask_cmp_ps_mask(here, s, t, kCompare);
+    const __m512i position = _mm512_add_epi32(lane, _mm512_set1_epi32(int(i)));
+    const __m512i packed = _mm512_maskz_compress_epi32(taken, position);
+    const __m512i low =
+        _mm512_add_epi64(base, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(packed)));
+    const __m512i high =
+        _mm512_add_epi64(base, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(packed, 1)));
+    const int count = __builtin_popcount(taken);
+    if (written + kWidth <= room) {  // what is written too much is overwritten by what follows
+      _mm512_storeu_si512(out + written, low);
+      _mm512_storeu_si512(out + written + 8, high);
+    } else {  // the end of this run's room: another thread may have written behind it
+      const uint32_t lanes_taken = (1u << count) - 1;
+      _mm512_mask_storeu_epi64(out + written, __mmask8(lanes_taken), low);
+      _mm512_mask_storeu_epi64(out + written + 8, __mmask8(lanes_taken >> 8), high);
+    }
+    written += count;
+  }
+}
+
+void compact(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
+             int64_t* out, int64_t room) {
+  if (ties == Ties::kAll)
+    compact_where<_CMP_GE_OQ>(scores, n, threshold, first, out, room);
+  else
+    compact_where<_CMP_GT_OQ>(scores, n, threshold, first, out, room);
+}
+
+}  // namespace
+
+SelectKernels select_kernels_avx512() { return {collect, count_at_least, compact}; }
+
+}  // namespace emp

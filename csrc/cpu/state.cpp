@@ -1,0 +1,60 @@
+#include "state.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace emp {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+bool writable(const ScoredRows& s, int64_t row) {
+  return s.score[row] > -kInf && std::fabs(s.loss[row]) < kInf && std::fabs(s.entropy[row]) < kInf;
+}
+
+void write(const State& state, int64_t id, const ScoredRows& s, int64_t row) {
+  state.score[id] = s.score[row];
+  state.loss[id] = s.loss[row];
+  state.entropy[id] = s.entropy[row];
+  ++state.updates[id];
+}
+
+// The row number, parked in the bits of two floats of the state that are about to be written.
+void park(const State& state, int64_t id, int64_t row) {
+  const uint32_t low = uint32_t(row), high = uint32_t(uint64_t(row) >> 32);
+  std::memcpy(&state.loss[id], &low, 4);
+  std::memcpy(&state.entropy[id], &high, 4);
+}
+int64_t parked(const State& state, int64_t id) {
+  uint32_t low, high;
+  std::memcpy(&low, &state.loss[id], 4);
+  std::memcpy(&high, &state.entropy[id], 4);
+  return int64_t(uint64_t(high) << 32 | low);
+}
+
+}  // namespace
+
+void update_state(const State& state, const ScoredRows& scored) {
+  if (scored.ids == nullptr) {
+    for (int64_t row = 0; row < scored.rows; ++row)
+      if (writable(scored, row)) write(state, row, scored, row);
+    return;
+  }
+  // Each id's last valid row is found in the state itself: no memory, whatever the ids. A row
+  // that reads a number of its own id's real values in place of a parked one cannot exist: real
+  // values are written by the last row of the id, after every other one has looked.
+  for (int64_t row = 0; row < scored.rows; ++row)
+    if (writable(scored, row)) park(state, scored.ids[row], row);
+  for (int64_t row = 0; row < scored.rows; ++row)
+    if (writable(scored, row) && parked(state, scored.ids[row]) == row)
+      write(state, scored.ids[row], scored, row);
+}
+
+void count_selections(const State& state, const int64_t* indices, int64_t count,
+                      const int64_t* ids) {
+  for (int64_t k = 0; k < count; ++k)
+    ++state.selections[ids == nullptr ? indices[k] : ids[indices[k]]];
+}
+
+}  // namespace emp

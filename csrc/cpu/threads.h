@@ -1,0 +1,40 @@
+// Worker threads: torch's own OpenMP pool, used only where work outweighs waking it.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+namespace emp {
+
+// True in a process forked from one that had loaded this library: OpenMP's pool does not survive
+// a fork, and waiting for it would hang.
+bool forked();
+
+// How many of `limit` threads to use for work that touches `bytes` bytes.
+inline int useful_threads(int limit, int64_t bytes) {
+  constexpr int64_t kBytesPerThread = 128 * 1024;  // about 10 us of reading, twice a wake-up
+  if (limit <= 1 || bytes < 2 * kBytesPerThread || forked() || omp_in_parallel()) return 1;
+  return int(std::min<int64_t>(limit, bytes / kBytesPerThread));
+}
+
+// Calls body(task, thread) for every task in [0, tasks), handed out in order as threads get free.
+template <class Body>
+void parallel_tasks(int threads, int64_t tasks, Body&& body) {
+  threads = int(std::min<int64_t>(threads, tasks));
+  if (threads <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num();
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+      body(task, thread);
+  }
+}
+
+}  // namespace emp

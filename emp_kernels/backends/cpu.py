@@ -1,0 +1,257 @@
+"""C++ backend for CPU tensors: the SIMD kernels of csrc/cpu through emp_kernels._cpu."""
+
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..keep import Keep, kept_count
+from ..results import SampleStatistics, Scores, Selection
+from ..validation import raise_id_out_of_range, raise_label_out_of_range
+from . import Unavailable
+
+DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+DEVICE = "cpu"
+SIMD_LEVELS = ("avx512", "avx2", "portable")
+
+# The codes of csrc/cpu/dtypes.h.
+_LOGIT_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_INT_CODES = {
+    dtype: code
+    for code, dtype in enumerate(
+        (torch.int64, torch.int32, torch.int16, torch.int8)
+        + (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+    )
+}
+_NO_STATE = (0, 0, 0, 0, 0)
+
+_native: Any = None
+
+
+def require() -> ModuleType:
+    """Load the native module; raise where it was not built or EMP_SIMD asks for the impossible."""
+    global _native
+    try:
+        from emp_kernels import _cpu
+    except ImportError as error:
+        raise Unavailable(
+            f"the native module emp_kernels._cpu is missing ({error}); build it with "
+            "`pip install .` in the source tree"
+        ) from None
+    wanted = os.environ.get("EMP_SIMD")
+    if wanted and wanted != _cpu.simd_level():
+        raise Unavailable(
+            f"EMP_SIMD must name an instruction set of this processor ({', '.join(SIMD_LEVELS)}), "
+            f"got {wanted!r}; unset it or set it to {_cpu.simd_level()}"
+        )
+    _native = _cpu
+    return _cpu
+
+
+def serves_device(device_type: str) -> bool:
+    return device_type == "cpu"
+
+
+def describe() -> str:
+    """What runs: instruction set and threads."""
+    return f"C++ {require().simd_level()}, {torch.get_num_threads()} threads"
+
+
+def _logits(logits: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """The logits (kept alive by the caller) and their native description: rows of unit inner
+    stride, in groups of equally spaced rows. Other layouts are copied."""
+    if logits.dim() == 2:
+        rows, classes = logits.shape
+        row_stride, inner = logits.stride()
+        if inner == 1 or classes <= 1:
+            code = _LOGIT_CODES[logits.dtype]
+            return logits, (logits.data_ptr(), code, rows, classes, rows, 0, row_stride)
+        return _logits(logits.contiguous())
+    grouped = _as_groups(logits)
+    if grouped is None:
+        return _logits(logits.contiguous().view(-1, logits.shape[-1]))
+    groups, group_rows, classes = grouped.shape
+    group_stride, row_stride, _ = grouped.stride()
+    code = _LOGIT_CODES[grouped.dtype]
+    return grouped, (
+        grouped.data_ptr(), code, groups * group_rows, classes, group_rows, group_stride, row_stride
+    )
+
+
+def _as_groups(logits: torch.Tensor) -> torch.Tensor | None:
+    """A view (groups, rows, classes) of unit inner stride, where there is one."""
+    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
+        return None
+    try:
+        return logits.view(-1, logits.shape[-2], logits.shape[-1])
+    except RuntimeError:
+        return None
+
+
+def _labels(labels: torch.Tensor, ignore_index: int | None):
+    labels = labels.contiguous()
+    code = _INT_CODES[labels.dtype]
+    return labels, (labels.data_ptr(), code, ignore_index is not None, ignore_index or 0)
+
+
+def _ids(ids: torch.Tensor) -> torch.Tensor:
+    return ids.to(torch.int64).contiguous()
+
+
+def _raise_bad_label(function: str, labels: torch.Tensor, row: int, classes: int):
+    raise_label_out_of_range(function, row, int(labels.reshape(-1)[row]), classes)
+
+
+def score(logits, labels, beta, ignore_index) -> Scores:
+    """Scores of logits (..., C) and labels (...)."""
+    shape = labels.shape
+    logits, logits_args = _logits(logits)
+    labels, labels_args = _labels(labels, ignore_index)
+    out = Scores(*(torch.empty(shape) for _ in range(4)))
+    bad = _native.score(
+        logits_args,
+        labels_args,
+        beta,
+        tuple(x.data_ptr() for x in out),
+        torch.get_num_threads(),
+    )
+    if bad >= 0:
+        _raise_bad_label("score", labels, bad, logits.shape[-1])
+    return out
+
+
+def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
+    """Statistics of logits (..., C) and labels (...)."""
+    shape = labels.shape
+    logits, logits_args = _logits(logits)
+    labels, labels_args = _labels(labels, ignore_index)
+    out = SampleStatistics(
+        *(torch.empty(shape) for _ in range(6)), torch.empty(shape, dtype=torch.bool)
+    )
+    bad = _native.sample_statistics(
+        logits_args, labels_args, tuple(x.data_ptr() for x in out), torch.get_num_threads()
+    )
+    if bad >= 0:
+        _raise_bad_label("sample_statistics", labels, bad, logits.shape[-1])
+    return out
+
+
+def select(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Ascending positions of the `count` highest scores (N,)."""
+    scores = scores.detach().to(torch.float32).contiguous()
+    out = torch.empty(count, dtype=torch.int64)
+    _native.select(
+        scores.data_ptr(), scores.shape[0], count, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def _state_args(state) -> tuple[int, ...]:
+    return (
+        state.score.data_ptr(),
+        state.loss.data_ptr(),
+        state.entropy.data_ptr(),
+        state.updates.data_ptr(),
+        state.selections.data_ptr(),
+    )
+
+
+def update_state(state, ids, scores: Scores, function: str) -> None:
+    """Write valid rows of `scores` (N,) into `state` at `ids` (N,); the last row of a duplicate
+    id wins."""
+    ids = _ids(ids)
+    # The kernel parks row numbers in the state while it works: scores must not live there.
+    own = {getattr(state, name).untyped_storage().data_ptr() for name in ("loss", "entropy")}
+    fields = [
+        field.clone() if field.untyped_storage().data_ptr() in own else field.contiguous()
+        for field in scores[:3]
+    ]
+    bad = _native.update_state(
+        _state_args(state),
+        state.num_samples,
+        ids.data_ptr(),
+        ids.shape[0],
+        tuple(field.data_ptr() for field in fields),
+    )
+    if bad >= 0:
+        raise_id_out_of_range(function, bad, int(ids[bad]), state.num_samples)
+
+
+def score_and_select(
+    logits, labels, state, keep: Keep, ids, ignore_index, function: str
+) -> Selection:
+    """Score logits (N, C), write the scores into `state` (or nowhere), select the top rows."""
+    rows, classes = logits.shape
+    logits, logits_args = _logits(logits)
+    labels, labels_args = _labels(labels, ignore_index)
+    count = kept_count(keep, rows)
+    share = keep if ignore_index is not None and isinstance(keep, float) else -1.0
+    if state is None:
+        beta, state_args, size, ids_address = 1.0, _NO_STATE, 0, 0
+    else:
+        beta, state_args, size = state.beta, _state_args(state), state.num_samples
+        ids_address = 0
+        if ids is not None:
+            ids = _ids(ids)
+            ids_address = ids.data_ptr()
+    scores = Scores(torch.empty(rows), torch.empty(rows), torch.empty(rows), torch.empty(rows))
+    indices = torch.empty(count, dtype=torch.int64)
+    threshold = torch.empty(())
+    num_invalid = torch.empty((), dtype=torch.int32)
+    selected, bad_label, bad_id = _native.score_and_select(
+        logits_args,
+        labels_args,
+        beta,
+        share,
+        count,
+        state_args,
+        size,
+        ids_address,
+        (
+            scores.score.data_ptr(),
+            scores.loss.data_ptr(),
+            scores.entropy.data_ptr(),
+            scores.lse.data_ptr(),
+        ),
+        indices.data_ptr(),
+        threshold.data_ptr(),
+        num_invalid.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if bad_label >= 0:
+        _raise_bad_label(function, labels, bad_label, classes)
+    if bad_id >= 0:
+        raise_id_out_of_range(function, bad_id, int(ids[bad_id]), size)
+    if selected < count:
+        indices = indices[:selected].clone()
+    return Selection(indices, scores, threshold, num_invalid)
+
+
+def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
+    """Rows `indices` (K,) of each source; written into `outputs` where they are given."""
+    indices = _ids(indices)
+    count = indices.shape[0]
+    # Rows must be contiguous inside; only their distance is free.
+    sources = [
+        source if source.shape[1:].numel() <= 1 or source[:1].is_contiguous()
+        else source.contiguous()
+        for source in (source.detach() for source in sources)
+    ]
+    if outputs is None:
+        outputs = [
+            torch.empty((count, *source.shape[1:]), dtype=source.dtype) for source in sources
+        ]
+    tensors = []
+    for source, out in zip(sources, outputs, strict=True):
+        size = source.element_size()
+        row_bytes = source.shape[1:].numel() * size
+        tensors.append(
+            (source.data_ptr(), out.data_ptr(), row_bytes, source.stride(0) * size, len(source))
+        )
+    bad_tensor, bad = _native.gather(
+        tensors, indices.data_ptr(), count, torch.get_num_threads()
+    )
+    if bad >= 0:
+        raise_id_out_of_range("gather", bad, int(indices[bad]), len(sources[bad_tensor]))
+    return outputs
