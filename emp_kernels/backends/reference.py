@@ -226,7 +226,15 @@ def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
     for source in sources:
         _check_ids(indices, len(source), "gather")
     if outputs is None:
-        return [source.index_select(0, indices) for source in sources]
+        return [_index_select(source, indices) for source in sources]
     for source, out in zip(sources, outputs, strict=True):
-        torch.index_select(source.detach(), 0, indices, out=out)
+        out.copy_(_index_select(source.detach(), indices))
     return outputs
+
+
+def _index_select(source, indices):
+    """torch.index_select, also for the unsigned dtypes that it lacks: by their bits."""
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+    if source.dtype not in signed:
+        return source.index_select(0, indices)
+    return source.view(signed[source.dtype]).index_select(0, indices).view(source.dtype)
