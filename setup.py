@@ -15,11 +15,18 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, __version__, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+
+
+if int(__version__.split(".")[0]) < 77:  # what a new environment of Python 3.10 or 3.11 may hold
+    raise SystemExit(
+        f"emp_kernels: building needs setuptools 77 or newer, got {__version__}, "
+        "install it with: pip install -U setuptools"
+    )
 
 
 def find_tool(name: str) -> str:

@@ -1,0 +1,45 @@
+# Each target makes what it needs first: `make test` works in a bare clone, with python3, a C++
+# compiler and a package registry. The environment is .venv, with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+NATIVE_SOURCES = $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh \
+                   python/*.cpp python/*.h tests/native/*.cpp tests/native/*.h)
+
+export PATH := $(abspath $(RUN)):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := build
+.PHONY: venv build test lint format demo clean
+
+# The environment with the package in it, editable; made anew when either description changes.
+venv: $(VENV)/complete
+$(VENV)/complete: constraints.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN)/python -m pip install -c constraints.txt -U setuptools cmake ninja pybind11
+	$(RUN)/python -m pip install -c constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+# The native modules, in the tree; compiles only what changed.
+build: venv
+	$(RUN)/python setup.py -q build_ext --inplace
+
+test: build
+	$(RUN)/python -m pytest
+
+lint: venv
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/clang-format --dry-run -Werror $(NATIVE_SOURCES)
+
+format: venv
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+	$(RUN)/clang-format -i $(NATIVE_SOURCES)
+
+demo: build
+	$(RUN)/python -m emp_kernels demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info emp_kernels/_*.so
