@@ -89,6 +89,11 @@ def _as_groups(logits: torch.Tensor) -> torch.Tensor | None:
         return None
 
 
+def _floats(shape) -> torch.Tensor:
+    """Room for results, whatever torch's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device=DEVICE)
+
+
 def _labels(labels: torch.Tensor, ignore_index: int | None):
     labels = labels.contiguous()
     code = _INT_CODES[labels.dtype]
@@ -108,7 +113,7 @@ def score(logits, labels, beta, ignore_index) -> Scores:
     shape = labels.shape
     logits, logits_args = _logits(logits)
     labels, labels_args = _labels(labels, ignore_index)
-    out = Scores(*(torch.empty(shape) for _ in range(4)))
+    out = Scores(*(_floats(shape) for _ in range(4)))
     bad = _native.score(
         logits_args,
         labels_args,
@@ -126,9 +131,8 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     shape = labels.shape
     logits, logits_args = _logits(logits)
     labels, labels_args = _labels(labels, ignore_index)
-    out = SampleStatistics(
-        *(torch.empty(shape) for _ in range(6)), torch.empty(shape, dtype=torch.bool)
-    )
+    correct = torch.empty(shape, dtype=torch.bool, device=DEVICE)
+    out = SampleStatistics(*(_floats(shape) for _ in range(6)), correct)
     bad = _native.sample_statistics(
         logits_args, labels_args, tuple(x.data_ptr() for x in out), torch.get_num_threads()
     )
@@ -140,7 +144,7 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending positions of the `count` highest scores (N,)."""
     scores = scores.detach().to(torch.float32).contiguous()
-    out = torch.empty(count, dtype=torch.int64)
+    out = torch.empty(count, dtype=torch.int64, device=DEVICE)
     _native.select(
         scores.data_ptr(), scores.shape[0], count, out.data_ptr(), torch.get_num_threads()
     )
@@ -195,10 +199,10 @@ def score_and_select(
         if ids is not None:
             ids = _ids(ids)
             ids_address = ids.data_ptr()
-    scores = Scores(torch.empty(rows), torch.empty(rows), torch.empty(rows), torch.empty(rows))
-    indices = torch.empty(count, dtype=torch.int64)
-    threshold = torch.empty(())
-    num_invalid = torch.empty((), dtype=torch.int32)
+    scores = Scores(_floats(rows), _floats(rows), _floats(rows), _floats(rows))
+    indices = torch.empty(count, dtype=torch.int64, device=DEVICE)
+    threshold = _floats(())
+    num_invalid = torch.empty((), dtype=torch.int32, device=DEVICE)
     selected, bad_label, bad_id = _native.score_and_select(
         logits_args,
         labels_args,
@@ -240,7 +244,8 @@ def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
     ]
     if outputs is None:
         outputs = [
-            torch.empty((count, *source.shape[1:]), dtype=source.dtype) for source in sources
+            torch.empty((count, *source.shape[1:]), dtype=source.dtype, device=DEVICE)
+            for source in sources
         ]
     tensors = []
     for source, out in zip(sources, outputs, strict=True):
