@@ -5,6 +5,7 @@ keeps the scores over epochs, selects the exact top k and gathers the kept rows.
 """
 
 from .dataset import IndexedDataset
+from .diagnostics import Diagnostics
 from .gathering import gather
 from .pruning import score_and_select
 from .results import SampleStatistics, Scores, Selection
@@ -15,6 +16,7 @@ from .state import EMPState
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnostics",
     "EMPState",
     "IndexedDataset",
     "SampleStatistics",

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from . import backends
+from . import backends, diagnostics
 from .keep import Keep
 from .results import Scores
 from .selection import select as select_scores
 from .validation import check_beta, check_ids, check_same_device, check_size
 
-_VERSION = 1
-_FIELDS = ("score", "loss", "entropy", "updates", "selections")
+_VERSION = 2
+_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
+_FIELDS += ("counted", "drawn", "windows")
 
 
 class EMPState:
@@ -34,6 +35,12 @@ class EMPState:
         updates: (num_samples,) int32, how many calls wrote the sample.
         selections: (num_samples,) int32, how often the sample was returned by score_and_select
             or drawn by a sampler.
+        clock: () int32, how many calls were given the state, whatever they wrote.
+        seen_at: (num_samples,) int32, the clock at the call that last wrote the sample; 0 = never.
+        counted: (num_samples,) int32, the selections when the last window was closed.
+        drawn: (num_samples,) bool, what that window drew.
+        windows: (256, 4) float64, the latest last, unused rows NaN: what
+            :class:`emp_kernels.Diagnostics` says of them.
         epoch: int, the epochs completed.
         beta: float. num_samples: int.
     """
@@ -43,6 +50,11 @@ class EMPState:
     entropy: torch.Tensor
     updates: torch.Tensor
     selections: torch.Tensor
+    seen_at: torch.Tensor
+    clock: torch.Tensor
+    counted: torch.Tensor
+    drawn: torch.Tensor
+    windows: torch.Tensor
 
     def __init__(
         self,
@@ -60,6 +72,14 @@ class EMPState:
         self.entropy = torch.zeros(size, dtype=torch.float32, device=device)
         self.updates = torch.zeros(size, dtype=torch.int32, device=device)
         self.selections = torch.zeros(size, dtype=torch.int32, device=device)
+        self.seen_at = torch.zeros(size, dtype=torch.int32, device=device)
+        # A tensor, so that a captured CUDA graph advances it.
+        self.clock = torch.zeros((), dtype=torch.int32, device=device)
+        self.counted = torch.zeros(size, dtype=torch.int32, device=device)
+        self.drawn = torch.zeros(size, dtype=torch.bool, device=device)
+        windows = (diagnostics.WINDOWS, len(diagnostics.COLUMNS))
+        self.windows = torch.full(windows, torch.nan, dtype=torch.float64, device=device)
+        self.warned = False  # of a collapse; a state says so once
 
     @property
     def device(self) -> torch.device:
@@ -94,8 +114,7 @@ class EMPState:
         if not isinstance(scores, Scores):
             raise TypeError(f"{function}: scores must be Scores, got {type(scores).__name__}")
         check_ids(function, "indices", indices)
-        for name in ("score", "loss", "entropy"):
-            field = getattr(scores, name)
+        for name, field in zip(Scores._fields, scores, strict=True):
             if not isinstance(field, torch.Tensor) or not field.is_floating_point():
                 raise TypeError(f"{function}: scores.{name} must be a floating tensor")
             if field.shape != indices.shape:
@@ -115,6 +134,32 @@ class EMPState:
         """
         return select_scores(self.score, keep)
 
+    def age(self) -> torch.Tensor:
+        """How many calls ago each sample's scores were written: (num_samples,) int32, -1 = never.
+
+        A call is one of `update`, `score_and_select` or `cross_entropy` with this state.
+        """
+        return (self.clock - self.seen_at).masked_fill(self.seen_at == 0, -1)
+
+    def close_window(self) -> None:
+        """Note which samples were selected since the last call, for :meth:`diagnostics`.
+
+        :class:`emp_kernels.EMPSampler` calls it as an epoch begins. Nothing happens where nothing
+        was selected.
+        """
+        diagnostics.close_window(self)
+
+    def diagnostics(self) -> diagnostics.Diagnostics:
+        """How stale the scores are and how selections succeed one another; best once an epoch.
+
+        Closes the window, reads the state back to the host, and warns, once a state, when hard
+        selection is collapsing.
+
+        Returns:
+            :class:`emp_kernels.Diagnostics`.
+        """
+        return diagnostics.diagnose(self)
+
     def to(self, device: torch.device | str | int) -> EMPState:
         """Move the state to `device`, in place, and return it."""
         for name in _FIELDS:
@@ -128,6 +173,7 @@ class EMPState:
             "num_samples": self.num_samples,
             "beta": self.beta,
             "epoch": self.epoch,
+            "warned": self.warned,
             "version": _VERSION,
         }
 
@@ -144,18 +190,19 @@ class EMPState:
             raise TypeError(
                 f"{function}: state_dict must be a mapping, got {type(state_dict).__name__}"
             )
-        expected = (*_FIELDS, "num_samples", "beta", "epoch", "version")
+        if state_dict.get("version", _VERSION) != _VERSION:
+            raise ValueError(
+                f"{function}: version must be {_VERSION}, got {state_dict['version']}: a "
+                "checkpoint of another release of emp_kernels"
+            )
+        expected = (*_FIELDS, "num_samples", "beta", "epoch", "warned", "version")
         missing = [name for name in expected if name not in state_dict]
         if missing:
             raise ValueError(
                 f"{function}: state_dict must hold {', '.join(expected)}, "
                 f"got one without {', '.join(missing)}"
             )
-        for name, own in (
-            ("version", _VERSION),
-            ("num_samples", self.num_samples),
-            ("beta", self.beta),
-        ):
+        for name, own in (("num_samples", self.num_samples), ("beta", self.beta)):
             if state_dict[name] != own:
                 raise ValueError(
                     f"{function}: {name} must be this state's {own}, got {state_dict[name]}"
@@ -173,3 +220,4 @@ class EMPState:
         for name in _FIELDS:
             getattr(self, name).copy_(state_dict[name])
         self.epoch = epoch
+        self.warned = bool(state_dict["warned"])
