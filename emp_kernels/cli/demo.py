@@ -13,10 +13,7 @@ from . import images, provenance
 from .experiment import Recipe, Run, methods, run
 from .requirements import CommandError, require_packages
 
-SETTINGS: dict[str, dict[str, int]] = {
-    "digits": {"batch_size": 32, "width": 16},
-    "cifar100": {"batch_size": 128, "width": 32},
-}
+BATCH_SIZES = {"digits": 32, "cifar100": 128}
 ROWS = "rows.jsonl"
 PLANE_KEEP = 0.3  # the plane is drawn at the keep nearest to this
 
@@ -34,7 +31,8 @@ def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
     from .display import Display  # draws with rich
 
     data = images.load(options.data, options.data_dir)
-    recipe = Recipe(epochs=options.epochs, **SETTINGS[options.data])
+    recipe = Recipe(options.epochs, BATCH_SIZES[options.data])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.data == "digits":
         torch.set_num_threads(1)  # steps of a millisecond: a second thread costs more than it gives
     plan = [
@@ -52,10 +50,10 @@ def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     runs: list[Run] = []
     with rows_file, Display(data, recipe, plan) as display:
-        origin = _origin(data, recipe)
+        origin = _origin(data, recipe, device)
         for method, keep, seed in plan:
             step = display.start(method, keep, seed)
-            runs.append(run(method, keep, seed, data, recipe, on_step=step))
+            runs.append(run(method, keep, seed, data, recipe, device=device, on_step=step))
             rows.append(_row(runs[-1]) | origin)
             rows_file.write(json.dumps(rows[-1]) + "\n")
             rows_file.flush()
@@ -81,7 +79,7 @@ def _row(done: Run) -> dict[str, Any]:
     }
 
 
-def _origin(data: images.Images, recipe: Recipe) -> dict[str, Any]:
+def _origin(data: images.Images, recipe: Recipe, device: str) -> dict[str, Any]:
     """What all rows of a demo share."""
     return {
         "data": data.name,
@@ -89,6 +87,7 @@ def _origin(data: images.Images, recipe: Recipe) -> dict[str, Any]:
         "test_images": len(data.test_labels),
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
+        "device": device,
         "threads": torch.get_num_threads(),
         "machine": provenance.machine(),
         "versions": provenance.versions(),

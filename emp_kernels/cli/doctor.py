@@ -1,6 +1,5 @@
 """``python -m emp_kernels doctor``: what this machine has, and what each operation would use."""
 
-import importlib
 import warnings
 from collections.abc import Sequence
 
@@ -52,15 +51,16 @@ def _machine() -> list[str]:
     for device in devices()[1:]:
         cuda = device.type == "cuda"
         lines.append((str(device), torch.cuda.get_device_name(device) if cuda else "present"))
-    threads = f"{torch.get_num_threads()} (torch)"
+    lines.append(("SIMD level", _simd_level()))
+    lines.append(("threads", f"{torch.get_num_threads()} (torch.get_num_threads())"))
+    return _aligned(lines)
+
+
+def _simd_level() -> str:
     try:
-        native = importlib.import_module("emp_kernels._cpu")
-    except ImportError:
-        lines.append(("SIMD level", "none: the native module is not built"))
-    else:
-        lines.append(("SIMD level", native.simd_level()))
-        threads += f", {native.max_threads()} (emp_kernels)"
-    return _aligned([*lines, ("threads", threads)])
+        return str(backends.load("cpu").require().simd_level())
+    except backends.Unavailable:
+        return "none without the cpu backend"
 
 
 def _backends() -> list[str]:
@@ -98,7 +98,7 @@ def _taken(operation: str, device: torch.device) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table says what the warning would
         if operation == "gather":
-            module = backends.resolve_gather(tensor, differentiable=False)
+            module = backends.resolve_gather(tensor, by_torch=False)
         else:
             module = backends.resolve(operation, None, tensor)
     return module.__name__.rpartition(".")[2]
@@ -113,7 +113,7 @@ def _why_not(name: str, function: str, device: torch.device, taken: str) -> str:
         return f"does not serve {device.type}"
     if not hasattr(module, function):
         return "does not offer it"
-    return f"slower than {taken}"
+    return f"available, {taken} comes first"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -22,6 +22,7 @@ from .images import Images
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
+WIDTH = 16  # channels of the first convolution
 EVALUATION_BATCH = 2048
 
 
@@ -33,13 +34,11 @@ class Recipe:
         epochs: in all, the warm-up one included.
         batch_size: samples a step.
         learning_rate: the highest, of one rise and one fall over the run (SGD with momentum).
-        width: channels of the first convolution.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float = 0.1
-    width: int = 16
 
     def steps(self, num_samples: int, keep: float) -> int:
         """Optimiser steps: a warm-up epoch on everything, the rest on the kept share."""
@@ -128,7 +127,7 @@ class Run:
     state: emp.EMPState
 
 
-def small_cnn(channels: int, classes: int, width: int, seed: int) -> nn.Module:
+def small_cnn(channels: int, classes: int, seed: int) -> nn.Module:
     """Three convolutions, pooled to one vector; images (B, channels, H, W), H and W at least 4."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
@@ -141,13 +140,13 @@ def small_cnn(channels: int, classes: int, width: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(seed)
         return nn.Sequential(
-            *block(channels, width),
-            *block(width, 2 * width),
+            *block(channels, WIDTH),
+            *block(WIDTH, 2 * WIDTH),
             nn.MaxPool2d(2),
-            *block(2 * width, 4 * width),
+            *block(2 * WIDTH, 4 * WIDTH),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(4 * width, classes),
+            nn.Linear(4 * WIDTH, classes),
         )
 
 
@@ -173,6 +172,7 @@ def run(
     data: Images,
     recipe: Recipe,
     *,
+    device: str = "cpu",
     on_step: Callable[[], None] = lambda: None,
 ) -> Run:
     """Train a small CNN on `data` with the samples that `method` chooses, and test it.
@@ -183,17 +183,18 @@ def run(
         seed: of the weights, the order, the augmentation and random draws.
         data: the images.
         recipe: how to train.
+        device: where the model and the state live.
         on_step: called after each optimiser step.
     """
     num_samples = len(data.train_labels)
     steps = recipe.steps(num_samples, keep)
-    model = small_cnn(data.train_images.shape[1], data.num_classes, recipe.width, seed)
+    model = small_cnn(data.train_images.shape[1], data.num_classes, seed).to(device)
     rate = recipe.learning_rate
     optimizer = torch.optim.SGD(
         model.parameters(), rate, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    state = emp.EMPState(num_samples, beta=method.beta or 0.0)
+    state = emp.EMPState(num_samples, beta=method.beta or 0.0, device=device)
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(
         emp.IndexedDataset(TensorDataset(data.train_images, data.train_labels)),
@@ -207,8 +208,9 @@ def run(
     start = time.perf_counter()
     for _ in range(recipe.epochs):
         for ids, (images, labels) in loader:
-            logits = model(augmented(images, data.shift, data.flip, generator))
-            loss = method.loss(logits, labels, ids, state)
+            images = augmented(images, data.shift, data.flip, generator)
+            logits = model(images.to(device))
+            loss = method.loss(logits, labels.to(device), ids, state)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -216,13 +218,15 @@ def run(
             counts[ids] += 1
             on_step()
         state.epoch += 1
+    if device != "cpu":
+        torch.accelerator.synchronize(device)
     seconds = time.perf_counter() - start
 
     return Run(
         method=method,
         keep=keep,
         seed=seed,
-        accuracy=accuracy(model, data.test_images, data.test_labels),
+        accuracy=accuracy(model, data.test_images, data.test_labels, device),
         steps=steps,
         samples_trained=int(counts.sum()),
         seconds=seconds,
@@ -232,9 +236,11 @@ def run(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+def accuracy(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: str = "cpu"
+) -> float:
     """Share of the images whose highest logit is the label, in percent."""
     model.eval()
     batches = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-    correct = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
+    correct = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in batches)
     return 100.0 * correct / len(labels)

@@ -1,0 +1,135 @@
+"""doctor: what it says is what the operations do."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import emp_kernels as emp
+from emp_kernels import backends
+from emp_kernels.cli import doctor, main
+
+
+def run_doctor(**environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "emp_kernels", "doctor"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def section(report: str, title: str) -> list[str]:
+    return re.search(rf"^{title}\n((?:  .*\n|\n(?=  ))*)", report + "\n", re.M)[1].splitlines()
+
+
+def table(report: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """(operation, device) -> (backend taken, the words on the others)."""
+    rows = [re.split(r" {2,}", line.strip()) for line in section(report, "Operations") if line]
+    assert rows[0] == ["operation", "device", "takes", "and not"]
+    return {tuple(row[:2]): tuple(row[2:]) for row in rows[1:] if len(row) == 4}
+
+
+def test_versions_and_machine():
+    report = run_doctor()
+    versions = "\n".join(section(report, "Versions"))
+    for name, value in (("emp_kernels", emp.__version__), ("torch", torch.__version__)):
+        assert re.search(rf"^ +{name} +{re.escape(value)}$", versions, re.M)
+    assert re.search(r"^ +triton +(not installed|\d+\.\d+.*)$", versions, re.M)
+    machine = "\n".join(section(report, "Machine"))
+    assert re.search(r"^ +cpu +.+, \d+ cores$", machine, re.M)
+    assert re.search(rf"^ +threads +{torch.get_num_threads()} \(", machine, re.M)
+    assert re.search(r"^ +SIMD level +(avx512|avx2|portable|none .+)$", machine, re.M)
+    for name in backends.NAMES:
+        assert re.search(rf"^ +{name} +\S", "\n".join(section(report, "Backends")), re.M)
+
+
+@pytest.mark.parametrize("operation", list(doctor.OPERATIONS))
+def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
+    named, others = table(doctor.report())[operation, "cpu"]
+    for name in set(backends.NAMES) - {named}:
+        assert re.search(rf"{name} \(.+?\)", others)
+
+    called = []
+
+    def spy(name, original):
+        def noted(*arguments):
+            called.append(name)
+            return original(*arguments)
+
+        return noted
+
+    for name in backends.NAMES:
+        try:
+            module = backends.load(name)
+        except backends.Unavailable:
+            continue
+        function = doctor.OPERATIONS[operation]
+        monkeypatch.setattr(module, function, spy(name, getattr(module, function)))
+
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    state = emp.EMPState(4)
+    scores = emp.score(logits, labels)
+    called.clear()
+    {
+        "score": lambda: emp.score(logits, labels),
+        "sample_statistics": lambda: emp.sample_statistics(logits, labels),
+        "score_and_select": lambda: emp.score_and_select(logits, labels, state),
+        "select": lambda: emp.select(scores.score, 0.5),
+        "gather": lambda: emp.gather(logits, labels),
+        "EMPState.update": lambda: state.update(torch.arange(4), scores),
+    }[operation]()
+    assert called[0] == named
+
+
+def test_a_backend_that_cannot_run_is_explained(monkeypatch):
+    """As on a machine without the native module: the reason is given, once and in full."""
+    reason = "the native module is missing; build it with `pip install .`"
+    loaded = backends.load
+
+    def load(name: str):
+        if name == "cpu":
+            raise backends.Unavailable(reason)
+        return loaded(name)
+
+    monkeypatch.setattr(backends, "load", load)
+    backends._resolve.cache_clear()
+    monkeypatch.setattr(backends, "_warn_once", lambda message: None)
+    try:
+        report = doctor.report()
+    finally:
+        backends._resolve.cache_clear()
+    assert f"cpu        not available: {reason}" in report
+    assert report.count(reason) == 1
+    for operation in doctor.OPERATIONS:
+        assert table(report)[operation, "cpu"] == ("reference", "cpu (not available, see above)")
+
+
+def test_every_public_operation_is_listed():
+    functions = {name for name in emp.__all__ if name.islower()}
+    assert functions <= set(doctor.OPERATIONS)
+
+
+def test_doctor_returns_success(capsys):
+    assert main(["doctor"]) == 0
+    assert "Operations" in capsys.readouterr().out
+
+
+def test_doctor_needs_no_optional_package():
+    """sklearn, rich, matplotlib and triton cannot even be found."""
+    block = (
+        "import sys\n"
+        "for name in ('sklearn', 'rich', 'matplotlib', 'PIL', 'triton'): sys.modules[name] = None\n"
+        "from emp_kernels.cli import main\n"
+        "raise SystemExit(main(['doctor']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", block], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
