@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 WINDOWS = 256  # how many windows a state remembers
 COLUMNS = ("share", "overlap", "loss", "never_seen")
 
-_JUDGED = 3  # successive windows that must agree before anything is said
+# Set so that neither training on stale scores nor random selection meets them, while hard top-k on
+# scores refreshed each epoch mostly does (tests/test_diagnostics.py trains both).
 _PRUNED = 0.9  # a window that drew a larger share is no selection
-_CHURN = 0.5  # overlaps below this part of what chance gives
-_STUCK = 0.9  # overlaps above this
-_FALLING = 0.98  # the mean loss must fall below this part of what it was
+_CHURN, _CHURNS = 0.75, 2  # so many overlaps in a row below this part of what chance gives
+_STUCK, _STUCKS = 0.9, 3  # so many overlaps in a row above this
 
 
 class Diagnostics(NamedTuple):
@@ -42,8 +42,8 @@ class Diagnostics(NamedTuple):
             second window.
         expected_overlap: what `overlap` would be if the last window had been drawn at random.
         training_counts: (M,) int64; entry c counts the samples that were selected c times.
-        windows: (W, 4) float64, the latest last: share, overlap, mean loss of the seen samples in
-            nats, and share never seen, of up to 256 windows.
+        windows: (W, 4) float64, the latest last: share, overlap (0 in the first), mean loss of the
+            seen samples in nats (0 without any), and share never seen, of up to 256 windows.
         warning: why hard selection seems to be collapsing, in words; None when it does not.
     """
 
@@ -64,14 +64,10 @@ def close_window(state: EMPState) -> None:
     if count == 0:
         return
     seen = int((state.updates > 0).sum())
-    if bool(state.windows[-1, 0].isnan()):
-        overlap = torch.nan
-    else:
-        overlap = int((drawn & state.drawn).sum()) / count
     row = (
         count / state.num_samples,
-        overlap,
-        float(state.loss.sum(dtype=torch.float64)) / seen if seen else torch.nan,
+        int((drawn & state.drawn).sum()) / count,
+        float(state.loss.sum(dtype=torch.float64)) / max(1, seen),
         1 - seen / state.num_samples,
     )
     windows = state.windows.roll(-1, 0)
@@ -85,7 +81,7 @@ def diagnose(state: EMPState) -> Diagnostics:
     """Close the window and describe the state; warn, once a state, of a collapse."""
     close_window(state)
     windows = state.windows.cpu()
-    windows = windows[~windows[:, 0].isnan()]
+    windows = windows[windows[:, 0] >= 0]
     seen = state.updates > 0
     num_seen = int(seen.sum())
     ages = state.age()[seen]
@@ -98,7 +94,7 @@ def diagnose(state: EMPState) -> Diagnostics:
         never_seen=1 - num_seen / state.num_samples if state.num_samples else 0.0,
         median_age=float(ages.median()) if num_seen else nan,
         share=float(windows[-1, 0]) if len(windows) else nan,
-        overlap=float(windows[-1, 1]) if len(windows) else nan,
+        overlap=float(windows[-1, 1]) if len(windows) > 1 else nan,
         expected_overlap=float(windows[-2, 0]) if len(windows) > 1 else nan,
         training_counts=torch.bincount(state.selections.cpu()),
         windows=windows,
@@ -107,36 +103,47 @@ def diagnose(state: EMPState) -> Diagnostics:
 
 
 def _collapse(windows: torch.Tensor) -> str | None:
-    """Why the last windows (W, 4) look like a collapse, or None."""
-    if len(windows) < _JUDGED + 1:
-        return None
-    before, judged = windows[-_JUDGED - 1 : -1], windows[-_JUDGED:]
-    share, overlap, loss, never_seen = judged.unbind(1)
-    expected, earlier_loss = before[:, 0], before[0, 2]
-    if (share > _PRUNED).any() or (expected > _PRUNED).any():
-        return None
-    stuck, churning = (overlap > _STUCK).all(), (overlap < _CHURN * expected).all()
-    last = f"{float(overlap[-1]):.0%} of the last selection was in the one before"
-    if stuck and never_seen[-1] > 0 and never_seen[-1] == never_seen[0]:
-        return (
-            f"the same samples are drawn again and again ({last}) and {float(never_seen[-1]):.0%} "
-            "of all samples were never scored: selections do not reach the state; pass state and "
-            "indices= to emp.cross_entropy or emp.score_and_select for what is trained"
-        )
-    if not loss[-1] >= _FALLING * earlier_loss:
-        return None
-    trend = f"the mean loss went from {float(earlier_loss):.3g} to {float(loss[-1]):.3g} nats"
-    if churning and never_seen[-1] == 0:
-        return (
-            f"hard selection is collapsing: successive selections hardly meet ({last}, chance "
-            f"would give {float(expected[-1]):.0%}) and {trend}: each epoch forgets what the one "
-            "before learned. Refresh a sample's score only when it is trained, keep more, or end "
-            "with epochs on all samples (anneal_epochs)"
-        )
-    if stuck:
-        return (
-            f"hard selection is collapsing: it draws the same samples again and again ({last}) "
-            f"and {trend}: what is selected is not learned, as with wrong labels. Keep more, or "
-            "draw some samples at random"
-        )
+    """Why the latest windows (W, 4) that look like a collapse do so; None where none do."""
+    for last in reversed(range(_CHURNS, len(windows))):
+        reason = _churns(windows[last - _CHURNS : last + 1])
+        if reason is None and last >= _STUCKS:
+            reason = _stuck(windows[last - _STUCKS : last + 1])
+        if reason is not None:
+            return f"{reason} (seen in selection {last + 1} of the last {len(windows)})"
     return None
+
+
+def _churns(windows: torch.Tensor) -> str | None:
+    """Whether the windows after the first forget what the ones before learned."""
+    share, overlap, loss, never_seen = windows.unbind(1)
+    expected = share[:-1]
+    if (share > _PRUNED).any() or never_seen[-1] > 0:  # never-seen samples are drawn but once
+        return None
+    if not (overlap[1:] < _CHURN * expected).all() or loss[-1] < loss[0]:
+        return None
+    return (
+        f"hard selection is collapsing: only {overlap[-1]:.0%} of a selection was in the one "
+        f"before, where chance would give {expected[-1]:.0%}, and the mean loss of all samples "
+        f"went from {loss[0]:.3g} to {loss[-1]:.3g} nats: each epoch forgets what the one before "
+        "learned. Refresh a sample's score only when it is trained, keep more, or end with epochs "
+        "on all samples (anneal_epochs)"
+    )
+
+
+def _stuck(windows: torch.Tensor) -> str | None:
+    """Whether the windows after the first drew the same samples, to no avail."""
+    share, overlap, loss, never_seen = windows.unbind(1)
+    if (share > _PRUNED).any() or not (overlap[1:] > _STUCK).all() or loss[-1] < loss[0]:
+        return None
+    again = f"{overlap[-1]:.0%} of a selection was in the one before"
+    if never_seen[-1] > 0 and never_seen[-1] == never_seen[0]:
+        return (
+            f"the same samples are drawn again and again: {again}, and {never_seen[-1]:.0%} of all "
+            "samples stay without a score: what is trained must reach the state; pass it and "
+            "indices= to emp.cross_entropy or emp.score_and_select"
+        )
+    return (
+        f"hard selection is collapsing: it draws the same samples again and again, {again}, and "
+        f"the mean loss of all samples went from {loss[0]:.3g} to {loss[-1]:.3g} nats: what is "
+        "selected is not learned, as with wrong labels. Keep more, or draw some samples at random"
+    )

@@ -35,11 +35,11 @@ class EMPState:
         updates: (num_samples,) int32, how many calls wrote the sample.
         selections: (num_samples,) int32, how often the sample was returned by score_and_select
             or drawn by a sampler.
-        clock: () int32, how many calls were given the state, whatever they wrote.
+        clock: () int32, how many calls wrote into the state.
         seen_at: (num_samples,) int32, the clock at the call that last wrote the sample; 0 = never.
         counted: (num_samples,) int32, the selections when the last window was closed.
         drawn: (num_samples,) bool, what that window drew.
-        windows: (256, 4) float64, the latest last, unused rows NaN: what
+        windows: (256, 4) float64, the latest last, unused rows -1: what
             :class:`emp_kernels.Diagnostics` says of them.
         epoch: int, the epochs completed.
         beta: float. num_samples: int.
@@ -78,7 +78,7 @@ class EMPState:
         self.counted = torch.zeros(size, dtype=torch.int32, device=device)
         self.drawn = torch.zeros(size, dtype=torch.bool, device=device)
         windows = (diagnostics.WINDOWS, len(diagnostics.COLUMNS))
-        self.windows = torch.full(windows, torch.nan, dtype=torch.float64, device=device)
+        self.windows = torch.full(windows, -1.0, dtype=torch.float64, device=device)
         self.warned = False  # of a collapse; a state says so once
 
     @property
@@ -137,7 +137,7 @@ class EMPState:
     def age(self) -> torch.Tensor:
         """How many calls ago each sample's scores were written: (num_samples,) int32, -1 = never.
 
-        A call is one of `update`, `score_and_select` or `cross_entropy` with this state.
+        A call is one of `update`, `score_and_select` or `cross_entropy` that wrote into this state.
         """
         return (self.clock - self.seen_at).masked_fill(self.seen_at == 0, -1)
 

@@ -157,7 +157,6 @@ def update_state(state, ids, scores: Scores, function: str) -> None:
     size = state.num_samples
     ids = ids.to(torch.int64)
     _check_ids(ids, size, function)
-    state.clock += 1
     if size == 0:
         return
     valid = _writable(scores) & (ids >= 0) & (ids < size)
@@ -173,6 +172,7 @@ def update_state(state, ids, scores: Scores, function: str) -> None:
         stored = getattr(state, field)
         stored.copy_(torch.where(written, getattr(scores, field)[source].to(stored.dtype), stored))
     state.updates += written
+    state.clock += written.any()
     state.seen_at.copy_(torch.where(written, state.clock, state.seen_at))
 
 
