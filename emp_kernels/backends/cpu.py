@@ -61,6 +61,7 @@ def describe() -> str:
 def _logits(logits: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     """The logits (kept alive by the caller) and their native description: rows of unit inner
     stride, in groups of equally spaced rows. Other layouts are copied."""
+    logits = logits.resolve_neg()
     if logits.dim() == 2:
         rows, classes = logits.shape
         row_stride, inner = logits.stride()
@@ -96,6 +97,9 @@ def _floats(shape) -> torch.Tensor:
 
 def _labels(labels: torch.Tensor, ignore_index: int | None):
     labels = labels.contiguous()
+    if labels.dtype == torch.uint64:  # read as int64, a label from 2^63 on could be ignore_index
+        signed = labels.view(torch.int64)
+        labels = signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
     code = _INT_CODES[labels.dtype]
     return labels, (labels.data_ptr(), code, ignore_index is not None, ignore_index or 0)
 
@@ -143,7 +147,7 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
 
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending positions of the `count` highest scores (N,)."""
-    scores = scores.detach().to(torch.float32).contiguous()
+    scores = scores.detach().resolve_neg().to(torch.float32).contiguous()
     out = torch.empty(count, dtype=torch.int64, device=DEVICE)
     _native.select(
         scores.data_ptr(), scores.shape[0], count, out.data_ptr(), torch.get_num_threads()
