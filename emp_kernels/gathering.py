@@ -51,10 +51,13 @@ def _gather_leaves(sources, indices, outputs) -> list[torch.Tensor]:
     results: list[Any] = [None] * len(sources)
     groups: dict[tuple[torch.device, bool], list[int]] = {}
     for i, source in enumerate(sources):
-        differentiable = source.requires_grad and torch.is_grad_enabled()
-        groups.setdefault((source.device, differentiable), []).append(i)
-    for (device, differentiable), members in groups.items():
-        backend = backends.resolve_gather(sources[members[0]], differentiable)
+        by_torch = source.requires_grad and torch.is_grad_enabled()
+        for tensor in (source,) if outputs is None else (source, outputs[i]):
+            # Memory that torch conjugates or negates as it reads it.
+            by_torch = by_torch or tensor.is_conj() or tensor.is_neg()
+        groups.setdefault((source.device, by_torch), []).append(i)
+    for (device, by_torch), members in groups.items():
+        backend = backends.resolve_gather(sources[members[0]], by_torch)
         gathered = backend.gather_rows(
             [sources[i] for i in members],
             indices.to(device),

@@ -86,8 +86,9 @@ def resolve(function: str, name: str | None, tensor: torch.Tensor) -> ModuleType
     return backend
 
 
-def resolve_gather(source: torch.Tensor, differentiable: bool) -> ModuleType:
-    """The module that gathers rows of `source`: any dtype; autograd runs through the reference."""
-    if source.is_cpu and not differentiable and source.layout == torch.strided:
+def resolve_gather(source: torch.Tensor, by_torch: bool) -> ModuleType:
+    """The module that gathers rows of `source`, of any dtype: the reference where torch's own
+    index_select must do it, for autograd or for memory that is not what it stands for."""
+    if source.is_cpu and not by_torch and source.layout == torch.strided:
         return _resolve("gather", None, "cpu", torch.uint8)
     return load("reference")
