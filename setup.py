@@ -40,7 +40,9 @@ def find_tool(name: str) -> str:
 
 def cmake(*arguments: str | Path) -> None:
     environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count()), **os.environ}
-    subprocess.run([find_tool("cmake"), *map(str, arguments)], check=True, env=environment)
+    command = [find_tool("cmake"), *map(str, arguments)]
+    if subprocess.call(command, env=environment) != 0:
+        raise SystemExit("emp_kernels: the native modules were not built, CMake says why above")
 
 
 def built_here() -> bool:

@@ -1,0 +1,200 @@
+"""The package as users get it: source archive, wheel, requirements, and builds without CUDA."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import emp_kernels
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = [
+    Requirement(line)
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """Output of a command, errors included; a command that fails shows it."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "PATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source archive, as an index would hold it."""
+    folder = tmp_path_factory.mktemp("source")
+    tree = folder / "tree"
+    skipped = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("emp_kernels", "csrc", "python"):
+        shutil.copytree(ROOT / name, tree / name, ignore=skipped)
+    for path in ROOT.glob("*"):
+        if path.is_file():
+            shutil.copy(path, tree)
+    run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", folder, cwd=tree)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        content.extractall(folder)
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    """The wheel of the archive, built offline; the CUDA part is left out to save time."""
+    install = (sys.executable, "-m", "pip", "wheel", "-q", "--no-index", "--no-deps")
+    run(*install, "--no-build-isolation", "-w", "dist", ".", cwd=source, EMP_CUDA="0")
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {name for name in names if name.endswith(".so")}
+    assert len(modules) == 1
+    assert modules.pop().startswith("emp_kernels/_cpu.")
+    python = {str(path.relative_to(ROOT)) for path in (ROOT / "emp_kernels").rglob("*.py")}
+    inside = {name for name in names if ".dist-info/" not in name and not name.endswith(".so")}
+    assert inside == python | {"emp_kernels/py.typed"}
+
+
+def test_the_metadata_says_what_is_needed(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = importlib.metadata.PathDistribution(zipfile.Path(archive, name).parent).metadata
+    assert metadata["Version"] == emp_kernels.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert always == ["torch>=2.6", "numpy"]
+    assert set(metadata.get_all("Provides-Extra")) >= {"demo", "bench", "test", "dev", "triton"}
+
+
+def test_the_installed_wheel_scores_with_the_native_module(wheel: Path, tmp_path: Path) -> None:
+    install = (sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps")
+    run(*install, "--target", tmp_path, wheel, cwd=tmp_path)
+    program = (
+        "import torch, emp_kernels as emp\n"
+        "scores = emp.score(torch.zeros(2, 4), torch.tensor([0, 3]), backend='cpu')\n"
+        "torch.testing.assert_close(scores.loss, torch.full((2,), 4.0).log())\n"
+        "print(emp.__file__)"
+    )
+    printed = run(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert printed.split() == [str(tmp_path / "emp_kernels" / "__init__.py")]
+
+
+def test_no_function_is_compiled_for_two_simd_levels(source: Path, wheel: Path) -> None:
+    """The linker keeps one copy of an inline function: one for AVX-512 would crash older machines.
+
+    Functions shared by the levels must therefore depend on a template parameter of the level, or
+    be local to their file.
+    """
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    levels: dict[str, set[str]] = {}
+    for path in (source / "build").rglob("cpu_kernels.dir/**/*.o"):
+        level = re.search(r"_(avx2|avx512)\.cpp\.o$", path.name)
+        symbols = run("nm", "--defined-only", path, cwd=source).splitlines()
+        weak = {fields[2] for line in symbols if (fields := line.split())[1] in "Ww"}
+        levels.setdefault(level[1] if level else "any", set()).update(weak)
+    assert "any" in levels
+    for one, other in combinations(levels, 2):
+        assert not levels[one] & levels[other], f"in both {one} and {other}"
+
+
+@pytest.mark.skipif(not (ROOT / "csrc" / "cuda").exists(), reason="needs the CUDA sources")
+def test_a_missing_cuda_compiler_is_one_clear_line(source: Path, tmp_path: Path) -> None:
+    printed = run(
+        *("cmake", "-G", "Ninja", "-S", source, "-B", tmp_path, "--log-level=NOTICE"),
+        f"-DPython_EXECUTABLE={sys.executable}",
+        cwd=source,
+        CUDACXX=str(tmp_path / "nvcc"),
+    )
+    about_cuda = [line for line in printed.splitlines() if "cuda" in line.lower()]
+    assert about_cuda == [
+        "emp_kernels: no CUDA compiler found, building without the CUDA extension"
+    ]
+
+
+def test_every_pin_is_exact() -> None:
+    for pin in PINS:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==", pin
+        assert "*" not in specifier.version, pin
+        assert pin.url is None, pin
+    assert [str(pin.specifier) for pin in PINS if pin.name == "torch"] == ["==2.13.0"]
+
+
+def test_everything_that_the_make_targets_install_is_pinned() -> None:
+    pinned = {canonicalize_name(pin.name) for pin in PINS}
+    extras = PROJECT["optional-dependencies"]
+    todo = [*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)]
+    seen: set[str] = set()
+    while todo:
+        requirement = Requirement(todo.pop())
+        name = canonicalize_name(requirement.name)
+        if name in seen or name == canonicalize_name(PROJECT["name"]):
+            continue
+        seen.add(name)
+        assert name in pinned, f"constraints.txt lacks {name}"
+        try:
+            needs = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # for another platform or Python
+        wanted = [{"extra": extra} for extra in requirement.extras or {""}]
+        for line in needs:
+            marker = Requirement(line).marker
+            if marker is None or any(marker.evaluate(extra) for extra in wanted):
+                todo.append(line)
+
+
+def test_the_build_requirements_are_in_the_environment_too() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert set(build) <= set(PROJECT["optional-dependencies"]["dev"])
+
+
+def test_no_file_names_a_place_on_a_machine() -> None:
+    """Paths of somebody's machine, and hosts of package indexes, have no place in the tree."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    folders = "|".join(("work", "tmp", "home", "root", "opt", "mnt", "Users"))
+    place = re.compile(rf"(?<![\w.$)}}/-])/({folders})(?![\w-])|--(extra-)?index-url|\.pyenv")
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path == Path(__file__).resolve() or not path.is_file():
+            continue
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        found = place.search(text)
+        assert found is None, f"{name} names {found[0]!r}"
