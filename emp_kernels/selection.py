@@ -4,7 +4,7 @@ import torch
 
 from . import backends
 from .keep import Keep, check_keep_of, kept_count
-from .validation import FLOAT_DTYPES
+from .validation import FLOAT_DTYPES, check_strided
 
 
 def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> torch.Tensor:
@@ -31,6 +31,7 @@ def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> t
         raise TypeError(f"select: scores must be a torch.Tensor, got {type(scores).__name__}")
     if scores.dtype not in FLOAT_DTYPES:
         raise TypeError(f"select: scores must have a floating dtype, got {scores.dtype}")
+    check_strided("select", "scores", scores)
     if scores.dim() != 1:
         raise ValueError(f"select: scores must have shape (N,), got {tuple(scores.shape)}")
     n = scores.shape[0]

@@ -25,6 +25,12 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
+def check_strided(function: str, name: str, tensor: torch.Tensor) -> None:
+    """`tensor` is an ordinary dense one: sparse and other layouts have no rows in memory."""
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{function}: {name} must have layout torch.strided, got {tensor.layout}")
+
+
 def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> None:
     """`logits` is a floating tensor with at least rows and columns."""
     if not isinstance(logits, torch.Tensor):
@@ -33,6 +39,7 @@ def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> N
         raise TypeError(
             f"{function}: {name} must be float32, float16, bfloat16 or float64, got {logits.dtype}"
         )
+    check_strided(function, name, logits)
     if logits.dim() < 2:
         raise ValueError(
             f"{function}: {name} must have shape (N, C) or (..., C), got {tuple(logits.shape)}"
@@ -45,6 +52,7 @@ def check_labels(function: str, labels: torch.Tensor, logits: torch.Tensor) -> N
         raise TypeError(f"{function}: labels must be a torch.Tensor, got {type(labels).__name__}")
     if labels.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{function}: labels must have an integer dtype, got {labels.dtype}")
+    check_strided(function, "labels", labels)
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"{function}: labels must have the logits' leading shape {tuple(logits.shape[:-1])}, "
@@ -72,6 +80,7 @@ def check_ids(
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(ids).__name__}")
     if ids.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{function}: {name} must have an integer dtype, got {ids.dtype}")
+    check_strided(function, name, ids)
     if ids.dim() != 1 or (rows is not None and ids.shape[0] != rows):
         shape = "(K,)" if rows is None else f"({rows},)"
         raise ValueError(f"{function}: {name} must have shape {shape}, got {tuple(ids.shape)}")

@@ -74,8 +74,10 @@ def resolve(function: str, name: str | None, tensor: torch.Tensor) -> ModuleType
     Raises:
         ValueError: `name` is no backend.
         RuntimeError: the named backend is not available here or does not serve the device.
-        TypeError: the named backend does not take the tensor's dtype.
+        TypeError: `name` is no string, or the named backend does not take the tensor's dtype.
     """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"{function}: backend must be a str or None, got {type(name).__name__}")
     dtype = tensor.dtype
     backend = _resolve(function, name, "cpu" if tensor.is_cpu else tensor.device.type, dtype)
     if name is not None and dtype not in backend.DTYPES:
