@@ -164,6 +164,9 @@ def test_lazily_conjugated_and_negated_sources(as_default):
         out = torch.zeros(2, 3, dtype=tensor.dtype)
         emp.gather(tensor, torch.tensor([3, 1]), out=out)
         assert torch.equal(out, tensor[[3, 1]])
+    conjugated = torch.zeros(2, 3, dtype=torch.complex64)
+    emp.gather(z, torch.tensor([3, 1]), out=conjugated.conj())
+    assert torch.equal(conjugated.conj(), z[[3, 1]])
 
 
 def test_large_tensors(as_default, threads):

@@ -126,6 +126,21 @@ def test_small_losses_and_entropies_keep_their_relative_accuracy(classes, margin
     assert_scores(got, truth)
 
 
+@pytest.mark.parametrize("classes", [2, 16, 17, 1000, 128256])
+def test_terms_that_vanish(classes, backend):
+    """exp(z - m) near and below float32's smallest number: each term is right to one step."""
+    distances = torch.tensor([102.0, 103.0, 103.5, 103.9, 104.5, 110.0, 200.0, 1e4, 1e30])
+    logits = -distances[:, None].repeat(1, classes)
+    logits[:, classes // 2] = 0.0
+    labels = torch.full((len(distances),), classes // 2)
+    truth = oracle.statistics(logits, labels)
+    got = emp.score(logits, labels, backend=backend)
+    for name in ("loss", "entropy"):
+        want, allowed = getattr(truth, name), classes * oracle.FLOAT32_STEP
+        allowed *= 1 if name == "loss" else 105  # the entropy's terms are exp(d) |d|
+        assert (np.abs(oracle.to_float64(getattr(got, name)) - want) <= allowed).all()
+
+
 def test_entropy_stays_within_its_bounds(backend):
     for classes in (2, 3, 10, 1000, 4097):
         flat = torch.zeros(2, classes)
@@ -471,6 +486,7 @@ def test_lazily_negated_logits(backend):
     assert logits.is_neg()
     assert torch.equal(logits, real)
     check(logits, labels, backend)
+    check(logits[:, :1], labels * 0, backend)
 
 
 def test_equal_calls_give_equal_bits(backend):

@@ -1,0 +1,375 @@
+"""Bad input: the right error with the contract's wording, before anything is written.
+
+Hypothesis draws a good call, spoils one argument, and compares every argument and the whole
+state with what they were.
+"""
+
+import decimal
+import fractions
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import emp_kernels as emp
+
+INF = float("inf")
+BIG = 2**63
+WORDING = r"must .+, got .+"
+NOT_INTEGERS = [torch.float32, torch.bool, torch.complex64, torch.float64, torch.bfloat16]
+NOT_FLOATS = [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
+NO_TENSORS = [None, 3, 2.5, "text", [[0.0, 1.0]], np.zeros((3, 4), np.float32), (1, 2), object()]
+SCORING = ["score", "sample_statistics", "score_and_select"]
+
+
+def good_call(function, rows=5, classes=4, seed=0):
+    """Arguments of a call that succeeds."""
+    generator = torch.Generator().manual_seed(seed)
+    arguments = {
+        "logits": torch.randn(rows, classes, generator=generator),
+        "labels": torch.randint(classes, (rows,), generator=generator),
+    }
+    if function == "score":
+        arguments |= {"beta": 1.0}
+    if function == "score_and_select":
+        state = emp.EMPState(9, beta=0.5)
+        ids = torch.arange(9)
+        state.update(ids, emp.score(torch.randn(9, 3, generator=generator), ids % 3))
+        arguments |= {"state": state, "keep": 0.5, "indices": torch.arange(rows) % 9}
+    return arguments | {"ignore_index": None}
+
+
+def marks(arguments):
+    """What must not change: every tensor's bytes, and the state's."""
+    tensors = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+    tensors = [x for x in tensors if x.device.type == "cpu" and x.layout == torch.strided]
+    found = [oracle.fingerprint(*tensors)]
+    if isinstance(arguments.get("state"), emp.EMPState) and arguments["state"].device.type == "cpu":
+        found.append(oracle.state_fingerprint(arguments["state"]))
+    return found
+
+
+def refuses(error, function, arguments, match=WORDING, **options):
+    """The call raises `error`, worded `function: ... must ..., got ...`, and writes nothing."""
+    before = marks(arguments)
+    with pytest.raises(error, match=rf"(?s)^{function}: .*{match}") as caught:
+        getattr(emp, function)(**arguments, **options)
+    assert type(caught.value) is error
+    assert marks(arguments) == before
+
+
+def spoilt(function, backend, error, match=WORDING, **changes):
+    refuses(error, function, good_call(function) | changes, match, backend=backend)
+
+
+# ---- types, dtypes, shapes, devices
+
+
+@pytest.mark.parametrize("function", SCORING)
+def test_good_calls_succeed(function, backend):
+    getattr(emp, function)(**good_call(function), backend=backend)
+
+
+@pytest.mark.parametrize("function", SCORING)
+def test_arguments_of_another_type(function, backend):
+    for wrong in NO_TENSORS:
+        spoilt(function, backend, TypeError, f"logits {WORDING}", logits=wrong)
+        spoilt(function, backend, TypeError, f"labels {WORDING}", labels=wrong)
+    for wrong in (1.5, "1", True, [1], torch.tensor(1)):
+        spoilt(function, backend, TypeError, f"ignore_index {WORDING}", ignore_index=wrong)
+    for wrong in (BIG, -BIG - 1, 10**30):
+        spoilt(function, backend, ValueError, f"ignore_index {WORDING}", ignore_index=wrong)
+
+
+@pytest.mark.parametrize("function", SCORING)
+def test_dtypes(function, backend):
+    good = good_call(function)
+    for dtype in NOT_FLOATS:
+        logits = good["logits"].to(dtype)
+        spoilt(function, backend, TypeError, f"logits {WORDING}", logits=logits)
+    for dtype in NOT_INTEGERS:
+        labels = good["labels"].to(dtype)
+        spoilt(function, backend, TypeError, f"labels {WORDING}", labels=labels)
+
+
+@pytest.mark.parametrize("function", SCORING)
+def test_layouts_without_strides(function, backend):
+    good = good_call(function)
+    sparse = good["logits"].to_sparse()
+    spoilt(function, backend, TypeError, f"logits {WORDING}", logits=sparse)
+    sparse = good["labels"].to_sparse()
+    spoilt(function, backend, TypeError, f"labels {WORDING}", labels=sparse)
+
+
+@pytest.mark.parametrize("function", SCORING)
+def test_shapes(function, backend):
+    good = good_call(function)
+    for logits in (torch.zeros(()), torch.zeros(5)):
+        spoilt(function, backend, ValueError, f"logits {WORDING}", logits=logits)
+    wrong = [(4,), (6,), (0,), (), (5, 1), (1, 5), (5, 4), (1,)]
+    for shape in wrong:
+        labels = torch.zeros(shape, dtype=torch.int64)
+        spoilt(function, backend, ValueError, rf"labels {WORDING}", labels=labels)
+    cube = torch.zeros(2, 5, 4)
+    spoilt(function, backend, ValueError, logits=cube)
+    if function != "score_and_select":
+        for shape in ((5, 2), (10,), (2, 5, 4), (2, 4), (2, 1)):
+            labels = torch.zeros(shape, dtype=torch.int64)
+            spoilt(function, backend, ValueError, logits=cube, labels=labels)
+    spoilt(function, backend, ValueError, logits=good["logits"][:, :0])  # no class for a label
+
+
+@pytest.mark.parametrize("function", SCORING)
+def test_devices(function, backend):
+    labels = good_call(function)["labels"].to("meta")
+    spoilt(function, backend, ValueError, rf"labels {WORDING}", labels=labels)
+
+
+def test_beta(backend):
+    for wrong in (None, "1", True, [1.0], 1j):
+        spoilt("score", backend, TypeError, f"beta {WORDING}", beta=wrong)
+    for wrong in (math.nan, INF, -INF):
+        spoilt("score", backend, ValueError, f"beta {WORDING}", beta=wrong)
+
+
+# ---- keep
+
+
+WRONG_KEEP_TYPES = [True, False, None, "0.3", [0.3], np.True_, 1j, decimal.Decimal("0.3")]
+WRONG_KEEPS = [0.0, -0.1, 1.0000001, 2.0, math.nan, INF, -INF, 0, -1, 10**30, fractions.Fraction(3)]
+
+
+def test_keep(backend):
+    scores = torch.arange(5.0)
+    for keep in [*WRONG_KEEP_TYPES, torch.tensor(0.5)]:
+        spoilt("score_and_select", backend, TypeError, f"keep {WORDING}", keep=keep)
+        refuses(
+            TypeError,
+            "select",
+            {"scores": scores, "keep": keep},
+            f"keep {WORDING}",
+            backend=backend,
+        )
+    for keep in [*WRONG_KEEPS, 6]:
+        spoilt("score_and_select", backend, ValueError, f"keep {WORDING}", keep=keep)
+        refuses(
+            ValueError,
+            "select",
+            {"scores": scores, "keep": keep},
+            f"keep {WORDING}",
+            backend=backend,
+        )
+
+
+@given(keep=st.one_of(st.floats(), st.integers()))
+def test_any_keep(backend, keep):
+    """Every number is either a good keep or a ValueError."""
+    scores = torch.arange(7.0)
+    good = 0 < keep <= 1 if isinstance(keep, float) else 1 <= keep <= 7
+    if good:
+        want = oracle.select(scores, keep)
+        assert torch.equal(emp.select(scores, keep, backend=backend), want)
+        chosen = emp.score_and_select(
+            torch.zeros(7, 2), torch.zeros(7, dtype=torch.int64), None, keep, backend=backend
+        )
+        assert len(chosen.indices) == len(want)
+    else:
+        arguments = {"scores": scores, "keep": keep}
+        refuses(ValueError, "select", arguments, f"keep {WORDING}", backend=backend)
+        spoilt("score_and_select", backend, ValueError, f"keep {WORDING}", keep=keep)
+
+
+def test_scores_of_select(backend):
+    for wrong in NO_TENSORS:
+        arguments = {"scores": wrong, "keep": 1}
+        refuses(TypeError, "select", arguments, f"scores {WORDING}", backend=backend)
+    for dtype in NOT_FLOATS:
+        arguments = {"scores": torch.zeros(4).to(dtype), "keep": 1}
+        refuses(TypeError, "select", arguments, f"scores {WORDING}", backend=backend)
+    sparse = {"scores": torch.ones(4).to_sparse(), "keep": 1}
+    refuses(TypeError, "select", sparse, f"scores {WORDING}", backend=backend)
+    for shape in ((), (1, 4), (4, 1), (2, 2), (0, 4)):
+        arguments = {"scores": torch.zeros(shape), "keep": 1}
+        refuses(ValueError, "select", arguments, f"scores {WORDING}", backend=backend)
+
+
+# ---- labels and ids
+
+
+@pytest.mark.parametrize("function", SCORING)
+@given(
+    place=st.integers(0, 19),
+    bad=st.one_of(
+        st.sampled_from([-1, -100, 4, 5, 127, -128, 2**31 - 1, -(2**31), BIG - 1, -BIG]),
+        st.integers(-BIG, BIG - 1).filter(lambda x: not 0 <= x < 4),
+    ),
+    ignored=st.booleans(),
+)
+def test_a_label_out_of_range(function, backend, place, bad, ignored):
+    """The first one is named, with its row; rows that are ignored excuse no other."""
+    arguments = good_call(function, rows=20)
+    arguments["labels"][place] = bad
+    if ignored:
+        arguments["ignore_index"] = -7 if bad != -7 else -8
+        if place:
+            arguments["labels"][0] = arguments["ignore_index"]
+    if place < 19:
+        arguments["labels"][19] = 77
+    refuses(
+        ValueError,
+        function,
+        arguments,
+        rf"labels must be in \[0, 4\), got {bad} in row {place}",
+        backend=backend,
+    )
+
+
+@pytest.mark.parametrize("function", SCORING)
+@pytest.mark.parametrize(
+    ("dtype", "bad"),
+    [(torch.int8, -1), (torch.int8, 127), (torch.uint8, 255), (torch.int16, -300),
+     (torch.uint16, 65535), (torch.int32, -(2**31)), (torch.uint32, 2**32 - 1),
+     (torch.uint64, 2**63), (torch.uint64, 2**64 - 1)],
+)  # fmt: skip
+def test_a_label_out_of_range_in_every_dtype(function, dtype, bad, backend):
+    labels = torch.tensor([0, 1, bad, 3, bad], dtype=dtype)
+    named = bad if bad < 2**63 else r"\d+"  # larger ones are read as the largest int64
+    spoilt(function, backend, ValueError, rf"labels must be in \[0, 4\), got {named} in row 2",
+           labels=labels)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", SCORING)
+def test_a_label_out_of_range_in_a_large_batch(function, backend, threads):
+    """Whichever thread finds it, nothing was written."""
+    rows = 70_000
+    arguments = good_call(function, rows)
+    if function == "score_and_select":
+        arguments |= {"state": emp.EMPState(rows), "indices": None}
+    for place in (0, rows // 2, rows - 1):
+        arguments["labels"] = torch.zeros(rows, dtype=torch.int64)
+        arguments["labels"][place] = 4
+        for count in threads[:2]:
+            torch.set_num_threads(count)
+            refuses(ValueError, function, arguments, f"in row {place}", backend=backend)
+
+
+def test_a_label_out_of_range_in_three_dimensions(backend):
+    logits, labels = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
+    labels[1, 0] = 4
+    for function in SCORING[:2]:
+        refuses(
+            ValueError,
+            function,
+            {"logits": logits, "labels": labels},
+            r"labels must be in \[0, 4\), got 4 in row 3",
+            backend=backend,
+        )
+
+
+@given(
+    place=st.integers(0, 19),
+    bad=st.one_of(
+        st.sampled_from([-1, 9, 10, 2**31, -(2**31) - 1, 2**32, 2**32 + 3, BIG - 1, -BIG]),
+        st.integers(-BIG, BIG - 1).filter(lambda x: not 0 <= x < 9),
+    ),
+    row=st.sampled_from(["plain", "invalid", "ignored"]),
+)
+def test_an_id_out_of_range(backend, place, bad, row):
+    """Also of a row that would not be written."""
+    arguments = good_call("score_and_select", rows=20)
+    arguments["indices"][place] = bad
+    if row == "invalid":
+        arguments["logits"][place] = math.nan
+    if row == "ignored":
+        arguments |= {"ignore_index": -1}
+        arguments["labels"][place] = -1
+    refuses(
+        ValueError,
+        "score_and_select",
+        arguments,
+        rf"indices must be in \[0, 9\), got {bad} at position {place}",
+        backend=backend,
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bad"),
+    [(torch.int8, -1), (torch.uint8, 9), (torch.int16, -300), (torch.uint16, 65535),
+     (torch.int32, -(2**31)), (torch.uint32, 2**32 - 1), (torch.uint64, 2**64 - 1)],
+)  # fmt: skip
+def test_an_id_out_of_range_in_every_dtype(dtype, bad, backend):
+    indices = torch.tensor([0, 1, bad, 3, bad], dtype=dtype)
+    spoilt("score_and_select", backend, ValueError, r"indices must be in \[0, 9\), got ",
+           indices=indices)  # fmt: skip
+
+
+def test_an_id_out_of_range_in_a_large_batch(backend, threads):
+    rows = 70_000
+    arguments = good_call("score_and_select", rows) | {"state": emp.EMPState(rows)}
+    for place in (0, rows // 2, rows - 1):
+        arguments["indices"] = torch.arange(rows)
+        arguments["indices"][place] = rows
+        for count in threads[:2]:
+            torch.set_num_threads(count)
+            refuses(
+                ValueError, "score_and_select", arguments, f"at position {place}", backend=backend
+            )
+
+
+def test_a_bad_label_and_a_bad_id(backend):
+    arguments = good_call("score_and_select")
+    arguments["labels"][4] = 4
+    arguments["indices"][0] = 9
+    refuses(ValueError, "score_and_select", arguments, r"\[0, [49]\), got [49]", backend=backend)
+
+
+def test_indices_of_score_and_select(backend):
+    for wrong in (3, "ids", [0, 1, 2, 3, 4], np.arange(5), (0,)):
+        spoilt("score_and_select", backend, TypeError, f"indices {WORDING}", indices=wrong)
+    for dtype in NOT_INTEGERS:
+        indices = torch.arange(5).to(dtype)
+        spoilt("score_and_select", backend, TypeError, f"indices {WORDING}", indices=indices)
+    for shape in ((4,), (6,), (0,), (), (5, 1), (1, 5)):
+        indices = torch.zeros(shape, dtype=torch.int64)
+        spoilt("score_and_select", backend, ValueError, f"indices {WORDING}", indices=indices)
+        spoilt("score_and_select", backend, ValueError, f"indices {WORDING}", indices=indices,
+               state=None)  # fmt: skip
+
+
+def test_a_state_of_another_size_asks_for_indices(backend):
+    for size in (0, 4, 6, 50):
+        arguments = good_call("score_and_select") | {"indices": None, "state": emp.EMPState(size)}
+        refuses(ValueError, "score_and_select", arguments, "pass indices=.* got ", backend=backend)
+
+
+def test_the_state(backend):
+    for wrong in (3, "state", torch.zeros(5), {}, emp.EMPState, [emp.EMPState(5)]):
+        spoilt("score_and_select", backend, TypeError, f"state {WORDING}", state=wrong)
+    spoilt("score_and_select", backend, ValueError, f"state {WORDING}",
+           state=emp.EMPState(9, device="meta"))  # fmt: skip
+
+
+def test_no_rows_and_a_state_of_another_size(backend):
+    """Without rows there is no id to miss, but the state still is not theirs."""
+    logits, labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(ValueError, match="pass indices="):
+        emp.score_and_select(logits, labels, emp.EMPState(3), backend=backend)
+    empty = emp.score_and_select(logits, labels, emp.EMPState(3), indices=labels, backend=backend)
+    assert empty.indices.shape == (0,)
+
+
+# ---- backends
+
+
+@pytest.mark.parametrize("function", [*SCORING, "select"])
+def test_unknown_backends(function):
+    arguments = {"scores": torch.zeros(3), "keep": 1} if function == "select" else None
+    arguments = arguments or good_call(function)
+    for name in ("gpu", "", "CPU", "reference ", "emp_kernels"):
+        refuses(ValueError, function, arguments, f"backend {WORDING}", backend=name)
+    for name in (3, True, ["cpu"], torch.device("cpu"), {"cpu": 1}):
+        refuses(TypeError, function, arguments, f"backend {WORDING}", backend=name)

@@ -1,0 +1,40 @@
+"""Forked processes can call every CPU function after the parent used its threads."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).with_name("forked_workers.py")
+ROOT = SCRIPT.parent.parent
+
+
+def run(mode, backend):
+    """Exit the script within its time, or fail with what it printed."""
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    try:
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), mode, backend],
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"{mode} {backend} hangs: {error.stdout!r} {error.stderr!r}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("forked and done\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_data_loader_workers(backend):
+    run("loader", backend)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_bare_fork(backend):
+    if backend == "reference":
+        pytest.skip("torch's own operators hang on OpenMP after a bare fork")
+    run("process", backend)
