@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/cross_entropy.h"
 #include "cpu/gathering.h"
 #include "cpu/pruning.h"
 #include "cpu/scoring.h"
@@ -29,6 +30,9 @@ using LogitsArgs = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t, 
 // (address, dtype, has_ignored, ignored)
 using LabelsArgs = std::tuple<Address, int, bool, int64_t>;
 
+// Addresses of score, loss, entropy, updates, selections, seen_at and clock.
+using StateArgs = std::array<Address, 7>;
+
 emp::Logits logits_of(const LogitsArgs& a) {
   return {at<const void>(std::get<0>(a)), emp::LogitDtype(std::get<1>(a)), std::get<2>(a),
           std::get<3>(a), std::get<4>(a), std::get<5>(a), std::get<6>(a)};
@@ -37,9 +41,9 @@ emp::Labels labels_of(const LabelsArgs& a) {
   return {at<const void>(std::get<0>(a)), emp::IntDtype(std::get<1>(a)), std::get<2>(a),
           std::get<3>(a)};
 }
-emp::State state_of(const std::array<Address, 5>& a, int64_t size) {
+emp::State state_of(const StateArgs& a, int64_t size) {
   return {at<float>(a[0]), at<float>(a[1]), at<float>(a[2]), at<int32_t>(a[3]), at<int32_t>(a[4]),
-          size};
+          at<int32_t>(a[5]), at<int32_t>(a[6]), size};
 }
 emp::ScoreOutputs scores_of(const std::array<Address, 4>& a) {
   return {at<float>(a[0]), at<float>(a[1]), at<float>(a[2]), at<float>(a[3])};
@@ -74,7 +78,7 @@ int64_t sample_statistics(const LogitsArgs& logits_args, const LabelsArgs& label
 // Returns (number of selected rows, -1, -1), or (0, row with a bad label, position of a bad id).
 std::tuple<int64_t, int64_t, int64_t> score_and_select(
     const LogitsArgs& logits_args, const LabelsArgs& labels_args, float beta, double share,
-    int64_t count, const std::array<Address, 5>& state_args, int64_t state_size, Address ids,
+    int64_t count, const StateArgs& state_args, int64_t state_size, Address ids,
     const std::array<Address, 4>& scores, Address indices, Address threshold, Address num_invalid,
     int threads) {
   const emp::Logits logits = logits_of(logits_args);
@@ -121,7 +125,7 @@ std::pair<int64_t, int64_t> gather(
 }
 
 // Returns the position of the first bad id, before anything is written, or -1.
-int64_t update_state(const std::array<Address, 5>& state, int64_t size, Address ids, int64_t rows,
+int64_t update_state(const StateArgs& state, int64_t size, Address ids, int64_t rows,
                      const std::array<Address, 3>& scores) {
   py::gil_scoped_release released;
   const int64_t bad = emp::first_bad_index(at<const int64_t>(ids), rows, size);
@@ -130,6 +134,17 @@ int64_t update_state(const std::array<Address, 5>& state, int64_t size, Address 
                       {at<const float>(scores[0]), at<const float>(scores[1]),
                        at<const float>(scores[2]), at<const int64_t>(ids), rows});
   return bad;
+}
+
+// `gradients` are the addresses of lse and scale.
+void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
+                            const std::array<Address, 2>& gradients, Address out, int threads) {
+  const emp::Logits logits = logits_of(logits_args);
+  const emp::Labels labels = labels_of(labels_args);
+  py::gil_scoped_release released;
+  emp::cross_entropy_backward(logits, labels,
+                              {at<const float>(gradients[0]), at<const float>(gradients[1])},
+                              at<void>(out), threads);
 }
 
 }  // namespace bindings
@@ -142,6 +157,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("select", &bindings::select);
   module.def("gather", &bindings::gather);
   module.def("update_state", &bindings::update_state);
+  module.def("cross_entropy_backward", &bindings::cross_entropy_backward);
   module.def("simd_level", [] { return emp::target_name(emp::target()); },
              "The instruction set in use: avx512, avx2 or portable.");
 }

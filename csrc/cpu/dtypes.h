@@ -38,6 +38,35 @@ struct Float16 {
   return f;
 }
 
+// Round to nearest even; a NaN stays one.
+[[gnu::always_inline]] inline void from_float(float x, float& to) { to = x; }
+[[gnu::always_inline]] inline void from_float(float x, BFloat16& to) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  bits = x == x ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x00400000u;
+  to.bits = uint16_t(bits >> 16);
+}
+[[gnu::always_inline]] inline void from_float(float x, Float16& to) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude >= 0x7f800001u) {
+    half = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
+    half = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {  // a subnormal half: adding 0.5 leaves its bits rounded
+    float shifted;
+    std::memcpy(&shifted, &magnitude, 4);
+    shifted += 0.5f;
+    std::memcpy(&half, &shifted, 4);
+    half -= 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  to.bits = uint16_t(sign | half);
+}
+
 enum class LogitDtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
 enum class IntDtype : int {

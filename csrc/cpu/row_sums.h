@@ -28,7 +28,7 @@ struct RowKernel {
   using F = typename S::F;
   using M = typename S::M;
   static constexpr int64_t kPair = 2 * S::kWidth;
-  static constexpr int64_t kChunk = 2048;
+  static constexpr int64_t kChunk = 1024;
   static constexpr int64_t kFewClasses = 48;  // up to here a lane a row beats a vector a row
 
   static constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -50,7 +50,7 @@ struct RowKernel {
   // 6e-8 with 32 entries, 3e-8 with 8).
   struct Constants {
     typename S::Exp2Table table;
-    F steps_per_nat, magic, nats_per_step, c1, c2, c3, one, normal;
+    F steps_per_nat, magic, minus_step, minus_step_low, c1, c2, c3, one, half, normal;
 
     Constants() {
       int32_t entries[kSteps];
@@ -63,23 +63,39 @@ struct RowKernel {
       table = S::load_table(entries);
       steps_per_nat = S::set(float(kSteps / kLog2));
       magic = S::set(kMagic);
-      nats_per_step = S::set(float(-kLog2) / kSteps);
+      minus_step = S::set(-float(kLog2) / kSteps);
+      minus_step_low = S::set(float((float(kLog2) - kLog2) / kSteps));
       c1 = S::set(float(kCubic ? 1.0 : 1.0 + h * h / 8));
       c2 = S::set(float(kCubic ? 0.5 + 0.8284 * h * h / 24 : 0.5));
       c3 = S::set(float(1.0 / 6));
       one = S::set(1.0f);
+      half = S::set(0.5f);
       normal = S::set(kNormal);
     }
   };
 
-  // exp(d) for d in [kNormal, 0]; NaN for NaN.
-  static F exp_normal(const Constants& k, F d) {
-    const F magic_k = S::fma(d, k.steps_per_nat, k.magic);
-    const F r = S::fma(S::sub(magic_k, k.magic), k.nats_per_step, d);
-    const F p = kCubic ? S::fma(r, S::fma(r, S::fma(r, k.c3, k.c2), k.c1), k.one)
-                       : S::fma(r, S::fma(r, k.c2, k.c1), k.one);
-    return S::mul(S::exp2_scaled(k.table, magic_k), p);
+  static F polynomial(const Constants& k, F r) {
+    return kCubic ? S::fma(r, S::fma(r, S::fma(r, k.c3, k.c2), k.c1), k.one)
+                  : S::fma(r, S::fma(r, k.c2, k.c1), k.one);
   }
+
+  // What exponentials are taken against.
+  struct Reference {
+    F m, magic, scale;
+
+    // kDirect: against the whole step k_m next to m, so that no rounding of z - m enters:
+    // exp(z - m) = scale * 2^((k - k_m) / kSteps) * polynomial(z - k log(2) / kSteps).
+    // Otherwise against m itself. |m| <= kDirectLimit keeps k_m exact.
+    Reference(const Constants& k, F maximum, bool direct)
+        : m(maximum), magic(k.magic), scale(k.one) {
+      if (!direct) return;
+      const F k_m = S::sub(S::fma(m, k.steps_per_nat, k.magic), k.magic);
+      const F past = S::fma(k_m, k.minus_step_low, S::fma(k_m, k.minus_step, m));
+      magic = S::sub(k.magic, k_m);
+      scale = polynomial(k, S::sub(S::set(0.0f), past));
+    }
+  };
+  static constexpr float kDirectLimit = 8192.0f;
 
   struct Sums {
     F u, t, q;
@@ -99,44 +115,46 @@ struct RowKernel {
     kTiny,    // contributions down to the smallest denormal: exp(d) = exp(d / 2)^2
   };
 
-  // Adds exp(z - m) of one vector, where `use` (not looked at in Range::kNormal).
-  // kExact: z - m is exact wherever it matters, as for 16-bit logits.
-  template <Range kRange, bool kExact, bool kSquares>
-  static void add_vector(const Constants& k, F z, F m, M use, Sums& s) {
-    const F d = S::sub(z, m);
-    const F x = kRange == Range::kTiny ? S::mul(d, S::set(0.5f)) : d;
-    F e = exp_normal(k, x);
+  // Adds exp(z - m) / scale of one vector, where `use` (not looked at in Range::kNormal). With
+  // Range::kTiny everything is halved before and squared behind the exponential; t is halved too.
+  template <Range kRange, bool kDirect, bool kSquares>
+  static void add_vector(const Constants& k, F z, const Reference& at, M use, Sums& s) {
+    if (kRange == Range::kTiny) z = S::mul(z, k.half);
+    const F d = S::sub(z, at.m);
+    const F x = kDirect ? z : d;
+    const F magic_k = S::fma(x, k.steps_per_nat, at.magic), steps = S::sub(magic_k, at.magic);
+    F r = S::fma(steps, k.minus_step, x);
+    if (kDirect) r = S::fma(steps, k.minus_step_low, r);
+    F e = S::mul(S::exp2_scaled(k.table, magic_k), polynomial(k, r));
     if (kRange != Range::kNormal) {
-      use = S::both(use, S::not_less(x, k.normal));
+      use = S::both(use, S::not_less(d, k.normal));
       e = S::zero_unless(use, e);
     }
     if (kRange == Range::kTiny) e = S::mul(e, e);
-    if (!kExact) {  // what z - m lost to rounding, by Knuth's TwoSum
-      const F b = S::sub(d, z);
-      const F lost = S::sub(S::sub(z, S::sub(d, b)), S::add(m, b));
-      e = kRange == Range::kNormal ? S::fma(e, lost, e) : S::fma_where(use, e, lost, e);
-    }
     s.u = S::add(s.u, e);
     s.t = kRange == Range::kNormal ? S::fma(e, d, s.t) : S::fma_where(use, e, d, s.t);
     if (kSquares) s.q = S::fma(e, e, s.q);
   }
 
-  // Adds n elements. With kLeaveOut the elements equal to m are left out and counted.
-  template <Range kRange, bool kLeaveOut, bool kSquares, class T>
+  // Adds n elements against their maximum so far. With kLeaveOut the elements equal to it are left
+  // out, and their number is returned.
+  template <Range kRange, bool kLeaveOut, bool kDirect, bool kSquares, class T>
   static int64_t add_run(const Constants& k, const T* z, int64_t n, float maximum, Sums& sums) {
-    constexpr bool kExact = sizeof(T) == 2;
     constexpr int64_t kAhead = kChunk;  // the next chunk, or the row that follows
+    constexpr Range kMasked = kRange == Range::kTiny ? Range::kTiny : Range::kAny;
     static_assert(kRange != Range::kNormal || !kLeaveOut, "kNormal has no masks");
     const F m = S::set(maximum);
+    const Reference at(k, kRange == Range::kTiny ? S::mul(m, k.half) : m, kDirect);
     Sums s0, s1, s2, s3;
     int64_t left_out = 0;
+    const auto used = [&](F x) __attribute__((always_inline)) {
+      if (!kLeaveOut) return S::all();
+      const M use = S::not_equal(x, m);
+      left_out += S::kWidth - S::count(use);
+      return use;
+    };
     const auto add = [&](F x, Sums& s) __attribute__((always_inline)) {
-      M use = S::not_equal(x, m);
-      if (kLeaveOut)
-        left_out += S::kWidth - S::count(use);
-      else
-        use = S::all();
-      add_vector<kRange, kExact, kSquares>(k, x, m, use, s);
+      add_vector<kRange, kDirect, kSquares>(k, x, at, used(x), s);
     };
     int64_t i = 0;
     F a, b;
@@ -157,20 +175,33 @@ struct RowKernel {
     }
     if (i < n) {  // the filling is -inf: it adds nothing, and d = -inf stays behind the mask
       S::load2_first(z + i, int(n - i), a, b);
-      const auto add_last = [&](F x, Sums& s) __attribute__((always_inline)) {
-        const M use = S::not_equal(x, m);
-        if (kLeaveOut) left_out += S::kWidth - S::count(use);
-        add_vector<kRange == Range::kTiny ? Range::kTiny : Range::kAny, kExact, kSquares>(
-            k, x, m, kLeaveOut ? use : S::all(), s);
-      };
-      add_last(a, s2);
-      if (n - i > S::kWidth || kExact) add_last(b, s3);
+      add_vector<kMasked, kDirect, kSquares>(k, a, at, used(a), s2);
+      if (n - i > S::kWidth || sizeof(T) == 2)  // 16-bit pairs are interleaved
+        add_vector<kMasked, kDirect, kSquares>(k, b, at, used(b), s3);
     }
     s0 += s1;
     s2 += s3;
     s0 += s2;
-    sums = s0;
+    sums = finished<kRange, kSquares>(s0, at);
     return left_out;
+  }
+
+  // Sums against m itself, and t not halved.
+  template <Range kRange, bool kSquares>
+  static Sums finished(Sums s, const Reference& at) {
+    const F scale = kRange == Range::kTiny ? S::mul(at.scale, at.scale) : at.scale;
+    s.u = S::mul(s.u, scale);
+    s.t = S::mul(s.t, kRange == Range::kTiny ? S::add(scale, scale) : scale);
+    if (kSquares) s.q = S::mul(s.q, S::mul(scale, scale));
+    return s;
+  }
+
+  // 16-bit logits: z - m is exact wherever it matters. float32: so it is behind kDirectLimit.
+  template <Range kRange, bool kLeaveOut, bool kSquares, class T>
+  static int64_t add(const Constants& k, const T* z, int64_t n, float m, Sums& s) {
+    if (sizeof(T) == 4 && std::fabs(m) <= kDirectLimit)
+      return add_run<kRange, kLeaveOut, sizeof(T) == 4, kSquares>(k, z, n, m, s);
+    return add_run<kRange, kLeaveOut, false, kSquares>(k, z, n, m, s);
   }
 
   // Bounds of some elements; a NaN may or may not show in them.
@@ -283,14 +314,14 @@ struct RowKernel {
           q = f * f * (q + 1);
         }
         m = range.highest;
-        ties = double(add_run<kMasked, true, kSquares>(k, z, n, m, s) - 1);
+        ties = double(add<kMasked, true, kSquares>(k, z, n, m, s) - 1);
       } else if (m == -kInf || !(range.highest >= m + kVanish)) {  // only a NaN can matter here
         if (has_nan(z, n)) return {m, kNaN, kNaN, kNaN};
         continue;
       } else if (!kTiny && range.lowest >= m + kNormal) {
-        add_run<Range::kNormal, false, kSquares>(k, z, n, m, s);
+        add<Range::kNormal, false, kSquares>(k, z, n, m, s);
       } else {
-        add_run<kMasked, false, kSquares>(k, z, n, m, s);
+        add<kMasked, false, kSquares>(k, z, n, m, s);
       }
       u += S::reduce_add(s.u) + ties;
       t += S::reduce_add(s.t);
@@ -320,7 +351,17 @@ struct RowKernel {
       m = S::max(m, z);
       nan = S::add(nan, z);  // NaN where a logit is, or for +inf and -inf together
     }
-    Sums s = add_columns<Range::kAny, kSquares>(k, columns, classes, m);
+    const Reference at(k, m, true);
+    Sums s;
+    M left_out = S::none();
+    for (int64_t c = 0; c < classes; ++c) {
+      const F z = S::load(columns[c]);
+      // The first maximal element of each lane is left out.
+      const M use = S::either(left_out, S::not_equal(z, m));
+      left_out = S::either(left_out, S::equal(z, m));
+      add_vector<Range::kAny, true, kSquares>(k, z, at, use, s);
+    }
+    s = finished<Range::kAny, kSquares>(s, at);
     alignas(64) float maximum[S::kWidth], sum[S::kWidth], u[S::kWidth], t[S::kWidth], q[S::kWidth];
     S::store(maximum, m);
     S::store(sum, nan);
@@ -330,25 +371,11 @@ struct RowKernel {
     for (int lane = 0; lane < S::kWidth; ++lane) {
       RowSums& r = results[lane];
       r = {maximum[lane], u[lane], t[lane], q[lane]};
-      // Rare rows: NaN or infinite ones, and those whose u is so small that denormals matter.
-      if (!(std::fabs(sum[lane]) < kInf) || !(r.u >= float(kTinySum) * float(classes)))
+      // Rare rows: NaN or infinite, huge, or with a u so small that denormals matter.
+      if (!(std::fabs(sum[lane]) < kInf) || !(std::fabs(r.m) <= kDirectLimit) ||
+          !(r.u >= float(kTinySum) * float(classes)))
         r = row_sums<kSquares>(k, rows[lane], classes);
     }
-  }
-
-  template <Range kRange, bool kSquares>
-  static Sums add_columns(const Constants& k, const float (*columns)[S::kWidth], int64_t classes,
-                          F m) {
-    Sums s;
-    M left_out = S::none();
-    for (int64_t c = 0; c < classes; ++c) {
-      const F z = S::load(columns[c]);
-      // The first maximal element of each lane is left out.
-      const M use = S::either(left_out, S::not_equal(z, m));
-      left_out = S::either(left_out, S::equal(z, m));
-      add_vector<kRange, false, kSquares>(k, z, m, use, s);
-    }
-    return s;
   }
 };
 

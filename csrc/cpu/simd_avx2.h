@@ -114,7 +114,51 @@ struct Simd {
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
 
+  // Writes what load2 would read back, rounded to nearest even. kStream goes past the caches: p is
+  // then a multiple of 64 bytes, and other threads see it after fence().
+  template <bool kStream, class T>
+  static void store2(T* p, F a, F b) {
+    if constexpr (sizeof(T) == 4) {
+      put<kStream>(p, _mm256_castps_si256(a));
+      put<kStream>(p + 8, _mm256_castps_si256(b));
+    } else {
+      put<kStream>(p, narrow(T{}, a, b));
+    }
+  }
+  // The first n < 2 * kWidth elements.
+  template <class T>
+  static void store2_first(T* p, int n, F a, F b) {
+    alignas(64) T padded[16];
+    store2<false>(padded, a, b);
+    std::copy(padded, padded + n, p);
+  }
+  static void fence() { _mm_sfence(); }
+
  private:
+  template <bool kStream>
+  static void put(void* p, __m256i x) {
+    if constexpr (kStream)
+      _mm256_stream_si256(static_cast<__m256i*>(p), x);
+    else
+      _mm256_storeu_si256(static_cast<__m256i*>(p), x);
+  }
+  static __m256i rounded_to_bfloat16(F a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(_mm256_add_epi32(bits, up), quiet, nan);
+  }
+  static __m256i narrow(BFloat16, F a, F b) {
+    const __m256i low = _mm256_srli_epi32(rounded_to_bfloat16(a), 16);
+    return _mm256_blend_epi16(low, rounded_to_bfloat16(b), 0xaa);
+  }
+  static __m256i narrow(Float16, F a, F b) {
+    const __m128i low = _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m128i high = _mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+  }
   static void widen_bfloat16(Bits x, F& a, F& b) {
     a = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
     b = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(int(0xffff0000u))));

@@ -106,6 +106,55 @@ struct Simd {
   }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
+
+  // Writes what load2 would read back, rounded to nearest even. kStream goes past the caches: p is
+  // then a multiple of 64 bytes, and other threads see it after fence().
+  template <bool kStream, class T>
+  static void store2(T* p, F a, F b) {
+    if constexpr (sizeof(T) == 4) {
+      put<kStream>(p, _mm512_castps_si512(a));
+      put<kStream>(p + 16, _mm512_castps_si512(b));
+    } else {
+      put<kStream>(p, narrow(T{}, a, b));
+    }
+  }
+  // The first n < 2 * kWidth elements.
+  static void store2_first(float* p, int n, F a, F b) {
+    const uint32_t mask = (uint32_t(1) << n) - 1;
+    _mm512_mask_storeu_ps(p, __mmask16(mask), a);
+    _mm512_mask_storeu_ps(p + 16, __mmask16(mask >> 16), b);
+  }
+  template <class T>
+  static void store2_first(T* p, int n, F a, F b) {
+    _mm512_mask_storeu_epi16(p, (uint32_t(1) << n) - 1, narrow(T{}, a, b));
+  }
+  static void fence() { _mm_sfence(); }
+
+ private:
+  template <bool kStream>
+  static void put(void* p, __m512i x) {
+    if constexpr (kStream)
+      _mm512_stream_si512(static_cast<__m512i*>(p), x);
+    else
+      _mm512_storeu_si512(p, x);
+  }
+  static __m512i rounded_to_bfloat16(F a) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    return _mm512_mask_mov_epi32(_mm512_add_epi32(bits, up), nan, quiet);
+  }
+  static __m512i narrow(BFloat16, F a, F b) {
+    const __m512i low = _mm512_srli_epi32(rounded_to_bfloat16(a), 16);
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, low, rounded_to_bfloat16(b));
+  }
+  static __m512i narrow(Float16, F a, F b) {
+    const __m256i low = _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i high = _mm512_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  }
 };
 
 }  // namespace emp::avx512

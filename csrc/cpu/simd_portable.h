@@ -154,6 +154,18 @@ struct Simd {
   }
   static void store(float* p, F a) { std::copy(a.x, a.x + kWidth, p); }
 
+  // Writes what load2 would read back, rounded to nearest even. There are no streaming stores.
+  template <bool kStream, class T>
+  static void store2(T* p, F a, F b) {
+    store2_first(p, 2 * kWidth, a, b);
+  }
+  // The first n elements.
+  template <class T>
+  static void store2_first(T* p, int n, F a, F b) {
+    for (int i = 0; i < n; ++i) from_float(i < kWidth ? a.x[i] : b.x[i - kWidth], p[i]);
+  }
+  static void fence() {}
+
  private:
   template <class Function>
   static F each(Function&& f) {

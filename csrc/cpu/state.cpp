@@ -13,11 +13,12 @@ bool writable(const ScoredRows& s, int64_t row) {
   return s.score[row] > -kInf && std::fabs(s.loss[row]) < kInf && std::fabs(s.entropy[row]) < kInf;
 }
 
-void write(const State& state, int64_t id, const ScoredRows& s, int64_t row) {
+void write(const State& state, int32_t now, int64_t id, const ScoredRows& s, int64_t row) {
   state.score[id] = s.score[row];
   state.loss[id] = s.loss[row];
   state.entropy[id] = s.entropy[row];
   ++state.updates[id];
+  state.seen_at[id] = now;
 }
 
 // The row number, parked in the bits of two floats of the state that are about to be written.
@@ -36,19 +37,25 @@ int64_t parked(const State& state, int64_t id) {
 }  // namespace
 
 void update_state(const State& state, const ScoredRows& scored) {
+  const int32_t now = *state.clock + 1;
   if (scored.ids == nullptr) {
-    for (int64_t row = 0; row < scored.rows; ++row)
-      if (writable(scored, row)) write(state, row, scored, row);
+    for (int64_t row = 0; row < scored.rows; ++row) {
+      if (!writable(scored, row)) continue;
+      write(state, now, row, scored, row);
+      *state.clock = now;
+    }
     return;
   }
   // Each id's last valid row is found in the state itself: no memory, whatever the ids. A row
-  // that reads a number of its own id's real values in place of a parked one cannot exist: real
-  // values are written by the last row of the id, after every other one has looked.
+  // never takes its id's real values for a parked number: these are written by the id's last
+  // row, after every other one has looked.
   for (int64_t row = 0; row < scored.rows; ++row)
     if (writable(scored, row)) park(state, scored.ids[row], row);
-  for (int64_t row = 0; row < scored.rows; ++row)
-    if (writable(scored, row) && parked(state, scored.ids[row]) == row)
-      write(state, scored.ids[row], scored, row);
+  for (int64_t row = 0; row < scored.rows; ++row) {
+    if (!writable(scored, row) || parked(state, scored.ids[row]) != row) continue;
+    write(state, now, scored.ids[row], scored, row);
+    *state.clock = now;
+  }
 }
 
 void count_selections(const State& state, const int64_t* indices, int64_t count,

@@ -5,10 +5,10 @@
 
 namespace emp {
 
-// The state's arrays, each (size,).
+// The state's arrays, each (size,), and its clock, which counts the calls that wrote into it.
 struct State {
   float *score, *loss, *entropy;
-  int32_t *updates, *selections;
+  int32_t *updates, *selections, *seen_at, *clock;
   int64_t size;
 };
 
@@ -20,7 +20,8 @@ struct ScoredRows {
 };
 
 // Writes the valid rows (score neither NaN nor -inf, loss and entropy finite) at their ids, which
-// must be in range. A duplicate id keeps its last valid row and counts one update.
+// must be in range. A duplicate id keeps its last valid row and counts one update. Each written
+// id's seen_at becomes the clock, which is advanced first when anything is written.
 void update_state(const State& state, const ScoredRows& scored);
 
 // Counts the selection of rows `indices` (count,).

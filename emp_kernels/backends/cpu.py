@@ -24,9 +24,14 @@ _INT_CODES = {
         + (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
     )
 }
-_NO_STATE = (0, 0, 0, 0, 0)
+_NO_STATE = (0,) * 7
 
 _native: Any = None
+# Results are made like these, whatever torch's default dtype and device are: new_empty costs half
+# of what torch.empty with both named does.
+_FLOAT32 = torch.empty(0, dtype=torch.float32, device=DEVICE)
+_INT64 = torch.empty(0, dtype=torch.int64, device=DEVICE)
+_INT32 = torch.empty(0, dtype=torch.int32, device=DEVICE)
 
 
 def require() -> ModuleType:
@@ -90,11 +95,6 @@ def _as_groups(logits: torch.Tensor) -> torch.Tensor | None:
         return None
 
 
-def _floats(shape) -> torch.Tensor:
-    """Room for results, whatever torch's default dtype and device are."""
-    return torch.empty(shape, dtype=torch.float32, device=DEVICE)
-
-
 def _labels(labels: torch.Tensor, ignore_index: int | None):
     labels = labels.contiguous()
     if labels.dtype == torch.uint64:  # read as int64, a label from 2^63 on could be ignore_index
@@ -112,12 +112,12 @@ def _raise_bad_label(function: str, labels: torch.Tensor, row: int, classes: int
     raise_label_out_of_range(function, row, int(labels.reshape(-1)[row]), classes)
 
 
-def score(logits, labels, beta, ignore_index) -> Scores:
+def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     """Scores of logits (..., C) and labels (...)."""
     shape = labels.shape
     logits, logits_args = _logits(logits)
     labels, labels_args = _labels(labels, ignore_index)
-    out = Scores(*(_floats(shape) for _ in range(4)))
+    out = Scores(*(_FLOAT32.new_empty(shape) for _ in range(4)))
     bad = _native.score(
         logits_args,
         labels_args,
@@ -126,7 +126,25 @@ def score(logits, labels, beta, ignore_index) -> Scores:
         torch.get_num_threads(),
     )
     if bad >= 0:
-        _raise_bad_label("score", labels, bad, logits.shape[-1])
+        _raise_bad_label(function, labels, bad, logits.shape[-1])
+    return out
+
+
+def cross_entropy_backward(logits, labels, lse, scales) -> torch.Tensor:
+    """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
+    that is 0, whatever the row holds. `lse` is what the forward pass found; labels are (...),
+    `scales` (N,)."""
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
+    logits, logits_args = _logits(logits)
+    labels, labels_args = _labels(labels, None)
+    lse, scales = lse.contiguous(), scales.contiguous()
+    _native.cross_entropy_backward(
+        logits_args,
+        labels_args,
+        (lse.data_ptr(), scales.data_ptr()),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
     return out
 
 
@@ -136,7 +154,7 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     logits, logits_args = _logits(logits)
     labels, labels_args = _labels(labels, ignore_index)
     correct = torch.empty(shape, dtype=torch.bool, device=DEVICE)
-    out = SampleStatistics(*(_floats(shape) for _ in range(6)), correct)
+    out = SampleStatistics(*(_FLOAT32.new_empty(shape) for _ in range(6)), correct)
     bad = _native.sample_statistics(
         logits_args, labels_args, tuple(x.data_ptr() for x in out), torch.get_num_threads()
     )
@@ -148,7 +166,7 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending positions of the `count` highest scores (N,)."""
     scores = scores.detach().resolve_neg().to(torch.float32).contiguous()
-    out = torch.empty(count, dtype=torch.int64, device=DEVICE)
+    out = _INT64.new_empty(count)
     _native.select(
         scores.data_ptr(), scores.shape[0], count, out.data_ptr(), torch.get_num_threads()
     )
@@ -162,6 +180,8 @@ def _state_args(state) -> tuple[int, ...]:
         state.entropy.data_ptr(),
         state.updates.data_ptr(),
         state.selections.data_ptr(),
+        state.seen_at.data_ptr(),
+        state.clock.data_ptr(),
     )
 
 
@@ -203,10 +223,10 @@ def score_and_select(
         if ids is not None:
             ids = _ids(ids)
             ids_address = ids.data_ptr()
-    scores = Scores(_floats(rows), _floats(rows), _floats(rows), _floats(rows))
-    indices = torch.empty(count, dtype=torch.int64, device=DEVICE)
-    threshold = _floats(())
-    num_invalid = torch.empty((), dtype=torch.int32, device=DEVICE)
+    scores = Scores(_FLOAT32.new_empty(rows), _FLOAT32.new_empty(rows), _FLOAT32.new_empty(rows), _FLOAT32.new_empty(rows))
+    indices = _INT64.new_empty(count)
+    threshold = _FLOAT32.new_empty(())
+    num_invalid = _INT32.new_empty(())
     selected, bad_label, bad_id = _native.score_and_select(
         logits_args,
         labels_args,

@@ -1,0 +1,58 @@
+#include "cross_entropy.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "gradient_rows.h"
+#include "targets.h"
+#include "threads.h"
+
+namespace emp {
+namespace {
+
+GradientRows kernels(LogitDtype dtype) {
+#if EMP_X86
+  if (target() == Target::kAvx512) return gradient_rows_avx512(dtype);
+  if (target() == Target::kAvx2) return gradient_rows_avx2(dtype);
+#endif
+  return gradient_rows_portable(dtype);
+}
+
+// A gradient of this size comes fresh from the kernel: the faults of its first touch, 4 KB each,
+// would take longer than the work. Asks for pages of 2 MB.
+constexpr int64_t kFreshBytes = 32 << 20;
+void ask_for_huge_pages(void* out, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(out);
+  const uintptr_t first = (address + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (address + uintptr_t(bytes)) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)out, (void)bytes;
+#endif
+}
+
+}  // namespace
+
+void cross_entropy_backward(const Logits& logits, const Labels& labels,
+                            const RowGradients& gradients, void* out, int threads) {
+  const int64_t rows = logits.rows, bytes = logits.bytes();
+  if (bytes == 0) return;
+  const bool large = bytes >= kFreshBytes;  // larger than what a cache keeps
+  if (large) ask_for_huge_pages(out, bytes);
+  const GradientRows kernel = kernels(logits.dtype);
+  const auto write = large ? kernel.streamed : kernel.cached;
+  threads = useful_threads(threads, 2 * bytes);
+  // Tasks of a few huge pages, so that mostly one thread touches a page first.
+  const int64_t row_bytes = bytes / rows;
+  int64_t step = std::max<int64_t>(1, (8 << 20) / row_bytes);
+  step = threads > 1 ? std::min(step, (rows + threads - 1) / threads) : rows;
+  parallel_tasks(threads, (rows + step - 1) / step, [&](int64_t task, int) {
+    write(logits, labels, gradients, out, task * step, std::min(rows, (task + 1) * step));
+  });
+}
+
+}  // namespace emp
