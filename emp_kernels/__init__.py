@@ -7,6 +7,7 @@ keeps the scores over epochs, selects the exact top k and gathers the kept rows.
 from .dataset import IndexedDataset
 from .diagnostics import Diagnostics
 from .gathering import gather
+from .loss import cross_entropy
 from .pruning import score_and_select
 from .results import SampleStatistics, Scores, Selection
 from .scoring import sample_statistics, score
@@ -22,6 +23,7 @@ __all__ = [
     "SampleStatistics",
     "Scores",
     "Selection",
+    "cross_entropy",
     "gather",
     "sample_statistics",
     "score",

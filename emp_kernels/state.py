@@ -14,8 +14,10 @@ from .selection import select as select_scores
 from .validation import check_beta, check_ids, check_same_device, check_size
 
 _VERSION = 2
-_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
-_FIELDS += ("counted", "drawn", "windows")
+_FIELDS: tuple[str, ...] = (
+    *("score", "loss", "entropy", "updates", "selections", "seen_at", "clock"),
+    *("counted", "drawn", "windows"),
+)
 
 
 class EMPState:

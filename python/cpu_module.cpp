@@ -136,14 +136,15 @@ int64_t update_state(const StateArgs& state, int64_t size, Address ids, int64_t 
   return bad;
 }
 
-// `gradients` are the addresses of lse and scale.
+// `gradients` are the addresses of loss, lse and scale.
 void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
-                            const std::array<Address, 2>& gradients, Address out, int threads) {
+                            const std::array<Address, 3>& gradients, Address out, int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
   emp::cross_entropy_backward(logits, labels,
-                              {at<const float>(gradients[0]), at<const float>(gradients[1])},
+                              {at<const float>(gradients[0]), at<const float>(gradients[1]),
+                               at<const float>(gradients[2])},
                               at<void>(out), threads);
 }
 

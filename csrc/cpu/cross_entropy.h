@@ -5,9 +5,9 @@
 
 namespace emp {
 
-// What the gradient is made of: the forward pass's lse and each row's scale, both (rows,).
+// What the gradient is made of: the forward pass's loss and lse and each row's scale, (rows,).
 struct RowGradients {
-  const float *lse, *scale;
+  const float *loss, *lse, *scale;
 };
 
 // Writes (softmax(z) - onehot(label)) * scale of each row, (rows, classes), contiguous, in the

@@ -96,9 +96,9 @@ struct RowGradient {
         const Normaliser norm = normaliser(k, z, classes, gradients.lse[i]);
         const Row row{S::set(norm.m), S::set(norm.log_sum), S::set(scale)};
         write_row<kStream>(k, row, z, classes, to);
-        const int64_t y = int64_t(label[i]);
-        const double d = (double(to_float(z[y])) - double(norm.m)) - double(norm.log_sum);
-        from_float(float(std::expm1(d) * double(scale)), to[y]);
+        // p - 1 at the label, from the loss: the lse would blur it where it is near 0.
+        const double at_label = std::expm1(-double(gradients.loss[i])) + (norm.m - norm.m);
+        from_float(float(at_label * double(scale)), to[int64_t(label[i])]);
       }
     });
     if (kStream) S::fence();

@@ -130,18 +130,18 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     return out
 
 
-def cross_entropy_backward(logits, labels, lse, scales) -> torch.Tensor:
+def cross_entropy_backward(logits, labels, loss, lse, scales) -> torch.Tensor:
     """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
-    that is 0, whatever the row holds. `lse` is what the forward pass found; labels are (...),
-    `scales` (N,)."""
+    that is 0, whatever the row holds. `loss` and `lse` (N,) are what `score` found; labels are
+    (...), `scales` (N,)."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
     logits, logits_args = _logits(logits)
     labels, labels_args = _labels(labels, None)
-    lse, scales = lse.contiguous(), scales.contiguous()
+    rows = tuple(x.contiguous() for x in (loss, lse, scales))
     _native.cross_entropy_backward(
         logits_args,
         labels_args,
-        (lse.data_ptr(), scales.data_ptr()),
+        tuple(x.data_ptr() for x in rows),
         out.data_ptr(),
         torch.get_num_threads(),
     )

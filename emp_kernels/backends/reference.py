@@ -22,11 +22,30 @@ def serves_device(device_type: str) -> bool:
     return True
 
 
-def score(logits, labels, beta, ignore_index) -> Scores:
+def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     """Scores of logits (..., C) and labels (...)."""
     classes = logits.shape[-1]
-    labels = _labels(labels, classes, ignore_index, "score")
+    labels = _labels(labels, classes, ignore_index, function)
     return _scores(_statistics(logits, labels, classes, ignore_index), beta, labels, ignore_index)
+
+
+def cross_entropy_backward(logits, labels, loss, lse, scales) -> torch.Tensor:
+    """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
+    that is 0, whatever the row holds. `loss` and `lse` (N,) are what `score` found; labels are
+    (...), `scales` (N,)."""
+    gradient = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
+    classes = logits.shape[-1]
+    rows, out = logits.reshape(-1, classes), gradient.view(-1, classes)
+    labels = labels.reshape(-1).to(torch.int64)
+    step = max(1, CHUNK // max(1, classes))
+    for i in range(0, len(rows), step):
+        part, scale = slice(i, i + step), scales[i : i + step].double()
+        trained = scale != 0
+        y = torch.where(trained, labels[part], 0)
+        p = rows[part].double().softmax(1)
+        p.scatter_add_(1, y[:, None], torch.full_like(p[:, :1], -1.0))
+        out[part] = torch.where(trained[:, None], p * scale[:, None], 0.0).to(out.dtype)
+    return gradient
 
 
 def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:

@@ -1,0 +1,300 @@
+"""The training loss and the score of every row from one read of the logits."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+
+from . import backends
+from .results import Scores, Selection
+from .state import EMPState
+from .validation import (
+    check_ids,
+    check_ignore_index,
+    check_labels,
+    check_logits,
+    check_same_device,
+    raise_id_out_of_range,
+)
+
+REDUCTIONS = ("mean", "sum", "none")
+_UNREAD = torch.iinfo(torch.int64).min  # label of rows that nobody asks for: no ignore_index is it
+
+
+@torch.compiler.disable
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    state: EMPState | None = None,
+    *,
+    indices: torch.Tensor | None = None,
+    rows: torch.Tensor | Selection | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """``torch.nn.functional.cross_entropy``, which also scores every row into `state`.
+
+    With p = softmax(z) and L = -log p_y, of each row that counts::
+
+        loss = mean L,   d loss / d z_j = (p_j - [j = y]) / rows that count
+
+    The forward pass reads the logits once, for the loss and the scores alike; the backward pass
+    reads the rows that count once and writes the gradient once, zero for the others. Nothing is
+    gathered and no argument is modified, except the state.
+
+    Differentiable once with respect to `logits`: a second derivative raises RuntimeError. Under
+    ``torch.compile`` the call is a graph break (it writes to the state; ``fullgraph=True``
+    refuses it). Autocast changes nothing: logits are taken in the dtype that they have.
+
+    Args:
+        logits: (..., C) float32, float16 or bfloat16 (float64: reference backend).
+        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
+        state: where the scores of all N rows are written, with the state's beta, as by
+            :meth:`emp_kernels.EMPState.update`; None writes nothing.
+        indices: (N,) the rows' sample ids in the data set. Without them the state must hold
+            exactly N samples, and row i is sample i.
+        rows: (K,) integer positions, in the flattened leading dimensions, of the rows that are
+            trained on; None trains on all. A Selection, of these logits and labels, trains on its
+            rows and lends its losses, so that the forward pass reads no logits; state must then
+            be None.
+        ignore_index: rows with this label are not read and do not count. None ignores nothing.
+        reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
+        backend: None for the fastest, or "reference" or "cpu".
+
+    Returns:
+        () float32 nats, or, for "none", the loss of each row: (K,) when rows are given, else of
+        the labels' shape, 0 where ignored.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, a label, id or row out of range (on CPU), different devices;
+            raised before anything is written.
+        RuntimeError: the named backend is not available; differentiated twice.
+    """
+    function = "cross_entropy"
+    check_logits(function, logits)
+    check_labels(function, labels, logits)
+    ignore_index = check_ignore_index(function, ignore_index)
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{function}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
+        )
+    n = labels.numel()
+    indices = _check_state(function, state, indices, logits, n)
+    chosen = backends.resolve(function, backend, logits)
+    positions: torch.Tensor | None = None
+    if isinstance(rows, Selection):
+        if state is not None:
+            raise ValueError(
+                f"{function}: state must be None when rows is a Selection (its scores were "
+                "written when it was made), got an EMPState"
+            )
+        scores = _lent_scores(function, rows, labels)
+        positions = _check_rows(function, rows.indices, n, logits)
+    else:
+        if rows is not None:
+            positions = _check_rows(function, rows, n, logits)
+        scores = _score(function, chosen, logits, labels, state, indices, positions, ignore_index)
+    trained = _Trained.of(labels, positions, ignore_index)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        loss: torch.Tensor = _CrossEntropy.apply(
+            logits, labels, scores.loss, scores.lse, trained, reduction, chosen
+        )
+        return loss
+    return trained.reduce(scores.loss, scores.lse, reduction)
+
+
+def _check_state(
+    function: str,
+    state: EMPState | None,
+    indices: torch.Tensor | None,
+    logits: torch.Tensor,
+    n: int,
+) -> torch.Tensor | None:
+    """The rows' ids on the logits' device, and that they suit the state."""
+    if indices is not None:
+        if isinstance(indices, torch.Tensor) and indices.shape == logits.shape[:-1]:
+            indices = indices.reshape(-1)
+        check_ids(function, "indices", indices, n)
+        indices = indices.to(logits.device)
+    if state is None:
+        return indices
+    if not isinstance(state, EMPState):
+        raise TypeError(
+            f"{function}: state must be an EMPState or None, got {type(state).__name__}"
+        )
+    check_same_device(function, "state", state.score, "logits", logits)
+    if indices is None:
+        if state.num_samples != n:
+            raise ValueError(
+                f"{function}: pass indices= (the rows' sample ids): without them the state must "
+                f"hold exactly the {n} rows of logits, got a state of {state.num_samples} samples"
+            )
+        indices = torch.arange(n, device=logits.device)
+    return indices
+
+
+def _check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor) -> torch.Tensor:
+    """Positions (K,) int64 on the logits' device; on CPU all of them are in [0, n)."""
+    check_ids(function, "rows", rows)
+    rows = rows.to(device=logits.device, dtype=torch.int64)
+    if rows.device.type == "cpu":
+        bad = (rows < 0) | (rows >= n)
+        if bad.any():
+            position = int(bad.nonzero()[0])
+            raise_id_out_of_range(function, position, int(rows[position]), n, "rows")
+    return rows
+
+
+def _lent_scores(function: str, selection: Selection, labels: torch.Tensor) -> Scores:
+    shape = selection.scores.loss.shape
+    if shape.numel() != labels.numel():
+        raise ValueError(
+            f"{function}: rows must be a Selection of the {labels.numel()} rows of logits, got one "
+            f"of {shape.numel()} rows"
+        )
+    return Scores(*(field.reshape(-1) for field in selection.scores))
+
+
+def _score(
+    function: str,
+    chosen: ModuleType,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    state: EMPState | None,
+    indices: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    ignore_index: int | None,
+) -> Scores:
+    """Scores of all rows, flat, written into the state; without one, of the rows at `positions`."""
+    if state is None and positions is not None:
+        labels, ignore_index = _only(labels, positions, ignore_index)
+    beta = 1.0 if state is None else state.beta
+    scores = chosen.score(logits.detach(), labels, beta, ignore_index, function)
+    scores = Scores(*(field.reshape(-1) for field in scores))
+    if state is not None:
+        chosen.update_state(state, indices, scores, function)
+    return scores
+
+
+def _only(
+    labels: torch.Tensor, positions: torch.Tensor, ignore_index: int | None
+) -> tuple[torch.Tensor, int]:
+    """Labels, and an ignore_index, with which only the rows at `positions` are read."""
+    flat = _int64(labels).reshape(-1)
+    if ignore_index is not None:
+        flat = flat.masked_fill(flat == ignore_index, _UNREAD)
+    unread = torch.ones_like(flat, dtype=torch.bool)
+    if len(flat):
+        unread[positions.clamp(0, len(flat) - 1)] = False
+    return flat.masked_fill(unread, _UNREAD).reshape(labels.shape), _UNREAD
+
+
+def _int64(labels: torch.Tensor) -> torch.Tensor:
+    if labels.dtype == torch.uint64:  # from 2^63 on they would turn negative
+        return labels.to(torch.int64).masked_fill(labels.to(torch.int64) < 0, -_UNREAD - 1)
+    return labels.to(torch.int64)
+
+
+class _Trained(NamedTuple):
+    """The rows whose losses are reduced.
+
+    Attributes:
+        shape: of the losses.
+        size: N, rows of logits.
+        positions: (K,) int64 in [0, N), or None for all rows in their order.
+        counted: bool of the positions (or of all rows), False where a row does not count after
+            all; None when all count.
+    """
+
+    shape: torch.Size
+    size: int
+    positions: torch.Tensor | None
+    counted: torch.Tensor | None
+
+    @staticmethod
+    def of(
+        labels: torch.Tensor, positions: torch.Tensor | None, ignore_index: int | None
+    ) -> _Trained:
+        size, shape = labels.numel(), labels.shape
+        counted = None
+        if positions is not None:
+            shape = positions.shape
+            if positions.device.type != "cpu":  # a Selection may be padded with -1
+                counted = (positions >= 0) & (positions < size)
+                positions = positions.clamp(0, max(0, size - 1))
+        if ignore_index is not None:
+            read = (_int64(labels) != ignore_index).reshape(-1)
+            read = read if positions is None else read[positions]
+            counted = read if counted is None else counted & read
+        return _Trained(shape, size, positions, counted)
+
+    def reduce(self, loss: torch.Tensor, lse: torch.Tensor, reduction: str) -> torch.Tensor:
+        """The result of `loss` and `lse` (N,)."""
+        loss = loss + (lse - lse)  # NaN, as torch has it, where a logit is +inf
+        if self.positions is not None:
+            loss = loss[self.positions]
+        if self.counted is not None:
+            loss = loss.masked_fill(~self.counted, 0.0)
+        if reduction == "none":
+            return loss.reshape(self.shape)
+        if reduction == "sum":
+            return loss.sum()
+        return loss.mean() if self.counted is None else loss.sum() / self.counted.sum()
+
+    def scales(self, gradient: torch.Tensor, reduction: str) -> torch.Tensor:
+        """What each row's (p - onehot) is multiplied by, (N,): 0 where it is not trained."""
+        rows = self.size if self.positions is None else self.shape.numel()
+        if reduction == "mean":
+            gradient = gradient / (rows if self.counted is None else self.counted.sum())
+        scales = gradient.reshape(-1).expand(rows)
+        if self.counted is not None:
+            scales = scales.masked_fill(~self.counted, 0.0)
+        if self.positions is None:
+            return scales.contiguous()
+        return scales.new_zeros(self.size).index_add_(0, self.positions, scales)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        loss: torch.Tensor,
+        lse: torch.Tensor,
+        trained: _Trained,
+        reduction: str,
+        chosen: ModuleType,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(logits, labels, loss, lse)
+        ctx.trained, ctx.reduction, ctx.chosen = trained, reduction, chosen
+        return trained.reduce(loss, lse, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        logits, labels, loss, lse = ctx.saved_tensors
+        with torch.no_grad():
+            scales = ctx.trained.scales(gradient, ctx.reduction)
+            result = ctx.chosen.cross_entropy_backward(logits, labels, loss, lse, scales)
+        if torch.is_grad_enabled():  # create_graph=True
+            result = _NotTwice.apply(result, logits, gradient)
+        return result, None, None, None, None, None, None
+
+
+class _NotTwice(torch.autograd.Function):
+    """The identity on a gradient that must not be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, result: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> NoReturn:
+        raise RuntimeError(
+            "cross_entropy: the gradient must not be differentiated again (its kernels compute "
+            "first derivatives only); use torch.nn.functional.cross_entropy for second ones"
+        )
