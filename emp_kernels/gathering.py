@@ -1,7 +1,7 @@
 """Gathering the kept rows of a batch."""
 
 import copy
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
     check_ids("gather", "indices", indices)
     sources: list[torch.Tensor] = []
     _collect(batch, sources)
-    outputs = None
+    outputs: list[torch.Tensor] | None = None
     if out is not None:
         outputs = []
         _collect(out, outputs)
@@ -44,7 +44,9 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
     return out if out is not None else _rebuild(batch, rows)
 
 
-def _gather_leaves(sources, indices, outputs) -> list[torch.Tensor]:
+def _gather_leaves(
+    sources: list[torch.Tensor], indices: torch.Tensor, outputs: list[torch.Tensor] | None
+) -> list[torch.Tensor]:
     """Gathered leaves in order: one backend call for each device's tensors."""
     if not sources:
         return []
@@ -91,7 +93,7 @@ def _collect(node: Any, leaves: list[torch.Tensor]) -> None:
         )
 
 
-def _rebuild(node: Any, rows) -> Any:
+def _rebuild(node: Any, rows: Iterator[torch.Tensor]) -> Any:
     """The container again, its tensors replaced in order by `rows`."""
     if isinstance(node, torch.Tensor):
         return next(rows)
@@ -103,7 +105,8 @@ def _rebuild(node: Any, rows) -> Any:
             clone = copy.copy(node)
             clone.update(items)
             return clone
-        return type(node)(items)
+        kind: Any = type(node)
+        return kind(items)
     values = [_rebuild(value, rows) for value in node]
     return type(node)(*values) if _is_namedtuple(node) else type(node)(values)
 
@@ -127,7 +130,13 @@ def _storage_range(tensor: torch.Tensor) -> tuple[int, int]:
     return (start, start + (last + 1) * tensor.element_size())
 
 
-def _check_outputs(batch, out, sources, outputs, indices) -> None:
+def _check_outputs(
+    batch: Any,
+    out: Any,
+    sources: list[torch.Tensor],
+    outputs: list[torch.Tensor],
+    indices: torch.Tensor,
+) -> None:
     if not _same_structure(batch, out):
         raise TypeError("gather: out must have the structure of batch, got another one")
     for source, target in zip(sources, outputs, strict=True):
