@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+# Before libgomp is loaded: threads that spin while they wait starve everyone else on a shared
+# machine (five times the time of the whole run).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from emp_kernels import backends
 
-BACKENDS = ("reference", "cpu")
+# test_triton_interpreter.py runs these tests once more, in a process of its own, for "triton".
+BACKENDS = tuple(os.environ.get("EMP_TEST_BACKENDS", "reference,cpu").split(","))
 
 settings.register_profile(
     "suite",
