@@ -362,6 +362,11 @@ def test_the_table_gives_mean_and_sample_deviation():
 
 def test_the_table_of_a_demo_under_way():
     rows = rows_for(seeds=(0,))[:4]
+    titles = {"random": "random", "LFL": "L", "EMP": "E"}
+    assert summary.table(rows[:1], titles) == (
+        ["keep", "steps", "random", "L", "E", "s a run, EMP"],
+        [["1", "1,000", "97.0", "-", "-", "-"]],
+    )
     assert summary.table(rows)[1] == [
         ["1", "1,000", "97.0", "97.0", "97.0", "10.0"],
         ["0.3", "300", "92.1", "-", "-", "-"],

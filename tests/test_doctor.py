@@ -73,7 +73,7 @@ def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
         function = doctor.OPERATIONS[operation]
         monkeypatch.setattr(module, function, spy(name, getattr(module, function)))
 
-    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    logits, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
     state = emp.EMPState(4)
     scores = emp.score(logits, labels)
     called.clear()
@@ -81,8 +81,9 @@ def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
         "score": lambda: emp.score(logits, labels),
         "sample_statistics": lambda: emp.sample_statistics(logits, labels),
         "score_and_select": lambda: emp.score_and_select(logits, labels, state),
+        "cross_entropy": lambda: emp.cross_entropy(logits, labels).backward(),
         "select": lambda: emp.select(scores.score, 0.5),
-        "gather": lambda: emp.gather(logits, labels),
+        "gather": lambda: emp.gather(logits.detach(), labels),
         "EMPState.update": lambda: state.update(torch.arange(4), scores),
     }[operation]()
     assert called[0] == named

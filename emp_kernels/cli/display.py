@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -21,6 +21,8 @@ from rich.table import Table
 from . import summary
 from .experiment import Method, Recipe
 from .images import Images
+
+TITLE = "Test accuracy in percent, mean ± standard deviation over seeds:"
 
 
 class Display:
@@ -43,6 +45,7 @@ class Display:
         total = sum(recipe.steps(self.num_samples, keep) for _, keep, _ in plan)
         self.all = self.progress.add_task(f"{len(plan)} runs, steps", total=total)
         self.current = self.progress.add_task("", total=None)
+        self.titles = {m.name: summary.title(m.name, m.beta) for m, _, _ in plan}
         self.live = Live(self.progress, console=self.console, refresh_per_second=8)
         height, width = data.train_images.shape[2:]
         self.console.print(
@@ -81,17 +84,15 @@ class Display:
 
     def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the table by that of `rows`; with the last run the progress bars go."""
-        headings, lines = summary.table(rows)
-        table = Table(
-            title="Test accuracy in percent, mean ± standard deviation over seeds",
-            title_justify="left",
-        )
+        headings, lines = summary.table(rows, self.titles)
+        table = Table()
         for heading in headings:
             table.add_column(heading, justify="right")
         for line in lines:
             table.add_row(*line)
         done = len(rows) == self.runs
-        self.live.update(table if done else Group(table, self.progress), refresh=done)
+        parts: list[RenderableType] = [TITLE, table] if done else [TITLE, table, self.progress]
+        self.live.update(Group(*parts), refresh=done)
 
     def close(self, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
         """After the context: say where the numbers come from and what was written."""

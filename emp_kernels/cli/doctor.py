@@ -13,6 +13,7 @@ OPERATIONS = {
     "score": "score",
     "sample_statistics": "sample_statistics",
     "score_and_select": "score_and_select",
+    "cross_entropy": "cross_entropy_backward",
     "select": "select",
     "gather": "gather_rows",
     "EMPState.update": "update_state",
@@ -72,9 +73,7 @@ def _described(name: str) -> str:
         module = backends.load(name)
     except backends.Unavailable as reason:
         return f"not available: {reason}"
-    if hasattr(module, "describe"):
-        return str(module.describe())
-    return (module.__doc__ or "").splitlines()[0]
+    return str(module.describe())
 
 
 def _operations() -> list[str]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import emp_kernels as emp
@@ -73,10 +72,10 @@ class Method:
     def loss(
         self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, state: emp.EMPState
     ) -> torch.Tensor:
-        """Mean training loss of a batch; the logits also refresh the samples' scores."""
-        if self.beta is not None:
-            state.update(ids, emp.score(logits, labels, beta=state.beta))
-        return F.cross_entropy(logits, labels)
+        """Mean training loss of a batch; the same pass refreshes the samples' scores."""
+        if self.beta is None:
+            return emp.cross_entropy(logits, labels)
+        return emp.cross_entropy(logits, labels, state, indices=ids)
 
 
 def methods(beta: float) -> tuple[Method, ...]:
@@ -160,7 +159,7 @@ def augmented(
     if flip:
         mirrored = torch.rand(b, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = F.pad(images, [shift] * 4).permute(0, 2, 3, 1)
+    padded = nn.functional.pad(images, [shift] * 4).permute(0, 2, 3, 1)
     shifted = padded[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return shifted.permute(0, 3, 1, 2).contiguous()
 

@@ -22,21 +22,23 @@ def cell(values: Sequence[float]) -> Cell:
     return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def title(row: Row) -> str:
-    """How tables and plots call the row's method."""
-    if row["beta"] is None:
-        return str(row["method"])
-    return "loss only (LFL)" if row["method"] == "LFL" else f"{row['method']} (β = {row['beta']:g})"
+def title(method: str, beta: float | None) -> str:
+    """How tables call a method."""
+    if beta is None:
+        return method
+    return "loss only (LFL)" if method == "LFL" else f"{method} (β = {beta:g})"
 
 
-def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def table(
+    rows: Sequence[Row], titles: Mapping[str, str] | None = None
+) -> tuple[list[str], list[list[str]]]:
     """Headings and lines: one line a keep, test accuracy in percent one column a method.
 
     The steps are equal for every method at a keep; the last column is the mean wall time of the
-    last method's runs.
+    last method's runs. `titles` are the columns, by method; those of the rows when None.
     """
-    titles = {row["method"]: title(row) for row in rows}
-    timed = list(titles)[-1] if titles else ""
+    titles = titles or {row["method"]: title(row["method"], row["beta"]) for row in rows}
+    timed = list(titles)[-1]
     headings = ["keep", "steps", *titles.values(), f"s a run, {timed}"]
     lines = []
     for keep in dict.fromkeys(row["keep"] for row in rows):

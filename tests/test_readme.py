@@ -1,0 +1,136 @@
+"""README: its tables are those of the committed rows, its commands and snippets work."""
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import emp_kernels as emp
+from emp_kernels.cli import _parser
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+COMMANDS = [
+    line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line
+]
+
+
+def tables():
+    """The module bench/readme_tables.py."""
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "bench/readme_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_made_from_the_committed_rows():
+    module = tables()
+    assert module.BLOCK.search(README), "no table in README.md"
+    assert module.rewritten(README) == README, "run: python bench/readme_tables.py"
+    for _, name, file, _ in module.BLOCK.findall(README):
+        assert name in module.TABLES
+        assert '"commit": "' in (ROOT / file).read_text()
+        assert "-dirty" not in (ROOT / file).read_text()
+
+
+def test_the_demo_kept_its_time():
+    """Two minutes on two cores, by the rows of the table (they leave out imports and plots)."""
+    (file,) = re.findall(r"<!-- table demo (\S+) -->", README)
+    rows = [json.loads(line) for line in (ROOT / file).read_text().splitlines()]
+    assert len(rows) == 4 * 3 * 3
+    assert sum(row["seconds"] for row in rows) < 100
+
+
+def test_a_changed_number_is_noticed():
+    module = tables()
+    inside = module.BLOCK.search(README)[0]
+    number = re.search(r"\d+\.\d ± \d\.\d", inside)[0]
+    assert module.rewritten(README.replace(number, "99.9 ± 0.0", 1)) == README
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_shell_commands_exist(command):
+    """Each is a make target or a call that the command line takes; nothing is run."""
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert set(arguments) <= set(targets)
+        return
+    assert (program, *arguments[:2]) == ("python", "-m", "emp_kernels")
+    assert _parser().parse_args(arguments[2:]).command == arguments[2]
+
+
+def test_the_two_commands_are_there():
+    assert {"make demo", "make test", "python -m emp_kernels doctor"} <= set(COMMANDS)
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_options_named_in_the_text_exist():
+    (demo,) = [
+        parser
+        for action in _parser()._actions
+        if getattr(action, "choices", None)
+        for name, parser in action.choices.items()
+        if name == "demo"
+    ]
+    for option in re.findall(r"`(--[a-z-]+)`", README):
+        assert option in demo._option_string_actions
+
+
+def test_python_snippets_run_one_after_the_other():
+    """On a tiny data set: the loop trains, the batch is pruned, the tokens are scored."""
+    torch.manual_seed(0)
+    x, y = torch.randn(500, 4), torch.randint(0, 3, (500,))
+    model = torch.nn.Linear(4, 3)
+    names = {
+        "torch": torch,
+        "dataset": TensorDataset(x, y),
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "epochs": 3,
+        "token_logits": torch.randn(2, 5, 7),
+        "tokens": torch.randint(0, 7, (2, 5)),
+    }
+    before = model.weight.detach().clone()
+    snippets = [block for language, block in BLOCKS if language == "python"]
+    loop, batch, tokens = snippets
+    exec(compile(ast.parse(loop), "README", "exec"), names)
+    state = names["state"]
+    assert state.updates.min() >= 1
+    assert state.updates.sum() == 500 + 2 * 150
+    assert not torch.equal(model.weight, before)
+
+    names |= {"x": x[:100], "y": y[:100], "ids": torch.arange(100)}
+    exec(compile(ast.parse(batch), "README", "exec"), names)
+    assert names["x"].shape == (30, 4)
+    assert torch.equal(names["y"], y[names["kept"].indices])
+
+    exec(compile(ast.parse(tokens), "README", "exec"), names)
+    log_p = names["token_logits"].double().log_softmax(-1)
+    taken = log_p.gather(-1, names["tokens"][..., None])[..., 0]
+    torch.testing.assert_close(names["log_probability"].double(), taken, rtol=1e-5, atol=1e-6)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    torch.testing.assert_close(names["entropy"].double(), entropy, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loop_is_short():
+    loop = next(block for language, block in BLOCKS if language == "python")
+    assert len(re.findall(r"# .*new$", loop, re.M)) <= 10
+
+
+def test_the_table_of_functions_is_complete():
+    listed = set(re.findall(r"^\| `emp\.(\w+)`", README, re.M))
+    results = {name for name in emp.__all__ if hasattr(getattr(emp, name), "_fields")}
+    assert listed == set(emp.__all__) - results
+
+
+def test_files_that_the_text_links_to_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists()
