@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-NAMES = ("reference", "cpu")
+NAMES = ("reference", "cpu", "triton", "cuda")
 
 
 class Unavailable(RuntimeError):
@@ -34,7 +34,21 @@ def _warn_once(message: str) -> None:
 
 def default(device_type: str, dtype: torch.dtype) -> str:
     """Name of the fastest backend for tensors of `dtype` on `device_type`."""
-    return "cpu" if device_type == "cpu" and dtype != torch.float64 else "reference"
+    if dtype == torch.float64:
+        return "reference"
+    return {"cpu": "cpu", "cuda": "triton"}.get(device_type, "reference")
+
+
+# Public functions that a backend serves by a function of another name.
+_SERVED_BY = {
+    "EMPState.update": "update_state",
+    "cross_entropy": "cross_entropy_backward",
+    "gather": "gather_rows",
+}
+
+
+def _offers(backend: ModuleType, function: str) -> bool:
+    return hasattr(backend, _SERVED_BY.get(function, function))
 
 
 @functools.cache
@@ -46,7 +60,9 @@ def _resolve(function: str, name: str | None, device_type: str, dtype: torch.dty
         except Unavailable as reason:
             _warn_once(f"emp_kernels uses the slower 'reference' backend: {reason}")
             return load("reference")
-        if best == "reference" and device_type != "cpu":
+        if not _offers(backend, function):
+            return load("reference")
+        if best == "reference" and dtype != torch.float64 and device_type != "cpu":
             _warn_once(
                 "emp_kernels uses the slower 'reference' backend: "
                 f"no other backend serves {device_type} tensors"
@@ -60,6 +76,10 @@ def _resolve(function: str, name: str | None, device_type: str, dtype: torch.dty
         backend = load(name)
     except Unavailable as reason:
         raise RuntimeError(f"{function}: backend {name!r} is not available: {reason}") from None
+    if not _offers(backend, function):
+        raise RuntimeError(
+            f"{function}: backend {name!r} does not offer {function}; pass backend=None"
+        )
     if not backend.serves_device(device_type):
         raise RuntimeError(
             f"{function}: backend {name!r} does not serve {device_type} tensors; "
@@ -91,6 +111,20 @@ def resolve(function: str, name: str | None, tensor: torch.Tensor) -> ModuleType
 def resolve_gather(source: torch.Tensor, by_torch: bool) -> ModuleType:
     """The module that gathers rows of `source`, of any dtype: the reference where torch's own
     index_select must do it, for autograd or for memory that is not what it stands for."""
-    if source.is_cpu and not by_torch and source.layout == torch.strided:
+    if source.layout != torch.strided or by_torch:
+        return load("reference")
+    if source.is_cpu:
         return _resolve("gather", None, "cpu", torch.uint8)
+    if source.is_cuda and _gathers_on_cuda():
+        return load("cuda")
     return load("reference")
+
+
+@functools.cache
+def _gathers_on_cuda() -> bool:
+    """Whether the CUDA extension is there; torch's index_select is nearly as good without."""
+    try:
+        load("cuda")
+    except Unavailable:
+        return False
+    return True

@@ -1,0 +1,200 @@
+"""Triton backend: scoring and selection on CUDA, one read of the logits and one write of the
+scores, and nothing that waits for the host.
+
+With TRITON_INTERPRET=1 set before the import, Triton's interpreter runs the same kernels on CPU
+tensors: slowly, for tests.
+"""
+
+import functools
+from typing import Any
+
+import torch
+
+from ..keep import Keep, kept_count
+from ..results import SampleStatistics, Scores, Selection
+from ..validation import raise_id_out_of_range, raise_label_out_of_range
+from . import Unavailable
+
+DEVICE = "cuda"
+DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+OLDEST = (8, 0)  # the compute capability from which minima and maxima can propagate NaN
+
+_launch: Any = None
+
+
+def require() -> None:
+    """Import the kernels; raise where Triton is missing or every GPU is too old."""
+    global _launch
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise Unavailable(
+            "Triton is missing; install it with `python -m pip install triton`"
+        ) from None
+    if torch.cuda.is_available():
+        newest = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+        if newest < OLDEST:
+            raise Unavailable(_too_old(newest))
+    from ..kernels import launch
+
+    _launch = launch
+
+
+def _too_old(capability: tuple[int, int]) -> str:
+    need, have = (".".join(map(str, version)) for version in (OLDEST, capability))
+    return (
+        f"it needs a GPU of compute capability {need} or newer, this one has {have}; "
+        "pass backend='reference'"
+    )
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels; decided when they were imported."""
+    from triton.runtime.jit import JITFunction
+
+    return not isinstance(_launch.score_rows, JITFunction)
+
+
+def serves_device(device_type: str) -> bool:
+    return device_type == "cuda" or (device_type == "cpu" and interpreted())
+
+
+def describe() -> str:
+    """What runs: Triton's version, and the GPU or the interpreter."""
+    import triton
+
+    where = "interpreted on the CPU" if interpreted() else "no GPU"
+    if torch.cuda.is_available():
+        where = torch.cuda.get_device_name()
+    return f"Triton {triton.__version__}, {where}"
+
+
+@functools.cache
+def _check_device(device: torch.device) -> None:
+    """Of several GPUs this one may be too old."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
+        reason = _too_old(torch.cuda.get_device_capability(device))
+        raise RuntimeError(f"backend 'triton' does not serve {device}: {reason}")
+
+
+def _check_range(values, stop, ignored, complain) -> None:
+    """On CPU tensors `complain` of the first value outside [0, stop); on CUDA, where that would
+    wait for the device, its row becomes invalid."""
+    if not values.is_cpu:
+        return
+    values, wraps = values.reshape(-1).to(torch.int64), values.dtype == torch.uint64
+    bad = (values < 0) | (values >= stop)
+    if ignored is not None and not (wraps and ignored < 0):
+        bad &= values != ignored
+    if bad.any():
+        position = int(bad.nonzero()[0])
+        complain(position, int(values[position]), stop)
+
+
+def _check_labels(function, labels, classes, ignore_index) -> None:
+    complain = functools.partial(raise_label_out_of_range, function)
+    _check_range(labels, classes, ignore_index, complain)
+
+
+def _check_ids(function, ids, size) -> None:
+    _check_range(ids, size, None, functools.partial(raise_id_out_of_range, function))
+
+
+def score(logits, labels, beta, ignore_index, function="score") -> Scores:
+    """Scores of logits (..., C) and labels (...)."""
+    _check_device(logits.device)
+    _check_labels(function, labels, logits.shape[-1], ignore_index)
+    values = torch.empty((4, 0), device=labels.device)
+    if labels.numel():
+        values = _launch.score(_launch.rows_of(logits), labels, beta, ignore_index).values
+    return Scores(*values.view(4, *labels.shape).unbind())
+
+
+def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
+    """Statistics of logits (..., C) and labels (...)."""
+    _check_device(logits.device)
+    _check_labels("sample_statistics", labels, logits.shape[-1], ignore_index)
+    values = torch.empty((6, 0), device=labels.device)
+    correct = torch.empty(0, dtype=torch.bool, device=labels.device)
+    if labels.numel():
+        rows = _launch.rows_of(logits)
+        values, correct, *_ = _launch.score(rows, labels, 0.0, ignore_index, statistics=True)
+    fields = [*values.view(6, *labels.shape).unbind(), correct.view(labels.shape)]
+    return SampleStatistics._make(fields)
+
+
+def select(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Ascending positions of the `count` highest scores (N,)."""
+    _check_device(scores.device)
+    if scores.shape[0] == 0:
+        return torch.empty(0, dtype=torch.int64, device=scores.device)
+    return _launch.select(scores.detach().resolve_neg().contiguous(), count)
+
+
+def update_state(state, ids, scores: Scores, function: str) -> None:
+    """Write valid rows of `scores` (N,) into `state` at `ids` (N,); the last row of a duplicate
+    id wins."""
+    _check_device(ids.device)
+    _check_ids(function, ids, state.num_samples)
+    # The kernels park tags in the state while they work: scores must not live there.
+    own = {getattr(state, name).untyped_storage().data_ptr() for name in ("loss", "entropy")}
+    fields = [
+        field.clone()
+        if field.untyped_storage().data_ptr() in own
+        else field.resolve_neg().contiguous()
+        for field in scores[:3]
+    ]
+    _launch.remember(state, ids.contiguous(), fields)
+
+
+def score_and_select(
+    logits, labels, state, keep: Keep, ids, ignore_index, function: str
+) -> Selection:
+    """Score logits (N, C), write the scores into `state` (or nowhere), select the top rows.
+
+    Where fewer than K rows are valid the indices end in -1 on CUDA; with `ignore_index` the number
+    of valid rows is read back instead.
+    """
+    _check_device(logits.device)
+    rows = _launch.rows_of(logits)
+    n, device = rows.count, rows.logits.device
+    _check_labels(function, labels, rows.classes, ignore_index)
+    ids = None if state is None or ids is None else ids.contiguous()
+    if ids is not None:
+        _check_ids(function, ids, state.num_samples)
+    if n == 0:
+        return _nothing(state, device)
+    beta = 1.0 if state is None else state.beta
+    few, count = n <= _launch.FEW, kept_count(keep, n)
+    waits = ignore_index is not None
+    values, _, work, indices, threshold = _launch.score(
+        rows, labels, beta, ignore_index,
+        keep=count if few and not waits else None, state=state, ids=ids,
+    )  # fmt: skip
+    if waits:
+        valid = int((values[0] > -torch.inf).sum())  # the one size that is read back
+        count = kept_count(keep, valid)
+    if not few:
+        if state is not None:
+            _launch.remember(state, ids, values)
+        histogram = work[_launch.WORK_SIZE :]
+        indices, threshold = _launch.select_many(values[0], count, histogram, ids, state)
+    elif waits:
+        indices, threshold = _launch.finish_few(values, count, ids, state)
+    if device.type == "cpu":
+        indices = indices[indices >= 0]
+    return Selection(indices, Scores(*values.unbind()), threshold, work[0])
+
+
+def _nothing(state, device) -> Selection:
+    """The selection from no rows."""
+    if state is not None:
+        state.clock += 1
+    empty = torch.empty(0, device=device)
+    return Selection(
+        indices=empty.long(),
+        scores=Scores(empty, empty, empty, empty),
+        threshold=torch.full((), torch.inf, device=device),
+        num_invalid=torch.zeros((), dtype=torch.int32, device=device),
+    )

@@ -1,0 +1,4 @@
+"""Triton kernels, how shapes are cut for them (plan), and their launches (launch).
+
+Loaded only by backends/triton.py, which first makes sure that Triton is there.
+"""

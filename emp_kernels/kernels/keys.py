@@ -1,0 +1,46 @@
+"""Scores as uint32 keys in the order of selection, and the k-th largest of them."""
+
+import triton
+import triton.language as tl
+
+from .numerics import INF
+
+
+@triton.jit
+def order_key(score, VALID_ONLY: tl.constexpr):
+    """A float32 score's rank as uint32: larger for the higher score, -0.0 as +0.0, NaN as 0.
+
+    With VALID_ONLY an ignored row's -inf is 0 as well; every other score's key is above 0.
+    """
+    bits = (score + 0.0).to(tl.uint32, bitcast=True)  # -0.0 + 0.0 is +0.0
+    key = tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
+    key = tl.where(score == score, key, 0)
+    if VALID_ONLY:
+        key = tl.where(score == -INF, 0, key)
+    return key.to(tl.uint32)
+
+
+@triton.jit
+def score_of(key):
+    """The score whose key this is (key > 0)."""
+    bits = tl.where(key >> 31 != 0, key ^ 0x80000000, ~key)
+    return bits.to(tl.uint32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def digit_of(key):
+    """The leading 11 bits."""
+    return (key >> 21).to(tl.int32)
+
+
+@triton.jit
+def kth_largest(keys, k):
+    """The k-th largest of keys (T,), k >= 1: four bits at a time, by counting the keys that
+    reach each of sixteen candidates."""
+    digits = tl.arange(0, 16).to(tl.uint32)
+    kth = tl.zeros((), tl.uint32)
+    for i in tl.static_range(8):
+        candidates = kth + (digits << (28 - 4 * i))
+        reach = tl.sum((keys[:, None] >= candidates[None, :]).to(tl.int32), 0)
+        kth = tl.max(tl.where(reach >= k, candidates, kth), 0)
+    return kth

@@ -1,0 +1,226 @@
+"""Launching the kernels: what they get, and in what memory they answer."""
+
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+from . import select_large as large
+from .plan import BINS, CHUNK, FEW, PLAN_SIZE, SLOT, WORK_SIZE, Plan, layout_of, plan_of, tile_of
+from .remember import remember_rows
+from .rows import score_rows
+from .select_small import finish_rows, select_few
+from .stream import score_stream
+
+STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
+OPTIONS = {"enable_fp_fusion": False}  # where a product and a sum round once, the kernels say so
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of the device; the interpreter is one."""
+    if device.type == "cpu":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Kernels run on the current device: make it the tensors'."""
+    if device.type == "cpu" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
+class Rows(NamedTuple):
+    """Logits as `count` rows of unit inner stride, in groups of `per_group` equally spaced."""
+
+    logits: torch.Tensor
+    count: int
+    classes: int
+    per_group: int
+    group_stride: int
+    row_stride: int
+
+
+def rows_of(logits: torch.Tensor) -> Rows:
+    """Rows of logits (..., C); copied only where the inner stride is not 1 or the leading
+    dimensions do not collapse to two."""
+    logits, classes = logits.detach().resolve_neg(), logits.shape[-1]
+    if logits.dim() > 3:
+        try:
+            logits = logits.view(-1, *logits.shape[-2:])
+        except RuntimeError:
+            logits = logits.reshape(-1, classes)
+    if classes > 1 and logits.stride(-1) != 1:
+        logits = logits.contiguous()
+    *groups, per_group, _ = logits.shape
+    *group_strides, row_stride, _ = logits.stride()
+    count = per_group * groups[0] if groups else per_group
+    group_stride = group_strides[0] if groups else 0
+    if not groups or groups[0] == 1 or group_stride == per_group * row_stride:
+        per_group, group_stride = count, 0
+    return Rows(logits, count, classes, per_group, group_stride, row_stride)
+
+
+class Scored(NamedTuple):
+    """What a scoring launch leaves: values (4 or 6, N), correct (N,) of statistics, work memory,
+    and indices and threshold where the launch selected."""
+
+    values: torch.Tensor
+    correct: torch.Tensor | None
+    work: torch.Tensor
+    indices: torch.Tensor | None
+    threshold: torch.Tensor | None
+
+
+def score(
+    rows: Rows,
+    labels: torch.Tensor,
+    beta: float,
+    ignore_index: int | None,
+    *,
+    statistics: bool = False,
+    keep: int | None = None,
+    state: Any = None,
+    ids: torch.Tensor | None = None,
+    plan: Plan | None = None,
+) -> Scored:
+    """Scores N > 0 rows in one launch.
+
+    Args:
+        labels: N of them, of any integer dtype.
+        statistics: for all the statistics instead of score, loss, entropy and lse.
+        keep: how many the launch's last program selects, after it wrote the state; None leaves
+            both to later launches, and counts the scores' leading digits where rows are many.
+        state, ids: an id out of range makes its row invalid.
+        plan: None for the one of `plan_of`.
+
+    Both scoring kernels take, after pointers: the rows' layout, `vectors` of V elements a row,
+    `misaligned` elements from the last 16-byte boundary to the logits, and `keep`.
+    """
+    logits, n, classes = rows.logits, rows.count, rows.classes
+    device, itemsize, address = logits.device, logits.element_size(), logits.data_ptr()
+    if labels.dtype == torch.uint64 and ignore_index is not None and ignore_index < 0:
+        ignore_index = None  # labels from 2^63 on would wrap to it
+    vector, ragged = layout_of(address, rows.group_stride, rows.row_stride, classes, itemsize)
+    if plan is None:
+        plan = plan_of(n, classes, itemsize, vector, processors(device), statistics)
+    finish, fill = keep is not None, keep is None and n > FEW and not statistics
+    values = torch.empty((6 if statistics else 4, n), dtype=torch.float32, device=device)
+    correct = torch.empty(n, dtype=torch.bool, device=device) if statistics else None
+    extra = BINS if fill else n if plan.parts > 1 else 0
+    work = torch.zeros(WORK_SIZE + extra, dtype=torch.int32, device=device)
+    indices, threshold = selection(keep, device) if keep is not None else (None, None)
+    pointers = _state_fields(state if finish else None)
+    cut = {"WIDTH": plan.width, "TILES": plan.tiles, "COMPENSATED": plan.compensated}
+    if plan.stream:
+        kernel, programs, cut["PARTS"] = score_stream, n * plan.parts, plan.parts
+        shared = plan.parts > 1
+        pointers.append(torch.empty(n * 6 * plan.parts, device=device) if shared else None)
+    else:
+        kernel, programs, cut["ROWS"] = score_rows, -(-n // plan.rows), plan.rows
+    with _on(device):
+        kernel[(programs,)](
+            logits, labels.reshape(-1).contiguous(), ids, values, correct, work, indices,
+            threshold, *pointers, n, rows.per_group, rows.group_stride, rows.row_stride,
+            max(0, (classes - vector + 1 if ragged else classes) // vector), classes,
+            address // itemsize % vector, beta, ignore_index or 0,
+            0 if state is None else state.num_samples, keep or 0,
+            V=vector, RAGGED=ragged, GROUPED=rows.group_stride != 0,
+            IGNORE=ignore_index is not None, STATISTICS=statistics, HAS_IDS=ids is not None,
+            HAS_STATE=finish and state is not None, FILL=fill, SELECT=tile_of(n) if finish else 0,
+            **cut, num_warps=plan.warps, **OPTIONS,
+        )  # fmt: skip
+    return Scored(values, correct, work, indices, threshold)
+
+
+def selection(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uninitialised indices (count,) and threshold ()."""
+    return (
+        torch.empty(count, dtype=torch.int64, device=device),
+        torch.empty((), dtype=torch.float32, device=device),
+    )
+
+
+def _state_fields(state: Any) -> list[torch.Tensor | None]:
+    return [getattr(state, name, None) for name in STATE_FIELDS]
+
+
+def finish_few(
+    values: torch.Tensor, keep: int, ids: torch.Tensor | None, state: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Writes the state and selects `keep` of values (4, N), N <= FEW."""
+    n, device = values.shape[1], values.device
+    indices, threshold = selection(keep, device)
+    with _on(device):
+        finish_rows[(1,)](
+            values, ids, indices, threshold, *_state_fields(state), n, keep,
+            HAS_IDS=ids is not None, HAS_STATE=state is not None, TILE=tile_of(n), **OPTIONS,
+        )  # fmt: skip
+    return indices, threshold
+
+
+def select(scores: torch.Tensor, keep: int) -> torch.Tensor:
+    """Positions of the `keep` highest of scores (N,), N > 0."""
+    if scores.shape[0] > FEW:
+        return select_many(scores, keep, None, None, None)[0]
+    n = scores.shape[0]
+    indices = torch.empty(keep, dtype=torch.int64, device=scores.device)
+    with _on(scores.device):
+        select_few[(1,)](scores, indices, keep, n, TILE=tile_of(n), **OPTIONS)
+    return indices
+
+
+def select_many(
+    scores: torch.Tensor,
+    keep: int,
+    histogram: torch.Tensor | None,
+    ids: torch.Tensor | None,
+    state: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Selects `keep` of scores (N,): of the valid ones, whose leading digits `histogram` counts,
+    or of all where it is None, and then there is no threshold."""
+    n, device, valid = scores.shape[0], scores.device, histogram is not None
+    chunks = -(-n // CHUNK)
+    programs = min(chunks, 4 * processors(device))
+    plan = torch.zeros(PLAN_SIZE, dtype=torch.int64, device=device)
+    slots = torch.empty(chunks * SLOT, dtype=torch.uint32, device=device)
+    above, inside = torch.empty((2, chunks), dtype=torch.int32, device=device).unbind()
+    taken, ties = torch.empty((2, chunks), dtype=torch.int64, device=device).unbind()
+    indices, threshold = selection(keep, device)
+    with _on(device):
+        if valid:
+            large.bracket_from_histogram[(1,)](histogram, plan, keep, **OPTIONS)
+        else:
+            large.bracket_from_sample[(1,)](scores, plan, keep, n, num_warps=16, **OPTIONS)
+        large.split[(chunks,)](scores, slots, above, inside, plan, n, VALID_ONLY=valid, **OPTIONS)
+        for step in range(3 if valid else 4):  # 21 bits are left of 32, or all
+            large.narrow[(programs,)](
+                scores, slots, inside, plan, n, chunks, PASS=step, VALID_ONLY=valid, **OPTIONS
+            )
+        large.count[(programs,)](
+            scores, slots, above, inside, taken, ties, plan, threshold, n, chunks,
+            VALID_ONLY=valid, TILE=1024, **OPTIONS,
+        )  # fmt: skip
+        large.compact[(chunks,)](
+            scores, taken, ties, plan, indices, ids, getattr(state, "selections", None), n, keep,
+            VALID_ONLY=valid, HAS_IDS=ids is not None, HAS_STATE=state is not None, **OPTIONS,
+        )  # fmt: skip
+    return indices, threshold
+
+
+def remember(state: Any, ids: torch.Tensor | None, scores: Sequence[torch.Tensor]) -> None:
+    """Advances the clock and writes the valid rows of score, loss and entropy (N,)."""
+    state.clock += 1
+    n = scores[0].shape[0]
+    if n == 0 or state.num_samples == 0:
+        return
+    with _on(scores[0].device):
+        for step in range(3) if ids is not None else (2,):  # clear, claim, write
+            remember_rows[(-(-n // 1024),)](
+                *scores[:3], ids, state.score, state.loss, state.entropy, state.updates,
+                state.seen_at, state.clock, n, state.num_samples,
+                STEP=step, HAS_IDS=ids is not None, TILE=1024, **OPTIONS,
+            )  # fmt: skip

@@ -1,0 +1,97 @@
+"""How shapes are cut into programs: the constants that kernels are compiled with."""
+
+import functools
+from typing import NamedTuple
+
+ROWS_LIMIT = 8192  # classes up to which a row is held in registers whole
+FEW = 4096  # rows up to which one program selects
+VECTOR_BYTES = 16
+LONG_ROW = 256  # classes from which an unaligned row is worth an edge
+WORK_SIZE = 8  # ints of work memory before what a call adds (work)
+BINS = 2048  # of the leading digit
+CHUNK = 4096  # scores that one program selects among at a time
+SLOT = 512  # keys of a chunk inside the first bracket that are kept
+DIGITS = 256  # bins of one narrowing of the bracket
+PLAN_SIZE = 16 + 4 * DIGITS  # of select_large
+
+
+class Layout(NamedTuple):
+    """How rows are read: `vector` elements at a time, with an edge where rows are `ragged`."""
+
+    vector: int
+    ragged: bool
+
+
+class Plan(NamedTuple):
+    """One scoring launch: `rows` rows a program, or `parts` programs a row where it is `stream`;
+    `tiles` tiles of `width` columns are in registers at a time."""
+
+    stream: bool
+    rows: int
+    parts: int
+    width: int
+    tiles: int
+    compensated: bool
+    warps: int
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+@functools.lru_cache(maxsize=4096)
+def layout_of(
+    address: int, group_stride: int, row_stride: int, classes: int, itemsize: int
+) -> Layout:
+    """The widest loads that start and end on the rows' own boundaries; for long rows that allow
+    less than 8 bytes, 16-byte loads between a ragged head and tail."""
+    full = VECTOR_BYTES // itemsize
+    vector = full
+    while vector > 1 and (
+        address % (vector * itemsize)
+        or classes % vector
+        or row_stride % vector
+        or group_stride % vector
+    ):
+        vector //= 2
+    if vector * itemsize < 8 and classes >= LONG_ROW:
+        return Layout(full, True)
+    return Layout(vector, False)
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_of(
+    n: int, classes: int, itemsize: int, vector: int, processors: int, statistics: bool = False
+) -> Plan:
+    """The launch for logits (n, classes) on a chip of `processors` multiprocessors."""
+    # 16-bit logits come twice as fast, and long rows average the error: see numerics.exp_scaled
+    compensated = itemsize == 4 or classes <= 512
+    wanted = 2 * processors  # programs that keep the chip busy
+    if classes > ROWS_LIMIT:
+        warps = 8
+        width = 32 * warps * vector
+        tiles = 4 if statistics and itemsize == 2 else 8  # as many as registers allow
+        steps = -(-classes // (width * tiles))
+        parts = 1
+        while parts < 64 and n * parts < wanted and steps >= 2 * parts:
+            parts *= 2
+        return Plan(True, 1, parts, width, tiles, compensated, warps)
+    columns = max(power_of_two(classes), vector)
+    most = 8 if itemsize == 4 else 4
+    tiles = max(1, min(most, columns // (8 * vector)))
+    width = columns // tiles
+    rows = max(1, 128 * vector // width)
+    while rows > 1 and n < rows * wanted:
+        rows //= 2
+    if rows == 1:  # few rows: more threads for each
+        while tiles > 1 and n < wanted and width < 128 * vector:
+            tiles //= 2
+            width *= 2
+    warps = max(1, min(16, rows * width // (32 * vector)))
+    return Plan(False, rows, 1, width, tiles, compensated, warps)
+
+
+def tile_of(n: int) -> int:
+    """The tile in which one program holds n <= FEW rows: three sizes, so that few are compiled."""
+    return 256 if n <= 256 else 1024 if n <= 1024 else FEW

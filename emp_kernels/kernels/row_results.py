@@ -1,0 +1,92 @@
+"""What a row's sums say: loss, entropy, lse, score and statistics, and where they are stored."""
+
+import triton
+import triton.language as tl
+
+from .keys import digit_of, order_key
+from .numerics import FLOOR, INF, LARGEST, UNSCALE, exp_scaled, log1p
+from .work import HISTOGRAM, INVALID
+
+
+@triton.jit
+def label_of(labels, rows, inside, classes, ignore_index, IGNORE: tl.constexpr):
+    """Each row's label clamped to a readable column, whether it is in range, and whether its row
+    is to be read (not ignored)."""
+    y = tl.load(labels + rows, mask=inside, other=0).to(tl.int64)
+    counts = inside
+    if IGNORE:
+        counts = inside & (y != ignore_index)
+    known = (y >= 0) & (y < classes) & counts
+    return tl.where(known, y, 0), known, counts
+
+
+@triton.jit
+def loss_and_lse(m, log_s, t, z_y, known):
+    """Loss and lse of a row, and whether no loss can be: NaN or +inf among the logits, or no
+    finite one."""
+    infinite = tl.abs(m) == INF
+    broken = infinite | (t != t)
+    lse = tl.where(infinite, m, m + log_s)
+    lse = tl.where((t != t) & (m != INF), float("nan"), lse)
+    loss = tl.where(broken, lse - z_y, (m - z_y) + log_s)
+    return tl.where(known, loss, float("nan")), lse, broken
+
+
+@triton.jit
+def store_scores(
+    m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
+    HAS_IDS: tl.constexpr, FILL: tl.constexpr,
+):  # fmt: skip
+    """Stores score, loss, entropy and lse into out (4, N); counts invalid rows, and with FILL
+    the leading digits of the valid scores."""
+    log_s = log1p(u * UNSCALE)
+    loss, lse, broken = loss_and_lse(m, log_s, t, z_y, known)
+    entropy = log_s - tl.div_rn(t * UNSCALE, 1.0 + u * UNSCALE)
+    entropy = tl.where(known & (broken == 0), entropy, float("nan"))
+    score = tl.fma(entropy, beta, loss)
+    score = tl.where((tl.abs(loss) <= LARGEST) & (tl.abs(entropy) <= LARGEST), score, float("nan"))
+    if HAS_IDS:  # an id out of range makes its row invalid
+        sample = tl.load(ids + rows, mask=inside, other=0).to(tl.int64)
+        score = tl.where((sample >= 0) & (sample < num_samples), score, float("nan"))
+    score = tl.where(counts, score, -INF)
+    tl.store(out + rows, score, mask=inside)
+    tl.store(out + n + rows, tl.where(counts, loss, 0.0), mask=inside)
+    tl.store(out + 2 * n + rows, tl.where(counts, entropy, 0.0), mask=inside)
+    tl.store(out + 3 * n + rows, tl.where(counts, lse, 0.0), mask=inside)
+    invalid = inside & (score != score)
+    tl.atomic_add(work + INVALID + rows * 0, 1, mask=invalid, sem="relaxed")
+    if FILL:
+        key = order_key(score, True)
+        tl.atomic_add(work + HISTOGRAM + digit_of(key), 1, mask=inside & (key > 0), sem="relaxed")
+
+
+@triton.jit
+def store_statistics(m, u, t, q, second, before, z_y, known, counts, rows, inside, out, correct, n):
+    """Stores loss, entropy, lse, confidence, el2n and margin into out (6, N), and correct (N,).
+
+    before is the largest logit left of the label: the label is the lowest index of the maximum
+    when its logit is m and before is less.
+    """
+    u *= UNSCALE
+    log_s = log1p(u)
+    loss, lse, broken = loss_and_lse(m, log_s, t, z_y, known)
+    bad = broken | (known == 0)
+    entropy = log_s - tl.div_rn(t * UNSCALE, 1.0 + u)
+
+    top = z_y == m
+    e_y = exp_scaled(tl.maximum(z_y - m, FLOOR), True) * UNSCALE
+    p_y = tl.div_rn(e_y, 1.0 + u)
+    p_not_y = tl.where(top, tl.div_rn(u, 1.0 + u), 1.0 - p_y)
+    squares = q * UNSCALE * UNSCALE
+    others = tl.where(top, squares, tl.maximum(1.0 + squares - e_y * e_y, 0.0))
+    el2n = tl.sqrt(p_not_y * p_not_y + tl.div_rn(others, (1.0 + u) * (1.0 + u)))
+    margin = z_y - tl.where(top, second, m)
+    is_correct = top & ((before >= z_y) == 0) & (bad == 0) & counts
+
+    tl.store(out + rows, tl.where(counts, loss, 0.0), mask=inside)
+    for i in tl.static_range(5):
+        value = (entropy, lse, p_y, el2n, margin)[i]
+        if i != 1:
+            value = tl.where(bad, float("nan"), value)
+        tl.store(out + (i + 1) * n + rows, tl.where(counts, value, 0.0), mask=inside)
+    tl.store(correct + rows, is_correct, mask=inside)

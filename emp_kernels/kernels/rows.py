@@ -1,0 +1,115 @@
+"""Scoring, several rows a program: a row is held in registers whole, its maximum taken first.
+
+For up to some thousands of classes. A program takes ROWS rows of TILES tiles of WIDTH columns.
+"""
+
+import triton
+import triton.language as tl
+
+from .numerics import INF, LARGEST
+from .row_results import label_of, store_scores, store_statistics
+from .select_small import finish_call
+from .sums import add_losers, champion_terms, keep_largest, leave_one_out
+
+
+@triton.jit
+def score_rows(
+    logits, labels, ids, out, correct, work, indices, threshold,
+    state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
+    state_clock, n, rows_per_group, group_stride, row_stride, vectors, classes, misaligned,
+    beta, ignore_index, num_samples, keep,
+    V: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
+    STATISTICS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    FILL: tl.constexpr, SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """backends.triton says what the arguments are, which both scoring kernels share."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = rows < n
+    y, known, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
+
+    if GROUPED:
+        start = rows // rows_per_group * group_stride + rows % rows_per_group * row_stride
+    else:
+        start = rows * row_stride
+    z_y = tl.load(logits + start + y, mask=known, other=float("nan")).to(tl.float32)
+
+    # Columns [head, head + vectors * V) start at a multiple of V elements and are read V at a
+    # time; without RAGGED they are all columns. The few others are the edge.
+    head = start * 0
+    body = tl.multiple_of(start + misaligned, V)
+    if RAGGED:
+        head = (V - (start + misaligned) % V) % V
+        body = tl.multiple_of(start + misaligned + head, V)
+    base = tl.multiple_of(
+        logits - misaligned, V * (logits.dtype.element_ty.primitive_bitwidth // 8)
+    )
+    columns = tl.arange(0, WIDTH)
+    pointers = base + body[:, None] + columns[None, :]
+
+    tiles = ()
+    before = tl.full([ROWS], -INF, tl.float32)
+    for i in tl.static_range(TILES):
+        readable = counts[:, None] & (i * WIDTH + columns < vectors * V)[None, :]
+        z = tl.load(pointers + i * WIDTH, mask=readable, other=-INF).to(tl.float32)
+        if STATISTICS:
+            left = i * WIDTH + columns[None, :] < (y - head)[:, None]
+            before = tl.maximum(before, tl.max(tl.where(left, z, -INF), 1))
+        if i == 0:
+            champions = z
+        else:
+            tiles = tiles + (z,)
+    champions, losers = keep_largest(champions, tiles, TILES - 1)
+    m = tl.max(champions, 1)
+
+    if RAGGED:
+        edge_columns = tl.arange(0, 2 * V)[None, :]
+        edge_columns += tl.where(edge_columns < head[:, None], 0, vectors * V)
+        readable = counts[:, None] & (edge_columns < classes)
+        edge = tl.load(logits + start[:, None] + edge_columns, mask=readable, other=-INF).to(
+            tl.float32
+        )
+        m = tl.maximum(m, tl.max(edge, 1))
+        if STATISTICS:
+            left = edge_columns < y[:, None]
+            before = tl.maximum(before, tl.max(tl.where(left, edge, -INF), 1))
+
+    u, t, q, ties, second = champion_terms(champions, m[:, None], STATISTICS)
+    u, t, q, second = add_losers(
+        losers, tl.maximum(m, -LARGEST)[:, None], u, t, q, second, TILES - 1, STATISTICS,
+        COMPENSATED,
+    )  # fmt: skip
+    u = tl.sum(u, 1)
+    t = tl.sum(t, 1)
+    ties = tl.sum(ties, 1)
+    if STATISTICS:
+        q = tl.sum(q, 1)
+        second = tl.max(second, 1)
+    else:
+        q = u
+        second = u
+    if RAGGED:
+        edge_terms = champion_terms(edge, m[:, None], STATISTICS)
+        u += tl.sum(edge_terms[0], 1)
+        t += tl.sum(edge_terms[1], 1)
+        ties += tl.sum(edge_terms[3], 1)
+        if STATISTICS:
+            q += tl.sum(edge_terms[2], 1)
+            second = tl.maximum(second, tl.max(edge_terms[4], 1))
+    u, q, second = leave_one_out(u, q, ties, second, m, STATISTICS)
+
+    if STATISTICS:
+        store_statistics(
+            m, u, t, q, second, before, z_y, known, counts, rows, inside, out, correct, n
+        )
+    else:
+        store_scores(
+            m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
+            HAS_IDS, FILL,
+        )  # fmt: skip
+        if SELECT:
+            finish_call(
+                out, work, ids, indices, threshold,
+                state_score, state_loss, state_entropy, state_updates, state_selections,
+                state_seen_at, state_clock, n, keep, HAS_IDS, HAS_STATE, SELECT,
+            )  # fmt: skip

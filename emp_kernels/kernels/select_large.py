@@ -1,0 +1,247 @@
+"""Exact selection among many scores in two and a bit reads of them, without the host.
+
+1. A bracket: a range of keys that holds the k-th largest, from the histogram that scoring filled
+   or from a sample.
+2. `split`: one read. Each chunk counts its keys above the bracket and puts those inside it into
+   its slot. A sample that misled is found out here, and the bracket becomes everything.
+3. `narrow`, three or four times: a histogram of the bracket in 256 bins makes the bin that holds
+   the k-th the next bracket, until it is one key. It reads the slots; a chunk that overflowed its
+   slot is read again, so nothing is ever dropped.
+4. `count`: how many each chunk gives, and their prefix sums.
+5. `compact`: the second read; each chunk writes its positions in order.
+
+Where programs depend on one another the last to take a ticket goes on; none waits.
+"""
+
+import triton
+import triton.language as tl
+
+from . import plan as cut
+from .keys import kth_largest, order_key, score_of
+from .numerics import INF
+from .select_small import take_ticket
+from .work import BINS
+
+CHUNK = tl.constexpr(cut.CHUNK)
+SLOT = tl.constexpr(cut.SLOT)
+DIGITS = tl.constexpr(cut.DIGITS)
+SAMPLE = tl.constexpr(8192)
+SIX_SIGMA = tl.constexpr(6.0 * 8192**0.5)
+HIGHEST = tl.constexpr(0xFFFFFFFF)
+
+# plan (int64, zero at the start)
+LOWEST = tl.constexpr(0)  # the bracket's keys, both inclusive
+LAST = tl.constexpr(1)
+ABOVE = tl.constexpr(2)  # keys above the bracket
+COUNT = tl.constexpr(3)  # how many are selected
+WHOLE = tl.constexpr(4)  # 1 when the bracket is everything and the slots mean nothing
+INSIDE = tl.constexpr(5)  # keys inside the first bracket
+TICKETS = tl.constexpr(8)  # one for split, one for each narrowing, one for count
+BIN_COUNTS = tl.constexpr(16)  # DIGITS counts for each narrowing
+
+
+@triton.jit
+def _store_bracket(plan, lowest, last, above):
+    tl.store(plan + LOWEST, lowest.to(tl.int64))
+    tl.store(plan + LAST, last.to(tl.int64))
+    tl.store(plan + ABOVE, above.to(tl.int64))
+
+
+@triton.jit
+def bracket_from_histogram(histogram, plan, keep):
+    """One program: the leading digit that holds the k-th valid key, k = min(keep, valid keys)."""
+    bins = tl.arange(0, BINS)
+    counts = tl.load(histogram + bins).to(tl.int64)
+    reach = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts  # keys in this bin or above it
+    count = tl.minimum(tl.sum(counts, 0), keep)
+    digit = tl.max(tl.where(reach >= tl.maximum(count, 1), bins, -1), 0)
+    above = tl.sum(tl.where(bins > digit, counts, 0), 0)
+    lowest = digit.to(tl.int64) << 21
+    last = lowest + (1 << 21) - 1
+    nothing = count == 0
+    tl.store(plan + COUNT, count.to(tl.int64))
+    _store_bracket(
+        plan, tl.where(nothing, HIGHEST, lowest), tl.where(nothing, HIGHEST, last), above
+    )
+
+
+@triton.jit
+def bracket_from_sample(scores, plan, keep, n):
+    """One program: six standard deviations of the sample's rank around the k-th key, k = keep."""
+    draws = tl.arange(0, SAMPLE).to(tl.int64)
+    key = order_key(tl.load(scores + draws * n // SAMPLE).to(tl.float32), False)
+    share = keep.to(tl.float32) / n
+    rank = (share * SAMPLE).to(tl.int32)
+    margin = (tl.sqrt(share * (1.0 - share)) * SIX_SIGMA).to(tl.int32) + 2
+    lowest = kth_largest(key, tl.minimum(rank + margin, SAMPLE))
+    last = kth_largest(key, tl.maximum(rank - margin, 1))
+    tl.store(plan + COUNT, keep.to(tl.int64))
+    _store_bracket(
+        plan,
+        tl.where(rank + margin > SAMPLE, 0, lowest.to(tl.int64)),
+        tl.where(rank - margin < 1, HIGHEST, last.to(tl.int64)),
+        tl.zeros((), tl.int64),
+    )
+
+
+@triton.jit
+def _chunk_keys(scores, chunk, n, VALID_ONLY: tl.constexpr):
+    """Positions (CHUNK,), whether they are among the n scores, and their keys."""
+    rows = chunk * tl.full((), CHUNK, tl.int64) + tl.arange(0, CHUNK)
+    inside = rows < n
+    score = tl.load(scores + rows, mask=inside, other=float("nan")).to(tl.float32)
+    return rows, inside, order_key(score, VALID_ONLY)
+
+
+@triton.jit
+def split(scores, slots, above, inside, plan, n, VALID_ONLY: tl.constexpr):
+    """One chunk a program: counts its keys `above` the bracket and `inside` it, keeps the latter
+    in its slot. The last program checks that the bracket holds the k-th."""
+    chunk = tl.program_id(0)
+    lowest = tl.load(plan + LOWEST).to(tl.uint32)
+    last = tl.load(plan + LAST).to(tl.uint32)
+    _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+    over = live & (key > last)
+    within = live & (key >= lowest) & (key <= last)
+    chunk_above = tl.sum(over.to(tl.int32), 0)
+    place = tl.cumsum(within.to(tl.int32), 0) - 1
+    tl.store(slots + chunk.to(tl.int64) * SLOT + place, key, mask=within & (place < SLOT))
+    chunk_inside = tl.sum(within.to(tl.int32), 0)
+    tl.store(above + chunk, chunk_above)
+    tl.store(inside + chunk, chunk_inside)
+    tl.atomic_add(plan + INSIDE, chunk_inside.to(tl.int64), sem="relaxed")
+    if VALID_ONLY == 0:  # a sample's bracket: what is above it is known only now
+        tl.atomic_add(plan + ABOVE, chunk_above.to(tl.int64), sem="relaxed")
+        if take_ticket(plan, TICKETS, tl.num_programs(0).to(tl.int64)):
+            count = tl.load(plan + COUNT)
+            total_above = tl.atomic_add(plan + ABOVE, 0, sem="relaxed")
+            total_inside = tl.atomic_add(plan + INSIDE, 0, sem="relaxed")
+            if (total_above >= count) | (total_above + total_inside < count):
+                tl.store(plan + WHOLE, 1)
+                zero = tl.zeros((), tl.int64)
+                _store_bracket(plan, zero, zero + HIGHEST, zero)
+
+
+@triton.jit
+def _bin_width(span):
+    """log2 of the least power of two in which `span` + 1 keys fill at most DIGITS bins."""
+    shift = tl.zeros((), tl.int32)
+    for i in tl.static_range(24):
+        shift += (span >= (256 << i)).to(tl.int32)
+    return shift
+
+
+@triton.jit
+def _histogram(key, live, lowest, last, shift):
+    within = live & (key >= lowest.to(tl.uint32)) & (key <= last.to(tl.uint32))
+    digit = tl.where(within, (key - lowest.to(tl.uint32)) >> shift.to(tl.uint32), 0)
+    return tl.histogram(digit.to(tl.int32), DIGITS, mask=within)
+
+
+@triton.jit
+def _slot_keys(slots, chunk, held):
+    """Which places of the chunk's slot are filled, and their keys (SLOT,)."""
+    place = tl.arange(0, SLOT)
+    live = place < held
+    start = chunk * tl.full((), SLOT, tl.int64)
+    return live, tl.load(slots + start + place, mask=live, other=0)
+
+
+@triton.jit
+def narrow(scores, slots, inside, plan, n, chunks, PASS: tl.constexpr, VALID_ONLY: tl.constexpr):
+    """A histogram of the bracket; the last program makes the k-th key's bin the next bracket."""
+    lowest = tl.load(plan + LOWEST)
+    last = tl.load(plan + LAST)
+    if lowest < last:
+        shift = _bin_width(last - lowest)
+        whole = tl.load(plan + WHOLE)
+        counts = tl.zeros([DIGITS], tl.int32)
+        for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
+            held = tl.load(inside + chunk)
+            if (held > SLOT) | (whole != 0):
+                _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+                counts += _histogram(key, live, lowest, last, shift)
+            elif held > 0:
+                live, key = _slot_keys(slots, chunk, held)
+                counts += _histogram(key, live, lowest, last, shift)
+        bins = tl.arange(0, DIGITS)
+        totals = plan + BIN_COUNTS + PASS * DIGITS + bins
+        tl.atomic_add(totals, counts.to(tl.int64), mask=counts > 0, sem="relaxed")
+        if take_ticket(plan, TICKETS + 1 + PASS, tl.num_programs(0).to(tl.int64)):
+            counts64 = tl.load(totals, cache_modifier=".cg")
+            above = tl.load(plan + ABOVE)
+            reach = above + tl.sum(counts64, 0) - tl.cumsum(counts64, 0) + counts64
+            digit = tl.max(tl.where(reach >= tl.load(plan + COUNT), bins, 0), 0).to(tl.int64)
+            above += tl.sum(tl.where(bins > digit, counts64, 0), 0)
+            lowest += digit << shift.to(tl.int64)
+            last = tl.minimum(last, lowest + (1 << shift.to(tl.int64)) - 1)
+            _store_bracket(plan, lowest, last, above)
+
+
+@triton.jit
+def count(
+    scores, slots, above, inside, taken, ties, plan, threshold, n, chunks,
+    VALID_ONLY: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Keys of each chunk above the k-th, `taken`, and equal to it, `ties`; the last program
+    turns both into what the chunks before give: `taken` with their ties that are selected, and
+    `ties`. It also stores the k-th score, +inf where nothing is selected."""
+    kth = tl.load(plan + LOWEST)
+    whole = tl.load(plan + WHOLE)
+    for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
+        held = tl.load(inside + chunk)
+        if (held > SLOT) | (whole != 0):
+            _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+            over = tl.sum((live & (key > kth.to(tl.uint32))).to(tl.int64), 0)
+            equal = tl.sum((live & (key == kth.to(tl.uint32))).to(tl.int64), 0)
+        else:
+            live, key = _slot_keys(slots, chunk, held)
+            over = tl.sum((live & (key > kth.to(tl.uint32))).to(tl.int64), 0)
+            over += tl.load(above + chunk)
+            equal = tl.sum((live & (key == kth.to(tl.uint32))).to(tl.int64), 0)
+        tl.store(taken + chunk, over)
+        tl.store(ties + chunk, equal)
+    if take_ticket(plan, TICKETS + 5, tl.num_programs(0).to(tl.int64)):
+        total = tl.load(plan + COUNT)
+        wanted = total - tl.load(plan + ABOVE)  # ties that are selected
+        taken_before = tl.zeros((), tl.int64)
+        ties_before = tl.zeros((), tl.int64)
+        for start in range(0, chunks, TILE):
+            chunk = start + tl.arange(0, TILE)
+            mask = chunk < chunks
+            over = tl.load(taken + chunk, mask=mask, other=0, cache_modifier=".cg")
+            equal = tl.load(ties + chunk, mask=mask, other=0, cache_modifier=".cg")
+            chunk_ties = ties_before + tl.cumsum(equal, 0) - equal
+            given = over + tl.minimum(tl.maximum(wanted - chunk_ties, 0), equal)
+            tl.store(taken + chunk, taken_before + tl.cumsum(given, 0) - given, mask=mask)
+            tl.store(ties + chunk, chunk_ties, mask=mask)
+            taken_before += tl.sum(given, 0)
+            ties_before += tl.sum(equal, 0)
+        if VALID_ONLY:
+            tl.store(threshold, tl.where(total > 0, score_of(kth.to(tl.uint32)), INF))
+
+
+@triton.jit
+def compact(
+    scores, taken, ties, plan, indices, ids, state_selections, n, keep,
+    VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+):  # fmt: skip
+    """One chunk a program: stores the positions of its selected scores in order, pads the end of
+    the indices with -1, and counts the selections in the state."""
+    chunk = tl.program_id(0)
+    kth = tl.load(plan + LOWEST).to(tl.uint32)
+    total = tl.load(plan + COUNT)
+    wanted = total - tl.load(plan + ABOVE) - tl.load(ties + chunk)
+    rows, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+    tied = live & (key == kth)
+    chosen = (live & (key > kth)) | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
+    place = tl.load(taken + chunk) + tl.cumsum(chosen.to(tl.int32), 0) - 1
+    tl.store(indices + place, rows, mask=chosen)
+    if VALID_ONLY:
+        pad = (rows >= total) & (rows < keep)
+        tl.store(indices + rows, tl.full([CHUNK], -1, tl.int64), mask=pad)
+        if HAS_STATE:
+            samples = rows
+            if HAS_IDS:
+                samples = tl.load(ids + rows, mask=chosen, other=0).to(tl.int64)
+            tl.atomic_add(state_selections + samples, 1, mask=chosen, sem="relaxed")
