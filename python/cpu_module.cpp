@@ -12,6 +12,7 @@
 #include "cpu/pruning.h"
 #include "cpu/scoring.h"
 #include "cpu/selection.h"
+#include "cpu/shuffle.h"
 #include "cpu/state.h"
 #include "cpu/targets.h"
 
@@ -104,6 +105,11 @@ void select(Address scores, int64_t n, int64_t count, Address out, int threads) 
   emp::select(at<const float>(scores), n, count, at<int64_t>(out), threads);
 }
 
+void shuffle(Address ids, int64_t n, uint64_t seed, Address out, int threads) {
+  py::gil_scoped_release released;
+  emp::shuffle(at<const int64_t>(ids), n, seed, at<int64_t>(out), threads);
+}
+
 // Tensors are (source, out, row_bytes, stride_bytes, rows). Returns (tensor, position) of the
 // first index out of range, before anything is written, or (-1, -1).
 std::pair<int64_t, int64_t> gather(
@@ -156,6 +162,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("sample_statistics", &bindings::sample_statistics);
   module.def("score_and_select", &bindings::score_and_select);
   module.def("select", &bindings::select);
+  module.def("shuffle", &bindings::shuffle);
   module.def("gather", &bindings::gather);
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);

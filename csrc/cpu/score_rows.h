@@ -8,11 +8,11 @@
 
 namespace emp {
 
-// log(1 + u) for u >= 0, within 1 ulp; NaN for NaN. Branchless, so that loops vectorise.
+// log(1 + u) for u >= 0, within 1 ulp; NaN for NaN. Without branches, so that loops vectorise.
 [[gnu::always_inline]] inline float log1p_positive(float u) {
   // 1 + u = w + lost exactly; w = 2^k f with f in [sqrt(1/2), sqrt(2)).
-  const float w = 1.0f + u;
-  const float lost = u < 1.0f ? u - (w - 1.0f) : 1.0f - (w - u);
+  const float w = 1.0f + u, w_u = w - 1.0f;
+  const float lost = (1.0f - (w - w_u)) + (u - w_u);
   int32_t bits;
   std::memcpy(&bits, &w, 4);
   constexpr int32_t kSqrtHalf = 0x3f3504f3;
@@ -26,8 +26,7 @@ namespace emp {
   const float s = g / (2.0f + g), z = s * s, half_square = 0.5f * g * g;
   const float series = z * (2.0f / 3 + z * (2.0f / 5 + z * (2.0f / 7 + z * (2.0f / 9))));
   const float tail = s * (half_square + series) + float(k) * 9.0580006145e-6f;
-  const float log = float(k) * 0.69313812256f + (g - (half_square - tail));
-  return u == u ? log : u;
+  return float(k) * 0.69313812256f + (g - (half_square - tail));
 }
 
 template <class S>
@@ -61,7 +60,7 @@ struct RowScorer {
   template <bool kSquares, class T, class OnIgnored, class OnBlock>
   static void for_each_block(const Logits& logits, const Labels& labels, int64_t begin,
                              int64_t end, OnIgnored&& on_ignored, OnBlock&& on_block) {
-    const typename Kernel::Constants k;
+    static const typename Kernel::Constants k;
     with_int_pointer(labels.data, labels.dtype, [&](const auto* label) {
       for (int64_t start = begin; start < end; start += kBlock) {
         Block<T> block;
@@ -104,8 +103,9 @@ struct RowScorer {
         loss[i] = (m[i] - z_y[i]) + log_sum;
         entropy[i] = (log_sum - t[i] / (1.0f + u[i])) + (m[i] - m[i]);  // NaN if m is not finite
         lse[i] = m[i] + log_sum;
-        const bool valid = std::fabs(loss[i]) < Kernel::kInf && std::fabs(entropy[i]) < Kernel::kInf;
-        score[i] = valid ? loss[i] + beta * entropy[i] : Kernel::kNaN;
+        const float sum = loss[i] + beta * entropy[i];
+        const bool valid = (std::fabs(loss[i]) < Kernel::kInf) & (std::fabs(entropy[i]) < Kernel::kInf);
+        score[i] = valid ? sum : Kernel::kNaN;
       }
       for (int i = 0; i < block.count; ++i) {
         const int64_t row = block.row[i];

@@ -4,6 +4,7 @@ import os
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..keep import Keep, kept_count
@@ -27,11 +28,14 @@ _INT_CODES = {
 _NO_STATE = (0,) * 7
 
 _native: Any = None
-# Results are made like these, whatever torch's default dtype and device are: new_empty costs half
-# of what torch.empty with both named does.
-_FLOAT32 = torch.empty(0, dtype=torch.float32, device=DEVICE)
-_INT64 = torch.empty(0, dtype=torch.int64, device=DEVICE)
-_INT32 = torch.empty(0, dtype=torch.int32, device=DEVICE)
+_FLOAT32, _INT64, _INT32 = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.int32)
+
+
+def _new(shape: int | tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
+    """Room for a result. NumPy's, because it asks the kernel for huge pages: the first writing of
+    a large fresh result costs half of what it does in torch's memory, a small one less, too; and
+    torch's default dtype and device do not reach it."""
+    return torch.from_numpy(np.empty(shape, dtype))
 
 
 def require() -> ModuleType:
@@ -66,7 +70,8 @@ def describe() -> str:
 def _logits(logits: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     """The logits (kept alive by the caller) and their native description: rows of unit inner
     stride, in groups of equally spaced rows. Other layouts are copied."""
-    logits = logits.resolve_neg()
+    if logits.is_neg():
+        logits = logits.resolve_neg()
     if logits.dim() == 2:
         rows, classes = logits.shape
         row_stride, inner = logits.stride()
@@ -117,7 +122,7 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     shape = labels.shape
     logits, logits_args = _logits(logits)
     labels, labels_args = _labels(labels, ignore_index)
-    out = Scores(*(_FLOAT32.new_empty(shape) for _ in range(4)))
+    out = Scores(*(_new(shape, _FLOAT32) for _ in range(4)))
     bad = _native.score(
         logits_args,
         labels_args,
@@ -154,7 +159,7 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     logits, logits_args = _logits(logits)
     labels, labels_args = _labels(labels, ignore_index)
     correct = torch.empty(shape, dtype=torch.bool, device=DEVICE)
-    out = SampleStatistics(*(_FLOAT32.new_empty(shape) for _ in range(6)), correct)
+    out = SampleStatistics(*(_new(shape, _FLOAT32) for _ in range(6)), correct)
     bad = _native.sample_statistics(
         logits_args, labels_args, tuple(x.data_ptr() for x in out), torch.get_num_threads()
     )
@@ -166,9 +171,18 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending positions of the `count` highest scores (N,)."""
     scores = scores.detach().resolve_neg().to(torch.float32).contiguous()
-    out = _INT64.new_empty(count)
+    out = _new(count, _INT64)
     _native.select(
         scores.data_ptr(), scores.shape[0], count, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
+    """The ids (K,) int64 in an order that depends on K and `seed` (64 bits) alone."""
+    out = torch.empty_like(ids)
+    _native.shuffle(
+        ids.data_ptr(), ids.shape[0], seed, out.data_ptr(), torch.get_num_threads()
     )
     return out
 
@@ -223,10 +237,10 @@ def score_and_select(
         if ids is not None:
             ids = _ids(ids)
             ids_address = ids.data_ptr()
-    scores = Scores(_FLOAT32.new_empty(rows), _FLOAT32.new_empty(rows), _FLOAT32.new_empty(rows), _FLOAT32.new_empty(rows))
-    indices = _INT64.new_empty(count)
-    threshold = _FLOAT32.new_empty(())
-    num_invalid = _INT32.new_empty(())
+    scores = Scores(*(_new(rows, _FLOAT32) for _ in range(4)))
+    indices = _new(count, _INT64)
+    threshold = _new((), _FLOAT32)
+    num_invalid = _new((), _INT32)
     selected, bad_label, bad_id = _native.score_and_select(
         logits_args,
         labels_args,

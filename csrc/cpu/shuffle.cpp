@@ -1,0 +1,92 @@
+#include "shuffle.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "threads.h"
+
+namespace emp {
+namespace {
+
+constexpr int64_t kBucketIds = 512;  // 4 KB
+constexpr int kMostBits = 16;        // of a bucket's number: a lane
+
+// Element i of the splitmix64 stream `seed`.
+uint64_t draw(uint64_t seed, uint64_t i) {
+  uint64_t z = seed + (i + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+int bucket_bits(int64_t n) {
+  int bits = 0;
+  while (bits < kMostBits && (n >> (bits + 1)) >= kBucketIds) ++bits;
+  return bits;
+}
+
+// Calls f(position, bucket) for positions [begin, end); begin is a multiple of 4.
+template <class F>
+void for_each_bucket(uint64_t seed, int bits, int64_t begin, int64_t end, F&& f) {
+  const int unused = 16 - bits;
+  for (int64_t i = begin; i < end; i += 4) {
+    const uint64_t word = draw(seed, uint64_t(i) / 4);
+    const int lanes = int(std::min<int64_t>(4, end - i));
+    for (int lane = 0; lane < lanes; ++lane)
+      f(i + lane, uint32_t(word >> (16 * lane) & 0xffffu) >> unused);
+  }
+}
+
+// Fisher-Yates of places [begin, end).
+void shuffle_bucket(uint64_t seed, int64_t begin, int64_t end, int64_t* out) {
+  for (int64_t place = end - 1; place > begin; --place) {
+    const uint64_t random = uint32_t(draw(seed + 1, uint64_t(place) / 2) >> (32 * (place % 2)));
+    std::swap(out[place], out[begin + int64_t(random * uint64_t(place - begin + 1) >> 32)]);
+  }
+}
+
+}  // namespace
+
+void shuffle(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, int threads) {
+  const int bits = bucket_bits(n);
+  if (bits == 0) {
+    std::copy(ids, ids + n, out);
+    shuffle_bucket(seed, 0, n, out);
+    return;
+  }
+  const int64_t buckets = int64_t(1) << bits;
+  threads = useful_threads(threads, 16 * n);
+  // Each part of the positions counts its buckets, learns where its ids go, and moves them.
+  const int64_t parts = threads, step = (n + 4 * parts - 1) / (4 * parts) * 4;
+  std::vector<uint32_t> places(size_t(parts * buckets));
+  std::vector<int64_t> starts(size_t(buckets + 1));
+  parallel_tasks(threads, parts, [&](int64_t part, int) {
+    uint32_t* count = &places[size_t(part * buckets)];
+    for_each_bucket(seed, bits, part * step, std::min(n, (part + 1) * step),
+                    [=](int64_t, uint32_t bucket) { ++count[bucket]; });
+  });
+  int64_t place = 0;
+  for (int64_t bucket = 0; bucket < buckets; ++bucket) {
+    starts[size_t(bucket)] = place;
+    for (int64_t part = 0; part < parts; ++part) {
+      uint32_t& count = places[size_t(part * buckets + bucket)];
+      const uint32_t here = count;
+      count = uint32_t(place);
+      place += here;
+    }
+  }
+  starts[size_t(buckets)] = n;
+  parallel_tasks(threads, parts, [&](int64_t part, int) {
+    uint32_t* next = &places[size_t(part * buckets)];
+    for_each_bucket(seed, bits, part * step, std::min(n, (part + 1) * step),
+                    [=](int64_t i, uint32_t bucket) { out[next[bucket]++] = ids[i]; });
+  });
+  constexpr int64_t kTogether = 32;  // buckets a task
+  parallel_tasks(threads, (buckets + kTogether - 1) / kTogether, [&](int64_t task, int) {
+    const int64_t last = std::min(buckets, (task + 1) * kTogether);
+    for (int64_t bucket = task * kTogether; bucket < last; ++bucket)
+      shuffle_bucket(seed, starts[size_t(bucket)], starts[size_t(bucket + 1)], out);
+  });
+}
+
+}  // namespace emp
