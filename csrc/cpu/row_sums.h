@@ -42,6 +42,8 @@ struct RowKernel {
   // itself that small, which are summed again with Range::kTiny.
   static constexpr float kNormal = -87.0f;
   static constexpr float kVanish = -104.0f;  // exp(d) rounds to 0 below
+  // Range::kTiny sums exp(z - m) * kTinyUnit, so that no term or sum is a denormal.
+  static constexpr double kTinyUnit = 0x1p80;
   static constexpr double kTinySum = 1e-30;  // per element: what is left out is below 1e-7 of it
 
   // exp(d) = 2^(k / kSteps) * (1 + c1 r + c2 r^2 [+ c3 r^3]), |r| <= h = log(2) / (2 kSteps).
@@ -130,10 +132,13 @@ struct RowKernel {
       use = S::both(use, S::not_less(d, k.normal));
       e = S::zero_unless(use, e);
     }
-    if (kRange == Range::kTiny) e = S::mul(e, e);
+    if (kRange == Range::kTiny) {
+      e = S::mul(e, S::set(0x1p40f));  // the root of kTinyUnit
+      e = S::mul(e, e);
+    }
     s.u = S::add(s.u, e);
     s.t = kRange == Range::kNormal ? S::fma(e, d, s.t) : S::fma_where(use, e, d, s.t);
-    if (kSquares) s.q = S::fma(e, e, s.q);
+    if (kSquares && kRange != Range::kTiny) s.q = S::fma(e, e, s.q);  // of a tiny u: nothing
   }
 
   // Adds n elements against their maximum so far. With kLeaveOut the elements equal to it are left
@@ -296,6 +301,8 @@ struct RowKernel {
   template <bool kTiny, bool kSquares, class T>
   static RowSums sums(const Constants& k, const T* row, int64_t classes) {
     constexpr Range kMasked = kTiny ? Range::kTiny : Range::kAny;
+    constexpr double kUnit = kTiny ? kTinyUnit : 1.0;  // what exp(0) counts
+    constexpr float kFloor = kTiny ? 2 * kNormal : kVanish;
     float m = -kInf;
     double u = 0, t = 0, q = 0;
     for (int64_t start = 0; start < classes; start += kChunk) {
@@ -309,13 +316,13 @@ struct RowKernel {
           return {kInf, has_nan(row, classes) ? kNaN : 0.0f, kNaN, kNaN};
         if (m > -kInf) {  // the old maximum joins the sums, and these move to the new one
           const double delta = double(m) - double(range.highest), f = std::exp(delta);
-          t = f * (t + delta * (u + 1));
-          u = f * (u + 1);
+          t = f * (t + delta * (u + kUnit));
+          u = f * (u + kUnit);
           q = f * f * (q + 1);
         }
         m = range.highest;
         ties = double(add<kMasked, true, kSquares>(k, z, n, m, s) - 1);
-      } else if (m == -kInf || !(range.highest >= m + kVanish)) {  // only a NaN can matter here
+      } else if (m == -kInf || !(range.highest >= m + kFloor)) {  // only a NaN can matter here
         if (has_nan(z, n)) return {m, kNaN, kNaN, kNaN};
         continue;
       } else if (!kTiny && range.lowest >= m + kNormal) {
@@ -323,11 +330,11 @@ struct RowKernel {
       } else {
         add<kMasked, false, kSquares>(k, z, n, m, s);
       }
-      u += S::reduce_add(s.u) + ties;
+      u += S::reduce_add(s.u) + ties * kUnit;
       t += S::reduce_add(s.t);
       if (kSquares) q += S::reduce_add(s.q) + ties;
     }
-    return {m, float(u), float(t), float(q)};
+    return {m, float(u / kUnit), float(t / kUnit), float(q)};
   }
 
   template <bool kSquares, class T>
