@@ -83,9 +83,12 @@ def _check_range(values, stop, ignored, complain) -> None:
     wait for the device, its row becomes invalid."""
     if not values.is_cpu:
         return
-    values, wraps = values.reshape(-1).to(torch.int64), values.dtype == torch.uint64
+    wraps = values.dtype == torch.uint64
+    values = values.reshape(-1).to(torch.int64)
+    if wraps:  # from 2^63 on they turned negative
+        values = torch.where(values < 0, torch.iinfo(torch.int64).max, values)
     bad = (values < 0) | (values >= stop)
-    if ignored is not None and not (wraps and ignored < 0):
+    if ignored is not None:
         bad &= values != ignored
     if bad.any():
         position = int(bad.nonzero()[0])

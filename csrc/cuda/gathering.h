@@ -1,0 +1,26 @@
+// Rows of many tensors gathered in one launch, the twin of cpu/gathering.h.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace emp {
+
+// One tensor: out[k] = source[indices[k]], rows of row_bytes, `stride` bytes apart in the source
+// and contiguous in `out`. The two must not overlap.
+struct GatherTensor {
+  const void* source;
+  void* out;
+  int64_t row_bytes;
+  int64_t stride;
+  int64_t rows;
+};
+
+// Gathers `count` rows of each of `tensors` on `stream`; no memory is allocated and nothing waits.
+// The indices live on the device, in any order, with duplicates; where one is outside [0, rows) the
+// output row is zero and nothing is read.
+cudaError_t gather(const GatherTensor* tensors, int num_tensors, const int64_t* indices,
+                   int64_t count, cudaStream_t stream);
+
+}  // namespace emp

@@ -1,0 +1,63 @@
+"""Choosing the Triton backend where it cannot run: errors that say what is missing and the fix."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+import emp_kernels as emp
+from emp_kernels import backends
+
+needs_plain_triton = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes CPU tensors"
+)
+
+
+@pytest.fixture
+def fresh_backends():
+    """Backends chosen anew, and again after the test."""
+    for cache in (backends.load, backends._resolve, backends._warn_once):
+        cache.cache_clear()
+    yield
+    for cache in (backends.load, backends._resolve, backends._warn_once):
+        cache.cache_clear()
+
+
+@needs_plain_triton
+def test_cpu_tensors_are_refused():
+    pytest.importorskip("triton")
+    with pytest.raises(RuntimeError, match=r"^select: backend 'triton' does not serve cpu.*cuda"):
+        emp.select(torch.randn(4), 2, backend="triton")
+
+
+def test_triton_missing(monkeypatch, fresh_backends):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(RuntimeError, match=r"^select: .*Triton is missing.*pip install triton"):
+        emp.select(torch.randn(4), 2, backend="triton")
+
+
+def test_default_on_cuda_without_triton_warns_once(monkeypatch, fresh_backends):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.warns(RuntimeWarning, match="'reference' backend: Triton is missing") as caught:
+        for function in ("score", "select", "score_and_select"):
+            module = backends._resolve(function, None, "cuda", torch.float32)
+            assert module is backends.load("reference")
+    assert len(caught) == 1
+
+
+def test_a_gpu_that_is_too_old(monkeypatch, fresh_backends):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    with pytest.raises(RuntimeError, match=r"compute capability 8\.0 or newer.* 7\.5.*reference"):
+        emp.select(torch.randn(4), 2, backend="triton")
+    with pytest.warns(RuntimeWarning, match=r"capability 8\.0"):
+        assert backends._resolve("score", None, "cuda", torch.float32) is backends.load("reference")
+
+
+def test_float64_on_cuda_takes_the_reference_silently(recwarn, fresh_backends):
+    module = backends._resolve("score", None, "cuda", torch.float64)
+    assert module is backends.load("reference")
+    assert not recwarn.list

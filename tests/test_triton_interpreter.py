@@ -1,0 +1,29 @@
+"""The Triton kernels without a GPU: Triton's interpreter runs them on CPU tensors.
+
+TRITON_INTERPRET must be set before the kernels are imported, and then nothing can be compiled, so
+that the interpreted tests run in a process of their own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+INTERPRETED = ("test_triton_scoring.py", "test_triton_selection.py", "test_triton_state.py")
+# Tests of all backends that are quick enough for an interpreter.
+SHARED = ("test_bad_input.py",)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+def test_kernels_in_the_interpreter():
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "EMP_TEST_BACKENDS": "triton"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += [str(HERE / name) for name in INTERPRETED + SHARED]
+    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "NOT TESTED" not in done.stdout

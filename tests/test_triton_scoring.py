@@ -1,0 +1,177 @@
+"""The scoring kernels in Triton's interpreter, both regimes, on rows that break softmax code."""
+
+import os
+
+import hard_rows
+import numpy as np
+import oracle
+import pytest
+import torch
+from test_scoring import assert_scores
+from test_statistics import assert_statistics
+
+import emp_kernels as emp
+
+pytestmark = [
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_triton_interpreter.py"
+    ),
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),  # NaN in the interpreter
+    pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning"),
+]
+INF = float("inf")
+
+
+@pytest.fixture
+def launch():
+    from emp_kernels.kernels import launch
+
+    return launch
+
+
+@pytest.fixture
+def cut(launch, monkeypatch):
+    """Makes launches use a plan given by name, whatever the shape."""
+    from emp_kernels.kernels.plan import Plan
+
+    def use(**changes):
+        plan = Plan(True, 1, 1, 16, 2, True, 1)._replace(**changes)
+        monkeypatch.setattr(launch, "plan_of", lambda *shape: plan)
+
+    return use
+
+
+# One row whole in registers: every width of vector, ragged rows (257 and up), a block +- 1.
+ROWS = [
+    (1, torch.float32), (2, torch.bfloat16), (7, torch.float32), (10, torch.float16),
+    (31, torch.bfloat16), (32, torch.float32), (33, torch.float32), (128, torch.bfloat16),
+    (129, torch.float16), (257, torch.bfloat16), (259, torch.float32), (600, torch.bfloat16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("classes", "dtype"), ROWS)
+def test_rows(classes, dtype):
+    logits, labels, names = hard_rows.batch(classes, dtype, seed=classes)
+    truth = oracle.statistics(logits, labels)
+    assert_scores(emp.score(logits, labels, backend="triton"), truth, names=names)
+    assert_statistics(emp.sample_statistics(logits, labels, backend="triton"), truth, names)
+
+
+STREAM_FAMILIES = ["scale 30", "masked blocks", "confident", "tiny tail", "steep", "broken"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype", "parts"),
+    [
+        (64, torch.float32, 1), (65, torch.bfloat16, 1), (95, torch.float32, 2),
+        (97, torch.float16, 4), (300, torch.float32, 2), (301, torch.bfloat16, 4),
+    ],
+)  # fmt: skip
+def test_stream(classes, dtype, parts, cut):
+    cut(parts=parts, compensated=dtype != torch.bfloat16)
+    families = STREAM_FAMILIES if parts == 1 else ["masked blocks", "tiny tail"]
+    logits, labels, names = hard_rows.batch(classes, dtype, families, seed=classes)
+    truth = oracle.statistics(logits, labels)
+    assert_scores(emp.score(logits, labels, backend="triton"), truth, names=names)
+    assert_statistics(emp.sample_statistics(logits, labels, backend="triton"), truth, names)
+
+
+def test_stream_is_taken_for_many_classes(launch):
+    logits = torch.randn(2, 8200).bfloat16()
+    labels = torch.tensor([0, 8199])
+    truth = oracle.statistics(logits, labels)
+    assert_scores(emp.score(logits, labels, backend="triton"), truth)
+    statistics = emp.sample_statistics(logits, labels, backend="triton")
+    assert_statistics(statistics, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_within_8_ulp_at_scale_1(dtype):
+    generator = torch.Generator().manual_seed(0)
+    for classes in (2, 10, 100, 1000):
+        logits = torch.randn(128, classes, generator=generator).to(dtype)
+        labels = torch.randint(classes, (128,), generator=generator)
+        labels[::3] = logits[::3].float().argmax(1)
+        truth = oracle.statistics(logits, labels)
+        got = emp.score(logits, labels, backend="triton")
+        for field in ("loss", "entropy"):
+            assert oracle.ulps(getattr(got, field), getattr(truth, field)).max() <= 8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("layout", ["row stride", "offset", "groups", "inner stride", "transposed"])
+def test_layouts(layout, stream, cut):
+    """Strided and shifted views score as their contiguous copies, and are not written to."""
+    if stream:
+        cut()
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(4, 6, 300, generator=generator)
+    view = {
+        "row stride": base[0, :, 7:264],
+        "offset": base.view(-1)[3 : 3 + 4 * 259].view(4, 259),
+        "groups": base[:, 1:4, :257],
+        "inner stride": base[0, :, ::2],
+        "transposed": base[:, :, :5].permute(2, 0, 1)[..., :3].permute(1, 0, 2),
+    }[layout]
+    labels = torch.randint(view.shape[-1], view.shape[:-1], generator=generator)
+    before = base.clone()
+    got = emp.score(view, labels, backend="triton")
+    flat = view.reshape(-1, view.shape[-1])
+    assert got.loss.shape == labels.shape
+    assert_scores(got, oracle.statistics(flat, labels.reshape(-1)))
+    assert torch.equal(base, before)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ignored_rows(stream, cut):
+    if stream:
+        cut(parts=2)
+    logits = torch.randn(7, 70)
+    logits[2] = torch.nan
+    labels = torch.tensor([0, 69, -100, 5, -100, 1, 2], dtype=torch.int32)
+    truth = oracle.statistics(logits, labels, ignore_index=-100)
+    assert_scores(emp.score(logits, labels, ignore_index=-100, backend="triton"), truth)
+    got = emp.sample_statistics(logits, labels, ignore_index=-100, backend="triton")
+    assert_statistics(got, truth)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ignored_rows_are_not_read(stream, cut, launch):
+    """An ignored row's label would read at a wild address, and so would its logits."""
+    if stream:
+        cut()
+    rows = launch.rows_of(torch.randn(3, 70))._replace(row_stride=1 << 50, count=3)
+    labels = torch.tensor([4, 9, 9])
+    values = launch.score(rows, labels, 1.0, 9).values
+    np.testing.assert_array_equal(values[0, 1:], [-INF, -INF])
+    assert values[0, 0].isfinite()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint64])
+def test_a_label_out_of_range_makes_its_row_invalid(dtype, stream, cut, launch):
+    """As on CUDA, where nobody raises: the wild logit is not read."""
+    if stream:
+        cut(parts=2)
+    wild = {torch.int64: [70, -1, 1 << 62], torch.uint8: [70, 255, 99]}.get(dtype)
+    wild = wild or [70, (1 << 64) - 1, 1 << 63]
+    labels = torch.tensor([3, *wild, 69], dtype=dtype)
+    logits = torch.randn(5, 70)
+    rows = launch.rows_of(logits)
+    values, _, work, *_ = launch.score(rows, labels, 1.0, None)
+    assert values[0].isnan().tolist() == [False, True, True, True, False]
+    assert values[1:3, 1:4].isnan().all()
+    torch.testing.assert_close(values[3], logits.logsumexp(1))
+    assert work[0] == 3
+    ignored = launch.score(rows, labels, 1.0, -1).values  # -1 is no uint64
+    assert (ignored[0, 2] == -INF) == (dtype == torch.int64)
+
+
+def test_beta_and_empty():
+    logits, labels = torch.randn(5, 9), torch.arange(5)
+    got = emp.score(logits, labels, beta=-2.5, backend="triton")
+    assert_scores(got, oracle.statistics(logits, labels), beta=-2.5)
+    for shape in [(0, 9), (2, 0, 9)]:
+        got = emp.score(torch.empty(shape), torch.empty(shape[:-1]).long(), backend="triton")
+        assert got.score.shape == shape[:-1]

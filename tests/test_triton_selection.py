@@ -1,0 +1,90 @@
+"""The selection kernels in Triton's interpreter: one program for few scores, many for many."""
+
+import os
+
+import numpy as np
+import oracle
+import pytest
+import torch
+
+import emp_kernels as emp
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_triton_interpreter.py"
+)
+INF, NAN = float("inf"), float("nan")
+
+
+def scores_of(kind: str, n: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(n)
+    scores = torch.randn(n, generator=generator)
+    if kind == "ties":
+        return scores.round()
+    if kind == "equal":
+        return torch.full((n,), 2.5)
+    if kind == "sorted":  # a chunk lies inside the sample's bracket whole: its slot overflows
+        return scores.sort().values
+    if kind == "special":
+        odd = torch.tensor([0.0, -0.0, INF, -INF, NAN, -NAN, 1e-45, -1e-45, 3e38])
+        scores[::2] = odd[torch.randint(len(odd), (len(scores[::2]),), generator=generator)]
+        return scores
+    if kind == "misleading":  # the sample sees a fortieth of the scores, all high
+        scores[torch.arange(8192) * n // 8192] = 100.0
+    return scores
+
+
+KINDS = ["normal", "ties", "equal", "sorted", "special"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 3000])
+def test_few(n, kind):
+    scores = scores_of(kind, n)
+    for count in {1, max(1, n // 3), n}:
+        got = emp.select(scores, count, backend="triton")
+        assert torch.equal(got, oracle.select(scores, count))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "misleading"])
+def test_many(kind):
+    """Three chunks, the last of them short."""
+    n = 40000 if kind == "misleading" else 9001
+    scores = scores_of(kind, n)
+    for count in (1, 3000, n - 1, n):
+        got = emp.select(scores, count, backend="triton")
+        assert torch.equal(got, oracle.select(scores, count)), count
+
+
+@pytest.mark.parametrize("n", [100, 4200])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(n, dtype):
+    """Thousands of ties at the cut."""
+    scores = torch.randn(n).to(dtype)
+    got = emp.select(scores, n // 3, backend="triton")
+    assert torch.equal(got, oracle.select(scores, n // 3))
+
+
+def test_strided_and_empty():
+    scores = torch.randn(40)[::2]
+    assert torch.equal(emp.select(scores, 7, backend="triton"), oracle.select(scores, 7))
+    assert emp.select(torch.empty(0), 0.5, backend="triton").shape == (0,)
+
+
+def test_valid_scores_only():
+    """As scoring calls it: NaN and -inf are never selected, the end is padded with -1."""
+    from emp_kernels.kernels import launch
+    from emp_kernels.kernels.plan import BINS
+
+    for n, valid in [(9001, 9001), (9001, 3000), (9001, 1), (9001, 0)]:
+        scores = torch.randn(n)
+        hidden = torch.randperm(n)[valid:]
+        scores[hidden] = torch.where(torch.arange(len(hidden)) % 2 == 0, NAN, -INF)
+        bits = (scores + 0.0).view(torch.int32).numpy().view(np.uint32)
+        keys = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))[scores > -INF]
+        histogram = torch.from_numpy(np.bincount(keys >> 21, minlength=BINS).astype(np.int32))
+        indices, threshold = launch.select_many(scores, 4000, histogram, None, None)
+        count = min(valid, 4000)
+        want = oracle.select(scores, count) if count else torch.empty(0).long()
+        assert torch.equal(indices[:count], want)
+        assert (indices[count:] == -1).all()
+        assert threshold == (scores[want].min() if count else INF)

@@ -1,0 +1,139 @@
+"""score_and_select and state updates of the Triton backend in its interpreter."""
+
+import os
+
+import numpy as np
+import oracle
+import pytest
+import torch
+
+import emp_kernels as emp
+from emp_kernels import backends
+
+pytestmark = [
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_triton_interpreter.py"
+    ),
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),  # NaN in the interpreter
+    pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning"),
+]
+FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
+
+
+@pytest.fixture(params=["few", "many"])
+def rows(request, monkeypatch):
+    """70 rows, finished by the last scoring program or, as many rows are, by later launches."""
+    if request.param == "many":
+        from emp_kernels.kernels import launch
+
+        monkeypatch.setattr(launch, "FEW", 60)
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(70, 9, generator=generator)
+    logits[3], logits[4, 2], logits[5] = torch.nan, torch.inf, -torch.inf
+    logits[7] = logits[8]
+    return logits, torch.randint(9, (70,), generator=generator), generator
+
+
+def assert_same_state(got, want):
+    for name in FIELDS:
+        left, right = (oracle.to_float64(getattr(state, name)) for state in (got, want))
+        np.testing.assert_allclose(left, right, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("ignore_index", [None, 4])
+@pytest.mark.parametrize("ids", ["none", "distinct", "duplicate"])
+def test_as_the_reference(rows, ids, ignore_index):
+    logits, labels, generator = rows
+    size = 70 if ids == "none" else 100
+    indices = {
+        "none": None,
+        "distinct": torch.randperm(100, generator=generator)[:70],
+        "duplicate": torch.randint(20, (70,), generator=generator, dtype=torch.int32),
+    }[ids]
+    states = [emp.EMPState(size, beta=0.5) for _ in range(2)]
+    for keep in (0.3, 1.0, 1):
+        got, want = (
+            emp.score_and_select(
+                logits,
+                labels,
+                state,
+                keep,
+                indices=indices,
+                ignore_index=ignore_index,
+                backend=name,
+            )
+            for state, name in zip(states, ("triton", "reference"), strict=True)
+        )
+        assert torch.equal(got.indices, want.indices)
+        assert got.num_invalid == want.num_invalid
+        assert got.num_invalid.dtype == torch.int32
+        torch.testing.assert_close(got.threshold, want.threshold)
+        torch.testing.assert_close(got.scores, want.scores, equal_nan=True)
+    assert_same_state(*states)
+
+
+def test_without_state(rows):
+    logits, labels, _ = rows
+    got, want = (
+        emp.score_and_select(logits, labels, None, 5, backend=name)
+        for name in ("triton", "reference")
+    )
+    assert torch.equal(got.indices, want.indices)
+    torch.testing.assert_close(got.threshold, want.threshold)
+
+
+def test_padding_and_ids_out_of_range(rows, monkeypatch):
+    """As on CUDA, where nobody raises or waits: wild ids make their rows invalid."""
+    logits, labels, generator = rows
+    module = backends.load("triton")
+    ids = torch.randint(50, (70,), generator=generator)
+    ids[10], ids[20], ids[69] = 50, -1, 1 << 40
+    state = emp.EMPState(50)
+    few = module._launch.FEW >= 70
+    scored = module._launch.score(
+        module._launch.rows_of(logits), labels, 1.0, None, keep=70 if few else None, state=state,
+        ids=ids,
+    )  # fmt: skip
+    indices, threshold = scored.indices, scored.threshold
+    if not few:
+        module._launch.remember(state, ids, scored.values)
+        histogram = scored.work[module._launch.WORK_SIZE :]
+        indices, threshold = module._launch.select_many(scored.values[0], 70, histogram, ids, state)
+    invalid = [3, 4, 5, 10, 20, 69]
+    assert scored.values[0].isnan().nonzero()[:, 0].tolist() == invalid
+    assert scored.work[0] == len(invalid)
+    valid = [row for row in range(70) if row not in invalid]
+    assert indices.tolist() == valid + [-1] * len(invalid)
+    assert threshold == scored.values[0, valid].min()
+    model = oracle.StateModel(50)
+    chosen = np.isin(np.arange(70), valid)
+    model.update(ids.tolist(), emp.Scores(*scored.values), chosen)
+    model.draw(ids[valid].tolist())
+    model.assert_equal(state)
+
+
+def test_update(monkeypatch):
+    """EMPState.update through the kernels: the last valid row of an id wins, once a call."""
+    monkeypatch.setattr(backends, "default", lambda device_type, dtype: "triton")
+    backends._resolve.cache_clear()
+    try:
+        state, model = emp.EMPState(40), oracle.StateModel(40)
+        state.loss.fill_(-3.0)  # whatever stands there
+        model.loss = [-3.0] * 40
+        generator = torch.Generator().manual_seed(1)
+        for n in (1, 1500, 0):
+            ids = torch.randint(30, (n,), generator=generator)
+            fields = torch.rand(4, n, generator=generator)
+            fields[0, 1::7], fields[1, 2::9], fields[2, 3::9] = -torch.inf, torch.inf, torch.nan
+            valid = fields[:3].isfinite().all(0).numpy()
+            state.update(ids, emp.Scores(*fields))
+            model.update(ids.tolist(), emp.Scores(*fields), valid)
+            model.assert_equal(state)
+        assert state.clock == 3
+        own = emp.Scores(state.score, state.loss, state.entropy, state.loss)
+        before = state.loss.clone()
+        state.update(torch.arange(40).flip(0), own)
+        seen = state.score.flip(0).isfinite()
+        assert torch.equal(state.loss[seen], before.flip(0)[seen])
+    finally:
+        backends._resolve.cache_clear()
