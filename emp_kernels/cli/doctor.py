@@ -77,17 +77,13 @@ def _described(name: str) -> str:
 
 
 def _operations() -> list[str]:
-    """For each device and operation the backend taken, and why each other one is not."""
-    lines = [("operation", "device", "takes", "and not")]
+    """For each device and operation the backend taken, and what keeps each other one from it."""
+    lines = [("operation", "device", "takes", *backends.NAMES)]
     for device in devices():
         for operation, function in OPERATIONS.items():
             taken = _taken(operation, device)
-            others = [
-                f"{name} ({_why_not(name, function, device, taken)})"
-                for name in backends.NAMES
-                if name != taken
-            ]
-            lines.append((operation, str(device), taken, ", ".join(others)))
+            words = [_standing(name, function, device, taken) for name in backends.NAMES]
+            lines.append((operation, str(device), taken, *words))
     return [*_aligned(lines), "", "for float32, float16 and bfloat16; float64 takes reference"]
 
 
@@ -103,16 +99,19 @@ def _taken(operation: str, device: torch.device) -> str:
     return module.__name__.rpartition(".")[2]
 
 
-def _why_not(name: str, function: str, device: torch.device, taken: str) -> str:
+def _standing(name: str, function: str, device: torch.device, taken: str) -> str:
+    """Why backend `name` is not the one taken, or that it is."""
     try:
         module = backends.load(name)
     except backends.Unavailable:
-        return "not available, see above"
-    if not module.serves_device(device.type):
-        return f"does not serve {device.type}"
+        return "missing, see above"
+    if name == taken:
+        return "taken"
     if not hasattr(module, function):
         return "does not offer it"
-    return f"available, {taken} comes first"
+    if not module.serves_device(device.type):
+        return f"not on {device.type}"
+    return f"after {taken}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
