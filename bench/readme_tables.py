@@ -1,34 +1,55 @@
-"""Write the README's result tables anew from the committed rows: python bench/readme_tables.py
+"""Write the README's result tables anew from the committed rows: python -m bench.readme_tables
 
 A table stands between ``<!-- table NAME FILE -->`` and ``<!-- end -->``: NAME is one of `TABLES`,
 FILE the rows (JSON lines) under the repository. tests/test_readme.py fails where README and rows
-disagree.
+disagree. With a folder as argument, tables whose rows lie there are first pointed at it.
 """
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import tables
 from emp_kernels.cli import summary
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {"demo": summary.markdown}
+TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
+    "demo": lambda rows, folder: summary.markdown(rows),
+    "cpu": tables.readme,
+}
 BLOCK = re.compile(r"(<!-- table (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
+MISSING = "Not measured."
 
 
 def rewritten(text: str) -> str:
-    """`text` with the inside of every table block made from its rows."""
+    """`text` with the inside of every table block made from its rows, as far as there are any."""
 
     def fill(block: re.Match[str]) -> str:
         start, name, file, end = block.groups()
+        if not (ROOT / file).exists():
+            return f"{start}{MISSING}\n{end}"
         lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-        return f"{start}{TABLES[name]([json.loads(line) for line in lines])}\n{end}"
+        rows = [json.loads(line) for line in lines]
+        return f"{start}{TABLES[name](rows, file.rpartition('/')[0])}\n{end}"
 
     return BLOCK.sub(fill, text)
 
 
+def pointed(text: str, folder: str) -> str:
+    """`text` with each path of a result, table or picture, led to `folder` where it lies there."""
+
+    def lead(path: re.Match[str]) -> str:
+        return f"{folder}/{path[1]}" if (ROOT / folder / path[1]).exists() else path[0]
+
+    return re.sub(r"bench/results/[\w.-]+/([\w.-]+\w)", lead, text)
+
+
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(rewritten(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    content = readme.read_text(encoding="utf-8")
+    for argument in sys.argv[1:]:
+        content = pointed(content, argument.rstrip("/"))
+    readme.write_text(rewritten(content), encoding="utf-8")

@@ -1,0 +1,68 @@
+"""gather of sorted indices, 30 % of the rows, against torch.index_select and NumPy's take."""
+
+import pytest
+import torch
+
+import emp_kernels as emp
+
+# Row bytes, rows, rounds.
+SINGLE = [(4, 10**7, 15), (512, 400_000, 15), (12288, 20_000, 15)]
+# Rows, rounds, calls a round: an epoch's images, a large batch of them, a small one.
+SEVERAL = [(20_000, 15, 1), (1024, 31, 5), (256, 61, 50)]
+
+
+def ascending(rows: int) -> torch.Tensor:
+    """30 % of the row numbers, drawn at random, ascending."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    return order[: round(0.3 * rows)].sort().values
+
+
+@pytest.mark.parametrize(("row_bytes", "rows", "rounds"), SINGLE, ids=[f"{s[0]}B" for s in SINGLE])
+def bench_one_tensor(case, row_bytes, rows, rounds):
+    """The bytes are those of the rows, read and written, and of the indices."""
+    source = torch.randn(rows, row_bytes // 4, generator=torch.Generator().manual_seed(0))
+    indices = ascending(rows)
+    array, positions = source.numpy(), indices.numpy()
+    assert torch.equal(emp.gather(source, indices), source.index_select(0, indices))
+    case(
+        f"gather rows of {row_bytes} B",
+        lambda: emp.gather(source, indices),
+        {
+            "index_select": lambda: source.index_select(0, indices),
+            "numpy": lambda: array.take(positions, 0),
+        },
+        moved=len(indices) * (2 * row_bytes + 8),
+        rounds=rounds,
+        goals={"index_select": (1, None)},
+        fields={"n": rows, "row_bytes": [row_bytes]},
+    )
+
+
+@pytest.mark.parametrize(("rows", "rounds", "calls"), SEVERAL, ids=[f"{s[0]}" for s in SEVERAL])
+def bench_dictionary(case, rows, rounds, calls):
+    """Images of 12 KB, features of 512 B and labels, in one call."""
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "image": torch.randn(rows, 3, 32, 32, generator=generator),
+        "features": torch.randn(rows, 128, generator=generator),
+        "label": torch.randint(0, 1000, (rows,), generator=generator),
+    }
+    indices = ascending(rows)
+
+    def each() -> dict[str, torch.Tensor]:
+        return {name: tensor.index_select(0, indices) for name, tensor in batch.items()}
+
+    wanted = each()
+    for name, tensor in emp.gather(batch, indices).items():
+        assert torch.equal(tensor, wanted[name])
+    row_bytes = [tensor[0].nbytes for tensor in batch.values()]
+    case(
+        f"gather dict of 3, {rows} rows",
+        lambda: emp.gather(batch, indices),
+        {"index_select": each},
+        moved=len(indices) * (2 * sum(row_bytes) + 8),
+        rounds=rounds,
+        calls=calls,
+        goals={"index_select": (1, None)},
+        fields={"n": rows, "row_bytes": row_bytes},
+    )

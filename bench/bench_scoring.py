@@ -1,0 +1,79 @@
+"""score alone, and how the cost of score_and_select grows with N·C."""
+
+import pytest
+import torch
+from bench import harness
+
+import emp_kernels as emp
+
+CASES = [(65536, 1000, "float32"), (65536, 1000, "bfloat16"), (8192, 32000, "float16")]
+CLASSES = 1000
+SIZES = {  # N·C; the last one is beyond 2^31
+    "float32": (10**3, 10**4, 10**5, 10**6, 10**7, 10**8, 10**9),
+    "bfloat16": (10**3, 10**4, 10**5, 10**6, 10**7, 10**8, 10**9, 22 * 10**8),
+}
+
+
+@pytest.mark.parametrize(("n", "c", "dtype"), CASES, ids=[f"{n}x{c}-{d}" for n, c, d in CASES])
+def bench_score(case, n, c, dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(n, c, generator=generator).to(getattr(torch, dtype))
+    labels = torch.randint(0, c, (n,), generator=generator)
+    scores = emp.score(logits, labels)
+    harness.check_scores(logits, labels, scores.loss, scores.entropy)
+    compiled = harness.compiled(harness.score_lines)
+    for function in (harness.score_lines, compiled):
+        harness.check_scores(logits, labels, *function(logits, labels)[1:], rtol=1e-4)
+    case(
+        f"score {n}×{c} {dtype}",
+        lambda: emp.score(logits, labels),
+        {
+            "torch.compile": lambda: compiled(logits, labels),
+            "torch": lambda: harness.score_lines(logits, labels),
+        },
+        moved=logits.nbytes,
+        rounds=11,
+        fields={"n": n, "c": c, "dtype": dtype},
+    )
+
+
+@pytest.fixture(scope="module")
+def logits():
+    """Function of a dtype: as many normal logits as its largest case needs, one dtype at a time."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def made(dtype: str) -> torch.Tensor:
+        if dtype not in kept:
+            kept.clear()
+            block = torch.randn(2**24, generator=torch.Generator().manual_seed(0))
+            values = torch.empty(max(SIZES[dtype]), dtype=getattr(torch, dtype))
+            for part in values.split(len(block)):
+                part.copy_(block[: len(part)])
+            kept[dtype] = values
+        return kept[dtype]
+
+    yield made
+    kept.clear()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(dtype, size) for dtype, sizes in SIZES.items() for size in sizes],
+)
+def bench_growth(case, logits, dtype, size):
+    """Fixed costs show below 10^5 elements; beyond, twice the elements take twice the time."""
+    n = size // CLASSES
+    batch = logits(dtype)[:size].view(n, CLASSES)
+    labels = torch.arange(n) % CLASSES
+    found = emp.score_and_select(batch, labels, None)
+    harness.check_scores(batch, labels, found.scores.loss, found.scores.entropy)
+    harness.check_selection(found.scores.score, found.indices, max(1, round(0.3 * n)))
+    case(
+        f"growth {size:.1e} {dtype}",
+        lambda: emp.score_and_select(batch, labels, None),
+        {},
+        moved=batch.nbytes,
+        rounds=9,
+        calls=max(1, 10**6 // size),
+        fields={"n": n, "c": CLASSES, "dtype": dtype},
+    )

@@ -1,0 +1,256 @@
+"""How a case is measured and what its row says; `python -m bench.harness` prints where rows go.
+
+One process times ours and its opponents in turn, round by round, so that a busy machine slows
+both; ratios are medians over the rounds. The read bandwidth is measured beside every case.
+"""
+
+import datetime
+import json
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emp_kernels import backends
+from emp_kernels.cli import provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench/results"
+READ_BYTES = 2**29  # of each streaming read; far beyond any cache
+IN_ROUNDS = 2**25  # cases of as many bytes leave nothing in the caches that a read could evict
+SLOW, SLOW_ROUNDS = 1.0, 3  # opponents slower than SLOW seconds run in SLOW_ROUNDS rounds only
+ORACLE_ROWS = 64
+
+Call = Callable[[], Any]
+
+
+# --- where a row comes from -------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its usable cores, the GPUs and the memory; no name of a host."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return provenance.machine() | {"memory_gib": round(pages / 2**30)}
+
+
+def origin() -> dict[str, Any]:
+    """What every row says of its run."""
+    return {
+        "threads": torch.get_num_threads(),
+        "simd": backends.load("cpu").require().simd_level(),
+        "machine": machine(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def results_folder(device: str | None = None) -> Path:
+    """bench/results/<date>-<machine>: `device` names the machine, by default the processor."""
+    name = device or f"{provenance.cpu_model()} {provenance.usable_cpus()}"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return RESULTS / f"{datetime.date.today().isoformat()}-{slug}"
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace `file` by `rows`, one JSON object a line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+# --- opponents --------------------------------------------------------------------------------
+
+
+def score_lines(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Score, loss and entropy of logits (N, C) as a user writes them in float32 PyTorch."""
+    log_p = logits.float().log_softmax(1)
+    loss = -log_p.gather(1, labels[:, None])[:, 0]
+    entropy = -(log_p.exp() * log_p).sum(1)
+    return loss + entropy, loss, entropy
+
+
+def select_lines(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Ascending positions of the `count` highest; ties as they come. ``sorted=False`` is faster."""
+    return score.topk(count, sorted=False).indices.sort().values
+
+
+def torch_lines(logits: torch.Tensor, labels: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """Both; without a state, which makes this opponent do less than ours."""
+    score, loss, entropy = score_lines(logits, labels)
+    return score, loss, entropy, select_lines(score, count)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` under torch.compile for one shape; every case compiles anew."""
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False)
+
+
+# --- results are right before they are timed --------------------------------------------------
+
+
+def check_scores(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    loss: torch.Tensor,
+    entropy: torch.Tensor,
+    rtol: float = 1e-5,
+) -> None:
+    """Loss and entropy (N,) agree with float64 on rows spread over all of logits (N, C)."""
+    n = logits.shape[0]
+    rows = torch.linspace(0, n - 1, min(n, ORACLE_ROWS), dtype=torch.float64).long()
+    log_p = logits[rows].double().log_softmax(1)
+    right = -log_p.gather(1, labels[rows, None])[:, 0], -(log_p.exp() * log_p).sum(1)
+    for found, wanted in zip((loss, entropy), right, strict=True):
+        torch.testing.assert_close(found[rows].double(), wanted, rtol=rtol, atol=0)
+
+
+def check_selection(score: torch.Tensor, indices: torch.Tensor, count: int) -> None:
+    """`indices` are the ascending positions of the `count` highest, ties to the lowest."""
+    assert len(indices) == count
+    threshold = score[indices].min()
+    kept = score > threshold
+    ties = (score == threshold).nonzero()[:, 0]
+    kept[ties[: count - int(kept.sum())]] = True
+    assert torch.equal(kept.nonzero()[:, 0], indices)
+
+
+def check_selected_values(score: torch.Tensor, indices: torch.Tensor, ours: torch.Tensor) -> None:
+    """An opponent selected the same scores (N,), whichever of equal ones it took."""
+    assert torch.equal(score[indices].sort().values, score[ours].sort().values)
+
+
+# --- time -------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Streaming reads of a filled buffer with torch's threads: the fastest found is the limit.
+
+    Of sixteen ways to read memory (torch's and NumPy's sums, maxima and products, on small and
+    huge pages, and this package's kernels) these were the fastest; they differ by a few percent.
+    """
+
+    def __init__(self) -> None:
+        values = torch.empty(READ_BYTES // 4).uniform_(-1, 1)
+        words = values.view(torch.int64)
+        rows = values.view(-1, 2**15)
+        labels = torch.zeros(len(rows), dtype=torch.int64)
+        score = backends.load("cpu").score
+        self.ways: dict[str, Call] = {
+            "torch.sum int64": words.sum,
+            "torch.sum float32": values.sum,
+            "torch.amax float32": values.amax,
+            "emp_kernels.score float32": lambda: score(rows, labels, 1.0, None),
+        }
+
+    def read(self, seconds: dict[str, list[float]]) -> None:
+        """One read each way, its time appended."""
+        for name, way in self.ways.items():
+            seconds.setdefault(name, []).append(timed(way))
+
+
+def timed(call: Call, calls: int = 1) -> float:
+    """Seconds a call, over `calls` of them."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile."""
+    p20, p80 = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.8]).double())
+    return {"median": statistics.median(seconds), "p20": p20.item(), "p80": p80.item()}
+
+
+def measure(
+    benchmark: Any,
+    reader: Reader,
+    ours: Call,
+    opponents: Mapping[str, Call],
+    *,
+    moved: int,
+    rounds: int,
+    calls: int = 1,
+    goals: Mapping[str, tuple[float, float | None]] | None = None,
+) -> dict[str, Any]:
+    """Time `ours` and each opponent in turn, `calls` calls a round.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; it times ours.
+        moved: bytes that the work has to move: what shares and floors refer to.
+        goals: for an opponent's name, "share" (of the read bandwidth) or "floor" (multiples of
+            the time to move the bytes): the value required and the stretch.
+
+    Returns:
+        The measured fields of a row.
+    """
+    limits = {}
+    for name, call in opponents.items():
+        call()
+        limits[name] = SLOW_ROUNDS if timed(call) > SLOW else rounds
+    for _ in range(2):
+        ours()
+    seconds: dict[str, list[float]] = {name: [] for name in opponents}
+    reads: dict[str, list[float]] = {}
+
+    def before() -> None:
+        if moved >= IN_ROUNDS:
+            reader.read(reads)
+        for name, call in opponents.items():
+            if len(seconds[name]) < limits[name]:
+                seconds[name].append(timed(call, calls))
+
+    if moved < IN_ROUNDS:
+        for _ in range(5):
+            reader.read(reads)
+    benchmark.pedantic(lambda: timed(ours, calls), setup=before, rounds=rounds)
+    if moved < IN_ROUNDS:
+        for _ in range(5):
+            reader.read(reads)
+    own = [t / calls for t in benchmark.stats.stats.data]
+
+    way = min(reads, key=lambda name: statistics.median(reads[name]))
+    rates = [READ_BYTES / t for t in reads[way]]
+    if moved < IN_ROUNDS:
+        share = moved / statistics.median(own) / statistics.median(rates)
+    else:
+        share = statistics.median(moved / t / r for t, r in zip(own, rates, strict=True))
+    against = {
+        name: {
+            "seconds": spread(times),
+            "rounds": len(times),
+            # Rounds of ours beyond the opponent's last have no partner.
+            "ratio": statistics.median(t / o for t, o in zip(times, own, strict=False)),
+        }
+        for name, times in seconds.items()
+    }
+    measured = {name: found["ratio"] for name, found in against.items()}
+    measured |= {"share": share, "floor": 1 / share}
+    return {
+        "rounds": rounds,
+        "calls": calls,
+        "seconds": spread(own),
+        "bytes": moved,
+        "gb_per_s": moved / statistics.median(own) / 1e9,
+        "read": {"gb_per_s": statistics.median(rates) / 1e9, "way": way},
+        "share": share,
+        "opponents": against,
+        "goals": {
+            name: {"required": required, "stretch": stretch, "measured": measured[name]}
+            for name, (required, stretch) in (goals or {}).items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    print(results_folder().relative_to(ROOT))
