@@ -10,7 +10,7 @@ export PATH := $(abspath $(RUN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo clean
+.PHONY: venv build test lint format demo sanitize clean
 
 # The environment with the package in it, editable; made anew when either description changes.
 venv: $(VENV)/complete
@@ -40,6 +40,16 @@ format: venv
 
 demo: build
 	$(RUN)/python -m emp_kernels demo
+
+# The native tests under AddressSanitizer with UndefinedBehaviorSanitizer, and ThreadSanitizer, at
+# every SIMD level of this processor (a level it lacks runs the next lower one).
+comma := ,
+sanitize: $(addprefix sanitize-,address$(comma)undefined thread)
+sanitize-%: venv
+	cmake -G Ninja -S . -B build/sanitize-$* -DEMP_NATIVE_TESTS=ON -DEMP_SANITIZE=$* \
+	    -DCMAKE_BUILD_TYPE=RelWithDebInfo --log-level=NOTICE
+	cmake --build build/sanitize-$*
+	for level in avx512 avx2 portable; do EMP_SIMD=$$level build/sanitize-$*/kernels || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info emp_kernels/_*.so

@@ -6,6 +6,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#if defined(__SANITIZE_THREAD__)
+#include <thread>
+#include <vector>
+#endif
 
 namespace emp {
 
@@ -29,12 +33,18 @@ void parallel_tasks(int threads, int64_t tasks, Body&& body) {
     return;
   }
   std::atomic<int64_t> next{0};
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num();
+  const auto work = [&](int thread) {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
       body(task, thread);
-  }
+  };
+#if defined(__SANITIZE_THREAD__)  // it does not see the barriers of a libgomp built without it
+  std::vector<std::thread> team;
+  for (int thread = 0; thread < threads; ++thread) team.emplace_back(work, thread);
+  for (std::thread& member : team) member.join();
+#else
+#pragma omp parallel num_threads(threads)
+  work(omp_get_thread_num());
+#endif
 }
 
 }  // namespace emp

@@ -89,8 +89,8 @@ int log2_of_lanes(int64_t units) {
 
 }  // namespace
 
-cudaError_t gather(const GatherTensor* tensors, int num_tensors, const int64_t* indices,
-                   int64_t count, cudaStream_t stream) {
+const char* gather(const GatherTensor* tensors, int num_tensors, const int64_t* indices,
+                   int64_t count, void* stream) {
   for (int start = 0; start < num_tensors; start += kTensorsALaunch) {
     Batch batch{};
     int64_t blocks = 0;
@@ -103,11 +103,11 @@ cudaError_t gather(const GatherTensor* tensors, int num_tensors, const int64_t* 
       blocks += (count + rows_a_block - 1) / rows_a_block;
     }
     if (blocks == 0) continue;
-    gather_kernel<<<unsigned(blocks), kThreads, 0, stream>>>(batch, indices, count);
+    gather_kernel<<<unsigned(blocks), kThreads, 0, cudaStream_t(stream)>>>(batch, indices, count);
     const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess) return cudaGetErrorString(error);
   }
-  return cudaSuccess;
+  return nullptr;
 }
 
 }  // namespace emp

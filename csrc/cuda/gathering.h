@@ -1,8 +1,6 @@
 // Rows of many tensors gathered in one launch, the twin of cpu/gathering.h.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
 
 namespace emp {
@@ -17,10 +15,11 @@ struct GatherTensor {
   int64_t rows;
 };
 
-// Gathers `count` rows of each of `tensors` on `stream`; no memory is allocated and nothing waits.
+// Gathers `count` rows of each of `tensors` on the CUDA stream `stream`; no memory is allocated and
+// nothing waits. Returns what went wrong, or null.
 // The indices live on the device, in any order, with duplicates; where one is outside [0, rows) the
 // output row is zero and nothing is read.
-cudaError_t gather(const GatherTensor* tensors, int num_tensors, const int64_t* indices,
-                   int64_t count, cudaStream_t stream);
+const char* gather(const GatherTensor* tensors, int num_tensors, const int64_t* indices,
+                   int64_t count, void* stream);
 
 }  // namespace emp

@@ -157,18 +157,23 @@ constexpr size_t align(size_t bytes) { return (bytes + 255) & ~size_t(255); }
 
 int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
+const char* message_of(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 }  // namespace
 
-cudaError_t select_workspace(int64_t n, size_t* bytes) {
+const char* select_workspace(int64_t n, size_t* bytes) {
   size_t storage = 0;
   const cudaError_t error =
       compact(nullptr, storage, nullptr, nullptr, nullptr, nullptr, n, cudaStream_t{});
   *bytes = align(sizeof(Plan)) + align(size_t(chunks_of(n)) * sizeof(unsigned)) + align(storage);
-  return error;
+  return message_of(error);
 }
 
-cudaError_t select(const float* scores, int64_t n, int64_t count, int64_t* indices, void* workspace,
-                   size_t workspace_bytes, cudaStream_t stream) {
+const char* select(const float* scores, int64_t n, int64_t count, int64_t* indices, void* workspace,
+                   size_t workspace_bytes, void* cuda_stream) {
+  const cudaStream_t stream = cudaStream_t(cuda_stream);
   char* memory = static_cast<char*>(workspace);
   Plan* plan = reinterpret_cast<Plan*>(memory);
   const int64_t chunks = chunks_of(n);
@@ -177,7 +182,7 @@ cudaError_t select(const float* scores, int64_t n, int64_t count, int64_t* indic
   size_t storage = workspace_bytes - used;
 
   cudaError_t error = cudaMemsetAsync(plan, 0, sizeof(Plan), stream);
-  if (error != cudaSuccess) return error;
+  if (error != cudaSuccess) return message_of(error);
   begin<<<1, 1, 0, stream>>>(plan, count);
   const unsigned blocks = unsigned(std::min<int64_t>(kBlocks, chunks));
   histogram_kernel<0><<<blocks, kThreads, 0, stream>>>(scores, n, plan);
@@ -185,8 +190,9 @@ cudaError_t select(const float* scores, int64_t n, int64_t count, int64_t* indic
   histogram_kernel<2><<<blocks, kThreads, 0, stream>>>(scores, n, plan);
   ties_kernel<<<unsigned(chunks), kThreads, 0, stream>>>(scores, n, plan, ties);
   error = cudaGetLastError();
-  if (error != cudaSuccess) return error;
-  return compact(memory + used, storage, scores, plan, indices, &plan->selected, n, stream);
+  if (error != cudaSuccess) return message_of(error);
+  return message_of(
+      compact(memory + used, storage, scores, plan, indices, &plan->selected, n, stream));
 }
 
 }  // namespace emp

@@ -1,21 +1,20 @@
 // The exact top-k on the device, the twin of cpu/selection.h.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstddef>
 #include <cstdint>
 
 namespace emp {
 
-// Bytes of workspace that select(n) needs.
-cudaError_t select_workspace(int64_t n, size_t* bytes);
+// Bytes of workspace that select(n) needs. Both functions return what went wrong, or null.
+const char* select_workspace(int64_t n, size_t* bytes);
 
-// Writes the ascending positions of the `count` highest of n scores, 1 <= count <= n, on `stream`.
+// Writes the ascending positions of the `count` highest of n scores, 1 <= count <= n, on the CUDA
+// stream `stream`.
 // Ties go to the lowest position, -0.0 equals +0.0, NaN ranks below -inf. All pointers are to
 // device memory, `workspace` 256-byte aligned; no memory is allocated and nothing waits for the
 // host.
-cudaError_t select(const float* scores, int64_t n, int64_t count, int64_t* indices, void* workspace,
-                   size_t workspace_bytes, cudaStream_t stream);
+const char* select(const float* scores, int64_t n, int64_t count, int64_t* indices, void* workspace,
+                   size_t workspace_bytes, void* stream);
 
 }  // namespace emp

@@ -1,0 +1,265 @@
+// The CPU kernels against naive double precision, on heap blocks of exactly the size they may
+// touch: built for the sanitizers (`make sanitize`), which see every byte read too far and every
+// race. EMP_SIMD chooses the instruction set.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "cpu/gathering.h"
+#include "cpu/pruning.h"
+#include "cpu/scoring.h"
+#include "cpu/selection.h"
+#include "cpu/state.h"
+#include "cpu/targets.h"
+
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+int failures = 0;
+
+void check(bool good, const char* what, long long detail) {
+  if (good) return;
+  std::printf("FAILED: %s (%lld)\n", what, detail);
+  ++failures;
+}
+
+bool close(double got, double expected) {
+  if (std::isnan(expected)) return std::isnan(got);
+  if (std::isinf(expected)) return got == expected;
+  return std::fabs(got - expected) <= 1e-5 * std::fabs(expected) + 1e-37;
+}
+
+// A block of exactly n elements: an access before or behind it is an error for the sanitizer.
+template <class T>
+std::unique_ptr<T[]> exactly(int64_t n) {
+  return std::unique_ptr<T[]>(new T[size_t(n)]());
+}
+
+template <class T>
+T narrow(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else if constexpr (std::is_same_v<T, emp::BFloat16>) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return {uint16_t(bits >> 16 | (x != x ? 0x40 : 0))};
+  } else {
+    if (x != x) return {0x7e00};
+    if (std::isinf(x)) return {uint16_t(x > 0 ? 0x7c00 : 0xfc00)};
+    const float clamped = std::clamp(x, -60000.0f, 60000.0f);
+    const float magnitude = std::fabs(clamped);
+    uint16_t low = 0, high = 0x7bff;  // the largest half not above the magnitude
+    while (low < high) {
+      const uint16_t middle = uint16_t((low + high + 1) / 2);
+      if (emp::to_float(emp::Float16{middle}) <= magnitude)
+        low = middle;
+      else
+        high = uint16_t(middle - 1);
+    }
+    return {uint16_t(low | (std::signbit(clamped) ? 0x8000u : 0u))};
+  }
+}
+
+struct Expected {
+  double loss, entropy, lse;
+};
+
+template <class T>
+Expected naive(const T* z, int64_t classes, int64_t y) {
+  double m = -INFINITY;
+  bool nan = false;
+  for (int64_t c = 0; c < classes; ++c) {
+    const double x = emp::to_float(z[c]);
+    nan |= std::isnan(x);
+    m = std::max(m, x);
+  }
+  if (nan) return {NAN, NAN, NAN};
+  if (std::isinf(m)) return {m - double(emp::to_float(z[y])), NAN, m};
+  double u = 0, t = 0;
+  bool skipped = false;
+  for (int64_t c = 0; c < classes; ++c) {
+    const double d = double(emp::to_float(z[c])) - m;
+    if (d == 0 && !skipped) {
+      skipped = true;
+      continue;
+    }
+    if (std::isinf(d)) continue;
+    u += std::exp(d);
+    t += std::exp(d) * d;
+  }
+  const double log_sum = std::log1p(u);
+  return {(m - double(emp::to_float(z[y]))) + log_sum, log_sum - t / (1 + u), m + log_sum};
+}
+
+template <class T>
+void test_scores(emp::LogitDtype dtype, std::mt19937& random) {
+  const int64_t sizes[] = {1,  2,  7,  8,   9,   15,  16,   17,   31,   32,   33,  47,
+                           48, 49, 63, 64,  65,  100, 1000, 1023, 1024, 1025, 2051};
+  std::normal_distribution<float> normal;
+  for (const int64_t classes : sizes) {
+    for (const float scale : {1.0f, 30.0f, 1e4f}) {
+      const int64_t rows = 35;
+      const auto z = exactly<T>(rows * classes);
+      const auto labels = exactly<int32_t>(rows);
+      for (int64_t i = 0; i < rows * classes; ++i) z[i] = narrow<T>(scale * normal(random));
+      for (int64_t i = 0; i < rows; ++i) labels[i] = int32_t(random() % uint64_t(classes));
+      z[0] = narrow<T>(kNaN);
+      z[2 * classes - 1] = narrow<T>(kInf);
+      for (int64_t c = 0; c < classes; ++c) z[2 * classes + c] = narrow<T>(-kInf);
+      for (int64_t c = 0; c < classes; c += 2) z[3 * classes + c] = narrow<T>(-kInf);
+      for (int64_t c = 0; c < classes; ++c) z[4 * classes + c] = narrow<T>(float(c) * 0.01f);
+      labels[5] = -100;
+      const auto out = exactly<float>(10 * rows);
+      const auto correct = exactly<bool>(rows);
+      const emp::Logits logits{z.get(), dtype, rows, classes, rows, 0, classes};
+      const emp::Labels y{labels.get(), emp::IntDtype::kInt32, true, -100};
+      check(emp::first_bad_label(y, rows, classes) == -1, "labels are in range", classes);
+      const emp::ScoreOutputs to{&out[0], &out[rows], &out[2 * rows], &out[3 * rows]};
+      const emp::RowCounts counts = emp::score(logits, y, 0.5f, to, 2);
+      emp::sample_statistics(logits, y,
+                             {&out[4 * rows], &out[5 * rows], &out[6 * rows], &out[7 * rows],
+                              &out[8 * rows], &out[9 * rows], correct.get()},
+                             2);
+      int64_t invalid = 0;
+      for (int64_t i = 0; i < rows; ++i) {
+        if (i == 5) {
+          check(out[i] == -kInf && out[rows + i] == 0, "an ignored row", classes);
+          continue;
+        }
+        const Expected e = naive(z.get() + i * classes, classes, labels[i]);
+        check(close(out[rows + i], e.loss), "loss", classes * 1000 + i);
+        check(close(out[2 * rows + i], e.entropy), "entropy", classes * 1000 + i);
+        check(close(out[4 * rows + i], e.loss), "loss of the statistics", classes * 1000 + i);
+        invalid += !std::isfinite(e.loss) || !std::isfinite(e.entropy);
+        check((out[i] != out[i]) == (!std::isfinite(e.loss) || !std::isfinite(e.entropy)),
+              "an invalid row's score is NaN", classes * 1000 + i);
+      }
+      check(counts.invalid == invalid, "count of invalid rows", classes);
+    }
+  }
+}
+
+void test_selection(std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  for (const int64_t n : {1, 2, 15, 16, 17, 1000, 32768, 32769, 200003}) {
+    for (int kind = 0; kind < 5; ++kind) {
+      const auto scores = exactly<float>(n);
+      for (int64_t i = 0; i < n; ++i) {
+        const float values[] = {normal(random), float(random() % 3) - 1.0f, -0.0f,
+                                random() % 2 ? kNaN : normal(random),
+                                random() % 4 ? normal(random) : -kInf};
+        scores[i] = values[kind];
+      }
+      std::vector<int64_t> order(static_cast<size_t>(n));
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+        const float x = scores[a], y = scores[b];
+        return x != x || y != y ? (x == x) > (y == y) : x > y;
+      });
+      for (const int64_t k : {int64_t(0), int64_t(1), n / 3, n - 1, n}) {
+        const auto out = exactly<int64_t>(k);
+        const float threshold = emp::select(scores.get(), n, k, out.get(), 3);
+        std::vector<int64_t> expected(order.begin(), order.begin() + k);
+        std::sort(expected.begin(), expected.end());
+        check(std::equal(expected.begin(), expected.end(), out.get()), "selection", n * 10 + kind);
+        const float last = k == 0 ? kInf : scores[order[size_t(k - 1)]];
+        check(threshold == last || (threshold != threshold && last != last), "threshold", n);
+      }
+    }
+  }
+}
+
+void test_gather(std::mt19937& random) {
+  for (const int64_t row_bytes : {1, 2, 3, 4, 8, 16, 17, 512, 5000}) {
+    const int64_t rows = 300, count = 777;
+    const auto source = exactly<char>(rows * row_bytes);
+    for (int64_t i = 0; i < rows * row_bytes; ++i) source[i] = char(random());
+    const auto indices = exactly<int64_t>(count);
+    for (int64_t k = 0; k < count; ++k) indices[k] = int64_t(random() % uint64_t(rows));
+    std::sort(indices.get() + 400, indices.get() + count);
+    const auto out = exactly<char>(count * row_bytes), twin = exactly<char>(count * row_bytes);
+    const emp::GatherRows tensors[] = {{source.get(), out.get(), row_bytes, row_bytes},
+                                       {source.get(), twin.get(), row_bytes, row_bytes}};
+    check(emp::first_bad_index(indices.get(), count, rows) == -1, "indices in range", row_bytes);
+    emp::gather(tensors, 2, indices.get(), count, 3);
+    for (int64_t k = 0; k < count; ++k)
+      for (const char* got : {out.get(), twin.get()})
+        check(std::memcmp(got + k * row_bytes, &source[indices[k] * row_bytes],
+                          size_t(row_bytes)) == 0,
+              "gathered row", row_bytes);
+    indices[5] = rows;
+    check(emp::first_bad_index(indices.get(), count, rows) == 5, "an index too high", row_bytes);
+    indices[3] = -1;
+    check(emp::first_bad_index(indices.get(), count, rows) == 3, "a negative index", row_bytes);
+  }
+}
+
+void test_pruning(std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  const int64_t rows = 3000, classes = 60, samples = 500, k = 900;
+  const auto z = exactly<float>(rows * classes);
+  const auto labels = exactly<uint8_t>(rows);
+  const auto ids = exactly<int64_t>(rows);
+  for (int64_t i = 0; i < rows * classes; ++i) z[i] = normal(random);
+  for (int64_t i = 0; i < rows; ++i) {
+    labels[i] = uint8_t(random() % uint64_t(classes));
+    ids[i] = int64_t(random() % uint64_t(samples));
+    if (i % 7 == 0) z[i * classes + 1] = kNaN;
+  }
+  const auto score = exactly<float>(samples), loss = exactly<float>(samples),
+             entropy = exactly<float>(samples), out = exactly<float>(4 * rows);
+  const auto counters = exactly<int32_t>(3 * samples + 2);
+  const auto indices = exactly<int64_t>(k);
+  const emp::State state{score.get(),
+                         loss.get(),
+                         entropy.get(),
+                         &counters[0],
+                         &counters[samples],
+                         &counters[2 * samples],
+                         &counters[3 * samples],
+                         samples};
+  float threshold;
+  const int64_t selected = emp::score_and_select(
+      {z.get(), emp::LogitDtype::kFloat32, rows, classes, rows, 0, classes},
+      {labels.get(), emp::IntDtype::kUInt8, false, 0}, 1.0f, {-1.0, k}, &state, ids.get(),
+      {{&out[0], &out[rows], &out[2 * rows], &out[3 * rows]},
+       indices.get(),
+       &threshold,
+       &counters[3 * samples + 1]},
+      2);
+  check(selected == k, "selected rows", selected);
+  check(counters[3 * samples] == 1, "the clock", counters[3 * samples]);
+  std::vector<int64_t> last(size_t(samples), -1);
+  for (int64_t i = 0; i < rows; ++i)
+    if (out[i] == out[i]) last[size_t(ids[i])] = i;
+  int64_t selections = 0;
+  for (int64_t id = 0; id < samples; ++id) {
+    const int64_t row = last[size_t(id)];
+    check(counters[id] == (row >= 0), "one update a call and id", id);
+    if (row >= 0) check(score[id] == out[row], "the last valid row of an id", id);
+    selections += counters[samples + id];
+  }
+  check(selections == k, "selections", selections);
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(20240801);
+  test_scores<float>(emp::LogitDtype::kFloat32, random);
+  test_scores<emp::BFloat16>(emp::LogitDtype::kBFloat16, random);
+  test_scores<emp::Float16>(emp::LogitDtype::kFloat16, random);
+  test_selection(random);
+  test_gather(random);
+  test_pruning(random);
+  std::printf("native kernels (%s): %d failures\n", emp::target_name(emp::target()), failures);
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
