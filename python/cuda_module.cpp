@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -21,9 +22,8 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+void check(const char* error, const char* function) {
+  if (error != nullptr) throw std::runtime_error(std::string(function) + ": " + error);
 }
 
 // Each tensor is (source, out, row_bytes, stride_bytes, rows).
@@ -35,7 +35,7 @@ void gather(const std::vector<TensorArgs>& args, Address indices, int64_t count,
   for (const auto& [source, out, row_bytes, stride, rows] : args)
     tensors.push_back({at<const void>(source), at<void>(out), row_bytes, stride, rows});
   check(emp::gather(tensors.data(), int(tensors.size()), at<const int64_t>(indices), count,
-                    at<CUstream_st>(stream)),
+                    at<void>(stream)),
         "gather");
 }
 
@@ -48,7 +48,7 @@ size_t select_workspace(int64_t n) {
 void select(Address scores, int64_t n, int64_t count, Address indices, Address workspace,
             size_t workspace_bytes, Address stream) {
   check(emp::select(at<const float>(scores), n, count, at<int64_t>(indices), at<void>(workspace),
-                    workspace_bytes, at<CUstream_st>(stream)),
+                    workspace_bytes, at<void>(stream)),
         "select");
 }
 

@@ -54,7 +54,7 @@ def test_a_backend_that_lacks_a_function_says_so(monkeypatch):
     monkeypatch.setattr(backends, "load", lambda name: Partial)
     backends._resolve.cache_clear()
     try:
-        with pytest.raises(RuntimeError, match="^score: backend 'cuda' does not offer score"):
+        with pytest.raises(RuntimeError, match=r"^score: backend 'cuda' does not offer score"):
             emp.score(torch.randn(5, 3), torch.zeros(5).long(), backend="cuda")
     finally:
         backends._resolve.cache_clear()

@@ -39,10 +39,10 @@ def test_triton_missing(monkeypatch, fresh_backends):
 
 def test_default_on_cuda_without_triton_warns_once(monkeypatch, fresh_backends):
     monkeypatch.setitem(sys.modules, "triton", None)
+    functions = ("score", "select", "score_and_select")
     with pytest.warns(RuntimeWarning, match="'reference' backend: Triton is missing") as caught:
-        for function in ("score", "select", "score_and_select"):
-            module = backends._resolve(function, None, "cuda", torch.float32)
-            assert module is backends.load("reference")
+        taken = [backends._resolve(name, None, "cuda", torch.float32) for name in functions]
+    assert taken == [backends.load("reference")] * 3
     assert len(caught) == 1
 
 
