@@ -33,7 +33,7 @@ def tables():
 def test_tables_are_made_from_the_committed_rows():
     module = tables()
     assert module.BLOCK.search(README), "no table in README.md"
-    assert module.rewritten(README) == README, "run: python bench/readme_tables.py"
+    assert module.rewritten(README) == README, "run: python -m bench.readme_tables"
     for _, name, file, _ in module.BLOCK.findall(README):
         assert name in module.TABLES
         assert '"commit": "' in (ROOT / file).read_text()
