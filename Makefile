@@ -51,5 +51,12 @@ sanitize-%: venv
 	cmake --build build/sanitize-$*
 	for level in avx512 avx2 portable; do EMP_SIMD=$$level build/sanitize-$*/kernels || exit 1; done
 
+# Rows, tables and plots into bench/results/<date>-<machine>, and the README's table from them.
+bench: build
+	results=$$($(RUN)/python -m bench.harness) && \
+	$(RUN)/python -m pytest bench --rows $$results && \
+	$(RUN)/python -m bench.draw $$results && \
+	$(RUN)/python -m bench.readme_tables $$results
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info emp_kernels/_*.so

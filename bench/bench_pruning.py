@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from bench import harness
 
 import emp_kernels as emp
+from bench import harness
 
 KEEP = 0.3
 
@@ -38,9 +38,8 @@ def numpy_lines(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarra
     ids=[f"{n}x{c}-{dtype}" for n, c, dtype, *_ in CASES],
 )
 def bench_score_and_select(case, n, c, dtype, rounds, calls, with_numpy, goals):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(n, c, generator=generator).to(getattr(torch, dtype))
-    labels = torch.randint(0, c, (n,), generator=generator)
+    logits = harness.normal_logits(n * c, dtype).view(n, c)
+    labels = torch.randint(0, c, (n,), generator=torch.Generator().manual_seed(1))
     state = emp.EMPState(n)
     count = round(KEEP * n)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from bench import harness
 
 import emp_kernels as emp
+from bench import harness
 
 CASES = [(65536, 1000, "float32"), (65536, 1000, "bfloat16"), (8192, 32000, "float16")]
 CLASSES = 1000
@@ -16,9 +16,8 @@ SIZES = {  # N·C; the last one is beyond 2^31
 
 @pytest.mark.parametrize(("n", "c", "dtype"), CASES, ids=[f"{n}x{c}-{d}" for n, c, d in CASES])
 def bench_score(case, n, c, dtype):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(n, c, generator=generator).to(getattr(torch, dtype))
-    labels = torch.randint(0, c, (n,), generator=generator)
+    logits = harness.normal_logits(n * c, dtype).view(n, c)
+    labels = torch.randint(0, c, (n,), generator=torch.Generator().manual_seed(1))
     scores = emp.score(logits, labels)
     harness.check_scores(logits, labels, scores.loss, scores.entropy)
     compiled = harness.compiled(harness.score_lines)
@@ -39,17 +38,13 @@ def bench_score(case, n, c, dtype):
 
 @pytest.fixture(scope="module")
 def logits():
-    """Function of a dtype: as many normal logits as its largest case needs, one dtype at a time."""
+    """A dtype's logits, as many as its largest case needs; one dtype at a time is kept."""
     kept: dict[str, torch.Tensor] = {}
 
     def made(dtype: str) -> torch.Tensor:
         if dtype not in kept:
             kept.clear()
-            block = torch.randn(2**24, generator=torch.Generator().manual_seed(0))
-            values = torch.empty(max(SIZES[dtype]), dtype=getattr(torch, dtype))
-            for part in values.split(len(block)):
-                part.copy_(block[: len(part)])
-            kept[dtype] = values
+            kept[dtype] = harness.normal_logits(max(SIZES[dtype]), dtype)
         return kept[dtype]
 
     yield made

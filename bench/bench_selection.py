@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from bench import harness
 
 import emp_kernels as emp
+from bench import harness
 
 KEEP = 0.3
 TOPK, ARGPARTITION = "topk + sort", "argpartition + sort"

@@ -18,9 +18,15 @@ from emp_kernels.plots import COLOURS, FAINT, INK, OTHERS, STYLE
 
 OURS = COLOURS["EMP"]
 LINEAR_FROM = 10**6  # elements from which the slope of the cost is fitted
-SHADES = dict(
-    zip(tables.OPPONENTS, (COLOURS["LFL"], FAINT, OTHERS[0], COLOURS["LFL"], OTHERS[0], FAINT))
-)
+SHADES = {
+    "torch.compile": COLOURS["LFL"],
+    "torch": FAINT,
+    "numpy": OTHERS[0],
+    "topk + sort": COLOURS["LFL"],
+    "argpartition + sort": OTHERS[0],
+    "index_select": FAINT,
+}
+MARKERS = {"topk + sort": "s", "argpartition + sort": "s", "index_select": "D"}
 
 
 def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
@@ -64,8 +70,7 @@ def ratios(rows: Sequence[tables.Row]) -> Figure:
         ]
         if points:
             x, y = zip(*points, strict=True)
-            marker = "s" if name in ("topk + sort", "argpartition + sort") else "o"
-            marker = "D" if name == "index_select" else marker
+            marker = MARKERS.get(name, "o")
             axes.scatter(x, y, s=34, c=SHADES[name], marker=marker, label=name, zorder=3)
     axes.axvline(1, color=INK, linewidth=1)
     axes.set_xscale("log")
@@ -143,11 +148,15 @@ FIGURES = {
 }
 
 
+def page(rows: Sequence[tables.Row]) -> str:
+    """The tables: what was aimed at, every case, and where the numbers come from."""
+    return f"{tables.goals(rows)}\n\n{tables.cases(rows)}\n\n{tables.origin(rows)}\n"
+
+
 def draw(folder: Path) -> None:
     """Write the tables and plots of the rows in `folder` beside them."""
     rows = harness.read_rows(folder / "cpu.jsonl")
-    text = f"{tables.goals(rows)}\n\n{tables.cases(rows)}\n\n{tables.origin(rows)}\n"
-    (folder / "cpu.md").write_text(text, encoding="utf-8")
+    (folder / "cpu.md").write_text(page(rows), encoding="utf-8")
     with matplotlib.rc_context(STYLE):
         for name, figure in FIGURES.items():
             figure(rows).savefig(folder / f"{name}.png", metadata={"Software": None})

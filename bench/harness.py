@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from emp_kernels import backends
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results"
 READ_BYTES = 2**29  # of each streaming read; far beyond any cache
 IN_ROUNDS = 2**25  # cases of as many bytes leave nothing in the caches that a read could evict
-SLOW, SLOW_ROUNDS = 1.0, 3  # opponents slower than SLOW seconds run in SLOW_ROUNDS rounds only
+PATIENCE, FEWEST = 6.0, 3  # seconds for an opponent: a slow one runs in fewer rounds, but in three
 ORACLE_ROWS = 64
 
 Call = Callable[[], Any]
@@ -65,6 +66,18 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+# --- input ------------------------------------------------------------------------------------
+
+
+def normal_logits(size: int, dtype: str) -> torch.Tensor:
+    """(size,) filled with 2^24 normal numbers, again and again, because that is quick."""
+    block = torch.randn(2**24, generator=torch.Generator().manual_seed(0))
+    values = torch.empty(size, dtype=getattr(torch, dtype))
+    for part in values.split(len(block)):
+        part.copy_(block[: len(part)])
+    return values
 
 
 # --- opponents --------------------------------------------------------------------------------
@@ -168,8 +181,8 @@ def timed(call: Call, calls: int = 1) -> float:
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median, 20th and 80th percentile."""
-    p20, p80 = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.8]).double())
-    return {"median": statistics.median(seconds), "p20": p20.item(), "p80": p80.item()}
+    p20, p80 = np.quantile(seconds, [0.2, 0.8]).tolist()
+    return {"median": statistics.median(seconds), "p20": p20, "p80": p80}
 
 
 def measure(
@@ -196,8 +209,7 @@ def measure(
     """
     limits = {}
     for name, call in opponents.items():
-        call()
-        limits[name] = SLOW_ROUNDS if timed(call) > SLOW else rounds
+        limits[name] = min(rounds, max(FEWEST, int(PATIENCE / calls / timed(call))))
     for _ in range(2):
         ours()
     seconds: dict[str, list[float]] = {name: [] for name in opponents}

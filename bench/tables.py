@@ -6,8 +6,11 @@ from typing import Any
 Row = dict[str, Any]
 
 BENCHMARKS = ("pruning", "scoring", "selection", "gathering")
-OPPONENTS = ("torch.compile", "torch", "numpy", "topk + sort", "argpartition + sort")
-OPPONENTS += ("index_select",)
+OPPONENTS = (
+    *("torch.compile", "torch", "numpy"),
+    *("topk + sort", "argpartition + sort"),
+    "index_select",
+)
 
 
 def cases(rows: Sequence[Row]) -> str:
