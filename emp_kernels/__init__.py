@@ -4,12 +4,14 @@ Scores each sample's logits (cross-entropy plus the predictive entropy, EMP, arX
 keeps the scores over epochs, selects the exact top k and gathers the kept rows.
 """
 
+from . import distributed
 from .dataset import IndexedDataset
 from .diagnostics import Diagnostics
 from .gathering import gather
 from .loss import cross_entropy
 from .pruning import score_and_select
 from .results import SampleStatistics, Scores, Selection
+from .sampler import EMPSampler
 from .scoring import sample_statistics, score
 from .selection import select
 from .state import EMPState
@@ -18,12 +20,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Diagnostics",
+    "EMPSampler",
     "EMPState",
     "IndexedDataset",
     "SampleStatistics",
     "Scores",
     "Selection",
     "cross_entropy",
+    "distributed",
     "gather",
     "sample_statistics",
     "score",

@@ -82,6 +82,7 @@ class EMPState:
         windows = (diagnostics.WINDOWS, len(diagnostics.COLUMNS))
         self.windows = torch.full(windows, -1.0, dtype=torch.float64, device=device)
         self.warned = False  # of a collapse; a state says so once
+        self.synced_at = 0  # the clock up to which all ranks' states are equal
 
     @property
     def device(self) -> torch.device:
@@ -176,6 +177,7 @@ class EMPState:
             "beta": self.beta,
             "epoch": self.epoch,
             "warned": self.warned,
+            "synced_at": self.synced_at,
             "version": _VERSION,
         }
 
@@ -197,7 +199,7 @@ class EMPState:
                 f"{function}: version must be {_VERSION}, got {state_dict['version']}: a "
                 "checkpoint of another release of emp_kernels"
             )
-        expected = (*_FIELDS, "num_samples", "beta", "epoch", "warned", "version")
+        expected = (*_FIELDS, "num_samples", "beta", "epoch", "warned", "synced_at", "version")
         missing = [name for name in expected if name not in state_dict]
         if missing:
             raise ValueError(
@@ -219,7 +221,9 @@ class EMPState:
                     f"got {tuple(loaded.shape)}"
                 )
         epoch = check_size(function, "epoch", state_dict["epoch"])
+        synced_at = check_size(function, "synced_at", state_dict["synced_at"])
         for name in _FIELDS:
             getattr(self, name).copy_(state_dict[name])
         self.epoch = epoch
         self.warned = bool(state_dict["warned"])
+        self.synced_at = synced_at

@@ -8,8 +8,8 @@
 namespace emp {
 namespace {
 
-constexpr int64_t kBucketIds = 512;  // 4 KB
-constexpr int kMostBits = 16;        // of a bucket's number: a lane
+constexpr int64_t kBucketIds = 2048;  // 16 KB
+constexpr int kMostBits = 16;         // of a bucket's number: the widest lane
 
 // Element i of the splitmix64 stream `seed`.
 uint64_t draw(uint64_t seed, uint64_t i) {
@@ -25,23 +25,45 @@ int bucket_bits(int64_t n) {
   return bits;
 }
 
-// Calls f(position, bucket) for positions [begin, end); begin is a multiple of 4.
+// Calls f(position, bucket) for positions [begin, end); begin is a multiple of 8.
+template <int kLaneBits, class F>
+[[gnu::always_inline]] inline void each_bucket(uint64_t seed, int bits, int64_t begin, int64_t end,
+                                               F&& f) {
+  constexpr int kLanes = 64 / kLaneBits;
+  constexpr uint64_t kLane = (uint64_t(1) << kLaneBits) - 1;
+  const int unused = kLaneBits - bits;
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) {
+    const uint64_t word = draw(seed, uint64_t(i / kLanes));
+    for (int lane = 0; lane < kLanes; ++lane)
+      f(i + lane, uint32_t(word >> (kLaneBits * lane) & kLane) >> unused);
+  }
+  const uint64_t word = draw(seed, uint64_t(i / kLanes));
+  for (int lane = 0; i + lane < end; ++lane)
+    f(i + lane, uint32_t(word >> (kLaneBits * lane) & kLane) >> unused);
+}
 template <class F>
 void for_each_bucket(uint64_t seed, int bits, int64_t begin, int64_t end, F&& f) {
-  const int unused = 16 - bits;
-  for (int64_t i = begin; i < end; i += 4) {
-    const uint64_t word = draw(seed, uint64_t(i) / 4);
-    const int lanes = int(std::min<int64_t>(4, end - i));
-    for (int lane = 0; lane < lanes; ++lane)
-      f(i + lane, uint32_t(word >> (16 * lane) & 0xffffu) >> unused);
-  }
+  if (bits <= 8)
+    each_bucket<8>(seed, bits, begin, end, f);
+  else
+    each_bucket<16>(seed, bits, begin, end, f);
 }
 
 // Fisher-Yates of places [begin, end).
 void shuffle_bucket(uint64_t seed, int64_t begin, int64_t end, int64_t* out) {
-  for (int64_t place = end - 1; place > begin; --place) {
-    const uint64_t random = uint32_t(draw(seed + 1, uint64_t(place) / 2) >> (32 * (place % 2)));
+  const auto exchange = [&](int64_t place, uint64_t random) {
     std::swap(out[place], out[begin + int64_t(random * uint64_t(place - begin + 1) >> 32)]);
+  };
+  int64_t place = end - 1;
+  if (place > begin && place % 2 == 0) {
+    exchange(place, uint32_t(draw(seed + 1, uint64_t(place) / 2)));
+    --place;
+  }
+  for (; place > begin; place -= 2) {
+    const uint64_t word = draw(seed + 1, uint64_t(place) / 2);
+    exchange(place, word >> 32);
+    exchange(place - 1, uint32_t(word));  // place - 1 == begin stays where it is
   }
 }
 
@@ -57,7 +79,7 @@ void shuffle(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, int thr
   const int64_t buckets = int64_t(1) << bits;
   threads = useful_threads(threads, 16 * n);
   // Each part of the positions counts its buckets, learns where its ids go, and moves them.
-  const int64_t parts = threads, step = (n + 4 * parts - 1) / (4 * parts) * 4;
+  const int64_t parts = threads, step = (n + 8 * parts - 1) / (8 * parts) * 8;
   std::vector<uint32_t> places(size_t(parts * buckets));
   std::vector<int64_t> starts(size_t(buckets + 1));
   parallel_tasks(threads, parts, [&](int64_t part, int) {
@@ -81,7 +103,7 @@ void shuffle(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, int thr
     for_each_bucket(seed, bits, part * step, std::min(n, (part + 1) * step),
                     [=](int64_t i, uint32_t bucket) { out[next[bucket]++] = ids[i]; });
   });
-  constexpr int64_t kTogether = 32;  // buckets a task
+  constexpr int64_t kTogether = 8;  // buckets a task
   parallel_tasks(threads, (buckets + kTogether - 1) / kTogether, [&](int64_t task, int) {
     const int64_t last = std::min(buckets, (task + 1) * kTogether);
     for (int64_t bucket = task * kTogether; bucket < last; ++bucket)

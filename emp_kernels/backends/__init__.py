@@ -41,6 +41,7 @@ def default(device_type: str, dtype: torch.dtype) -> str:
 
 # Public functions that a backend serves by a function of another name.
 _SERVED_BY = {
+    "EMPSampler": "shuffle",
     "EMPState.update": "update_state",
     "cross_entropy": "cross_entropy_backward",
     "gather": "gather_rows",

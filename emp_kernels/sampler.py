@@ -1,0 +1,259 @@
+"""Which samples an epoch draws, and in which order."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+from . import backends, distributed
+from .drawing import Draws, Order, stream_of
+from .keep import Keep, check_keep_of, kept_count
+from .state import EMPState
+from .validation import check_size
+
+_VERSION = 1
+
+
+class EMPSampler(Sampler[int]):
+    """Draws every sample in the first and last epochs, the state's selection in between.
+
+    An epoch's order is fixed when ``__iter__`` is called, from (seed, epoch, state): the ids of
+    ``state.select(keep)``, never-seen samples first among them, in an order that `seed` and the
+    epoch's number give. No global random generator is used. An iterator that has drawn all its ids
+    advances the epoch, which starts at 0; :meth:`set_epoch` overrides it.
+
+    With several ranks, rank r of R draws the ids r, r + R, r + 2R, ... of the one order that all
+    ranks agree on: at each epoch's start their states are merged
+    (:func:`emp_kernels.distributed.sync`, in the default process group), so that R ranks with
+    batches of B draw what one process with batches of R * B would.
+
+    `selections` of the state counts each id as it is drawn (on an accelerator: up to 1023 ids
+    ahead). Ids that worker processes have prefetched are drawn.
+
+    Args:
+        state: of the data set's size; its scores choose the ids.
+        keep: a float in (0, 1] keeps K = max(1, round(keep * N)) samples, an int keeps that many.
+        shuffle: False draws ascending ids.
+        seed: any int, the same on all ranks.
+        warmup_epochs: so many epochs at the beginning draw everything.
+        anneal_epochs: so many of `epochs` at the end draw everything.
+        epochs: how many there will be; needed by `anneal_epochs` and :meth:`total_steps`. Later
+            ones are like the last.
+        num_replicas, rank: of the ranks that share an epoch; by default those of the initialised
+            process group, else 1 and 0.
+        drop_last: with several ranks, leave out the last ids so that all ranks draw equally many;
+            otherwise the first ids are drawn once more.
+
+    Raises:
+        TypeError: a wrong type.
+        ValueError: a value out of range, `anneal_epochs` without `epochs`.
+    """
+
+    state: EMPState
+    keep: Keep
+    shuffle: bool
+    drop_last: bool
+    seed: int
+    warmup_epochs: int
+    anneal_epochs: int
+    epochs: int | None
+    num_replicas: int
+    rank: int
+    epoch: int
+
+    def __init__(
+        self,
+        state: EMPState,
+        keep: Keep = 0.3,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        warmup_epochs: int = 1,
+        anneal_epochs: int = 0,
+        epochs: int | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        function = "EMPSampler"
+        if not isinstance(state, EMPState):
+            raise TypeError(f"{function}: state must be an EMPState, got {type(state).__name__}")
+        self.state = state
+        self.keep = check_keep_of(function, keep, state.num_samples)
+        for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{function}: {name} must be a bool, got {type(flag).__name__}")
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+            raise TypeError(f"{function}: seed must be an int, got {type(seed).__name__}")
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = int(seed)
+        self.warmup_epochs = check_size(function, "warmup_epochs", warmup_epochs)
+        self.anneal_epochs = check_size(function, "anneal_epochs", anneal_epochs)
+        self.epochs = None if epochs is None else check_size(function, "epochs", epochs)
+        if self.epochs is None and self.anneal_epochs:
+            raise ValueError(
+                f"{function}: epochs must be given with anneal_epochs, got epochs=None and "
+                f"anneal_epochs={anneal_epochs}"
+            )
+        if self.epochs is not None and self.anneal_epochs > self.epochs:
+            raise ValueError(
+                f"{function}: anneal_epochs must be at most epochs={epochs}, got {anneal_epochs}"
+            )
+        self.num_replicas, self.rank = distributed.ranks(function, num_replicas, rank)
+        self.epoch = 0
+        self._drawing: Draws | None = None  # the last iterator
+        self._resumed: Order | None = None  # what the next iterator draws
+
+    def __len__(self) -> int:
+        """How many ids this rank draws in the coming epoch (all of them, also where a resumed epoch
+        will only draw the rest)."""
+        return self._length(self._coming_epoch())
+
+    def total_steps(self, batch_size: int) -> int:
+        """Optimiser steps of all epochs on this rank: the sum of ceil(len / batch_size).
+
+        What a learning-rate schedule must span.
+
+        Raises:
+            TypeError: `batch_size` is no int.
+            ValueError: it is below 1, or the sampler was not given `epochs`.
+        """
+        function = "EMPSampler.total_steps"
+        if check_size(function, "batch_size", batch_size) < 1:
+            raise ValueError(f"{function}: batch_size must be at least 1, got {batch_size}")
+        if self.epochs is None:
+            raise ValueError(f"{function}: epochs must be given to EMPSampler, got None")
+        return sum(-(-self._length(epoch) // batch_size) for epoch in range(self.epochs))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the next one; without this call, epochs follow one another.
+
+        A resumed epoch's rest is still drawn when its own number is set.
+        """
+        self.epoch = check_size("EMPSampler.set_epoch", "epoch", epoch)
+        resumed = self._resumed or self._unused()
+        self._drawing = None
+        self._resumed = resumed if resumed is not None and resumed.epoch == epoch else None
+
+    def __iter__(self) -> Draws:
+        order, self._resumed = self._resumed or self._unused(), None
+        if order is None:
+            if self._drawing is not None and self._drawing.exhausted():
+                self._drawing.end()
+            if self.num_replicas > 1 and distributed.initialised():
+                distributed.sync(self.state)
+            order = Order(self.epoch, self._draw(self.epoch), 0, resumed=False)
+        self._drawing = Draws(self, order)
+        return self._drawing
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, its order, and how much of it is drawn.
+
+        It shares the order's tensor, which nobody changes. With one rank's dictionary, every rank
+        of any number of ranks resumes: what one rank has drawn, the others have too. Save the
+        EMPState beside it.
+        """
+        order, position = self._resumed, 0
+        if order is None and self._drawing is not None and not self._drawing.ended:
+            order, position = self._drawing.order, self._drawing.position
+        return {
+            "version": _VERSION,
+            "num_samples": self.state.num_samples,
+            "epoch": self._coming_epoch() if order is None else order.epoch,
+            "order": None if order is None else order.ids,
+            "start": 0 if order is None else order.start,
+            "position": position,
+            "num_replicas": self.num_replicas,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Make the next iterator draw exactly what the saved one had not drawn.
+
+        The number of ranks may differ from the saved one.
+
+        Raises:
+            TypeError: `state_dict` is no mapping.
+            ValueError: it lacks an entry, or is of another version or size; nothing is changed.
+        """
+        function = "EMPSampler.load_state_dict"
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"{function}: state_dict must be a mapping, got {type(state_dict).__name__}"
+            )
+        if state_dict.get("version", _VERSION) != _VERSION:
+            raise ValueError(
+                f"{function}: version must be {_VERSION}, got {state_dict['version']}: a "
+                "checkpoint of another release of emp_kernels"
+            )
+        expected = ("num_samples", "epoch", "order", "start", "position", "num_replicas", "version")
+        missing = [name for name in expected if name not in state_dict]
+        if missing:
+            raise ValueError(
+                f"{function}: state_dict must hold {', '.join(expected)}, "
+                f"got one without {', '.join(missing)}"
+            )
+        if state_dict["num_samples"] != self.state.num_samples:
+            raise ValueError(
+                f"{function}: num_samples must be the state's {self.state.num_samples}, "
+                f"got {state_dict['num_samples']}"
+            )
+        self.epoch = check_size(function, "epoch", state_dict["epoch"])
+        self._drawing = self._resumed = None
+        if state_dict["order"] is not None:
+            drawn = state_dict["position"] * state_dict["num_replicas"]
+            start = state_dict["start"] + drawn
+            self._resumed = Order(self.epoch, state_dict["order"], start, resumed=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: the copy goes on where this sampler is."""
+        attributes = self.__dict__ | {"_drawing": None}
+        if self._resumed is None and self._drawing is not None:
+            if self._drawing.ended:
+                attributes["epoch"] = self._coming_epoch()
+            else:
+                attributes["_resumed"] = self._drawing.rest()
+        return attributes
+
+    def _unused(self) -> Order | None:
+        """A resumed order that was given to an iterator which nobody has asked for an id."""
+        drawing = self._drawing
+        if drawing is None or drawing.ended or drawing.position > 0 or not drawing.order.resumed:
+            return None
+        return drawing.order
+
+    def _coming_epoch(self) -> int:
+        """The epoch that the next iterator draws: a new one once the last has drawn all it had."""
+        drawing = self._drawing
+        if self._resumed is None and drawing is not None and drawing.exhausted():
+            return drawing.order.epoch + 1
+        return self.epoch
+
+    def _draws_all(self, epoch: int) -> bool:
+        if epoch < self.warmup_epochs:
+            return True
+        return self.anneal_epochs > 0 and epoch >= (self.epochs or 0) - self.anneal_epochs
+
+    def _length(self, epoch: int) -> int:
+        n = self.state.num_samples
+        return self._share(n if self._draws_all(epoch) else kept_count(self.keep, n))
+
+    def _share(self, count: int) -> int:
+        """How many of `count` ids one rank draws."""
+        return (count if self.drop_last else count + self.num_replicas - 1) // self.num_replicas
+
+    def _draw(self, epoch: int) -> torch.Tensor:
+        """The epoch's ids in order, of all ranks, int64 on the CPU."""
+        if self._draws_all(epoch):
+            ids = torch.arange(self.state.num_samples)
+        else:
+            ids = self.state.select(self.keep).cpu()
+        if not self.shuffle:
+            return ids
+        backend = backends.resolve("EMPSampler", None, ids)
+        shuffled: torch.Tensor = backend.shuffle(ids, stream_of(self.seed, epoch))
+        return shuffled
