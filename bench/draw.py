@@ -79,7 +79,7 @@ def ratios(rows: Sequence[tables.Row]) -> Figure:
     axes.set_yticks(range(len(found)), [row["case"] for row in found])
     axes.invert_yaxis()
     axes.grid(axis="both")
-    axes.set_xlabel("time of the opponent / time of emp_kernels (medians over the rounds)")
+    axes.set_xlabel("time of the other / time of emp_kernels")
     axes.legend(loc="lower right", frameon=True, fontsize=9)
     _title(figure, "How many times as long the others take")
     return figure

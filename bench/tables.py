@@ -95,7 +95,7 @@ def _ms(seconds: float) -> str:
 
 
 def _goal(name: str, value: float) -> str:
-    return f"{value:.2f}" if name == "share" else f"{value:.1f}×"
+    return f"{value:.2f}" if name == "share" else f"{value:.2f}×"
 
 
 def _meaning(name: str) -> str:

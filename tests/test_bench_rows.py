@@ -220,8 +220,8 @@ def test_tables_and_plots_are_made_of_rows_alone(rows, tmp_path):
     assert harness.read_rows(tmp_path / "cpu.jsonl") == json.loads(json.dumps(rows))
     draw.draw(tmp_path)
     text = (tmp_path / "cpu.md").read_text(encoding="utf-8")
-    assert "| torch.compile | 2.0× | 4.0× | 3.0× | required |" in text
-    assert "| 6.0× | 3.0× | 2.5× | stretch |" in text
+    assert "| torch.compile | 2.00× | 4.00× | 3.00× | required |" in text
+    assert "| 6.00× | 3.00× | 2.50× | stretch |" in text
     for name in draw.FIGURES:
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     block = tables.readme(rows, "folder")
