@@ -29,19 +29,60 @@ class Order:
     """An epoch's ids (L,) of all ranks, how many of them were drawn before, and whether they come
     from a checkpoint."""
 
-    def __init__(self, epoch: int, ids: torch.Tensor, start: int, resumed: bool) -> None:
+    def __init__(self, epoch: int, ids: torch.Tensor, start: int, *, resumed: bool) -> None:
         self.epoch, self.ids, self.start = epoch, ids, min(start, len(ids))
         self.resumed = resumed
 
 
-class Draws(Iterator[int]):
-    """One rank's ids of an order, counted in the state's selections as they are drawn."""
+class Drawing:
+    """How far one of `ranks` ranks has come in an order.
 
-    def __init__(self, sampler: EMPSampler, order: Order) -> None:
-        self.sampler, self.order = sampler, order
-        self.position = 0  # ids drawn
-        self.ended = False  # StopIteration was raised
-        self._ids = _of_rank(order, sampler)
+    Attributes:
+        ids: what the rank draws of it, int64.
+        position: how many of them it has drawn.
+        stopped: whether it was asked for one more.
+    """
+
+    def __init__(self, order: Order, ranks: int, rank: int, drop_last: bool) -> None:
+        self.order, self.ranks = order, ranks
+        self.ids = _of_rank(order, ranks, rank, drop_last)
+        self.position = 0
+        self.stopped = False
+
+    @property
+    def over(self) -> bool:
+        """Whether all ids are drawn, be it that nobody has asked for one more yet."""
+        return self.stopped or 0 < self.position == len(self.ids)
+
+    @property
+    def unused(self) -> bool:
+        return self.position == 0 and not self.stopped
+
+    def rest(self) -> Order:
+        """What all ranks have left when each has drawn as much as this one."""
+        order, drawn = self.order, self.position * self.ranks
+        return Order(order.epoch, order.ids, order.start + drawn, resumed=True)
+
+
+def _of_rank(order: Order, ranks: int, rank: int, drop_last: bool) -> torch.Tensor:
+    """The rank's ids: every R-th of what is left, all ranks equally many."""
+    rest = order.ids[order.start :]
+    if ranks == 1:
+        return rest
+    whole = len(rest) // ranks * ranks
+    if drop_last or whole == len(rest):
+        rest = rest[:whole]
+    else:
+        padding = torch.arange(whole + ranks - len(rest)) % len(order.ids)
+        rest = torch.cat([rest, order.ids[padding]])
+    return rest[rank::ranks].contiguous()
+
+
+class Draws(Iterator[int]):
+    """A sampler's iterator: hands out a drawing's ids and counts them in the state's selections."""
+
+    def __init__(self, sampler: EMPSampler, drawing: Drawing) -> None:
+        self._sampler, self._drawing = sampler, drawing
         self._chunk: list[int] = []
         self._at = 0
         self._counts: Any = None
@@ -51,51 +92,24 @@ class Draws(Iterator[int]):
             self._next_chunk()
         drawn = self._chunk[self._at]
         self._at += 1
-        self.position += 1
+        self._drawing.position += 1
         if self._counts is not None:
             self._counts[drawn] += 1
         return drawn
 
     def _next_chunk(self) -> None:
-        state = self.sampler.state
-        if self.position == 0 and self.order.start == 0:
+        state, drawing = self._sampler.state, self._drawing
+        if drawing.position == 0 and drawing.order.start == 0:
             state.close_window()
-        if self.position == len(self._ids):
-            self.end()
+        if drawing.position == len(drawing.ids):
+            if not drawing.stopped:
+                drawing.stopped = True
+                self._sampler.end(drawing)
             raise StopIteration
-        ids = self._ids[self.position : self.position + _CHUNK]
+        ids = drawing.ids[drawing.position : drawing.position + _CHUNK]
         self._chunk, self._at = ids.tolist(), 0
         if state.device.type == "cpu":
             self._counts = state.selections.numpy()
         else:
             ones = torch.ones_like(ids, dtype=torch.int32)
             state.selections.index_add_(0, ids.to(state.device), ones.to(state.device))
-
-    def exhausted(self) -> bool:
-        """Whether all ids are drawn, be it that nobody has asked for one more yet."""
-        return self.ended or 0 < self.position == len(self._ids)
-
-    def end(self) -> None:
-        """The epoch is over: the next one is due, unless another iterator was made meanwhile."""
-        if not self.ended and self.sampler._drawing is self:
-            self.sampler.epoch = self.sampler.state.epoch = self.order.epoch + 1
-        self.ended = True
-
-    def rest(self) -> Order:
-        """What all ranks have left when each has drawn as much as this one."""
-        drawn = self.position * self.sampler.num_replicas
-        return Order(self.order.epoch, self.order.ids, self.order.start + drawn, resumed=True)
-
-
-def _of_rank(order: Order, sampler: EMPSampler) -> torch.Tensor:
-    """The rank's ids: every R-th of what is left, all ranks equally many."""
-    rest, ranks = order.ids[order.start :], sampler.num_replicas
-    if ranks == 1:
-        return rest
-    whole = len(rest) // ranks * ranks
-    if sampler.drop_last or whole == len(rest):
-        rest = rest[:whole]
-    else:
-        padding = torch.arange(whole + ranks - len(rest)) % len(order.ids)
-        rest = torch.cat([rest, order.ids[padding]])
-    return rest[sampler.rank :: ranks].contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import Sampler
 
 from . import backends, distributed
-from .drawing import Draws, Order, stream_of
+from .drawing import Drawing, Draws, Order, stream_of
 from .keep import Keep, check_keep_of, kept_count
 from .state import EMPState
 from .validation import check_size
@@ -106,7 +107,8 @@ class EMPSampler(Sampler[int]):
             )
         self.num_replicas, self.rank = distributed.ranks(function, num_replicas, rank)
         self.epoch = 0
-        self._drawing: Draws | None = None  # the last iterator
+        self._drawing: Drawing | None = None  # of the last iterator
+        self._iterator: weakref.ref[Draws] | None = None
         self._resumed: Order | None = None  # what the next iterator draws
 
     def __len__(self) -> int:
@@ -136,20 +138,28 @@ class EMPSampler(Sampler[int]):
         A resumed epoch's rest is still drawn when its own number is set.
         """
         self.epoch = check_size("EMPSampler.set_epoch", "epoch", epoch)
-        resumed = self._resumed or self._unused()
+        resumed = self._waiting()
         self._drawing = None
         self._resumed = resumed if resumed is not None and resumed.epoch == epoch else None
 
     def __iter__(self) -> Draws:
-        order, self._resumed = self._resumed or self._unused(), None
+        order = self._waiting()
+        self._resumed = None
         if order is None:
-            if self._drawing is not None and self._drawing.exhausted():
-                self._drawing.end()
+            self.epoch = self._coming_epoch()
+            self.state.epoch = max(self.state.epoch, self.epoch)
             if self.num_replicas > 1 and distributed.initialised():
                 distributed.sync(self.state)
             order = Order(self.epoch, self._draw(self.epoch), 0, resumed=False)
-        self._drawing = Draws(self, order)
-        return self._drawing
+        self._drawing = Drawing(order, self.num_replicas, self.rank, self.drop_last)
+        draws = Draws(self, self._drawing)
+        self._iterator = weakref.ref(draws)
+        return draws
+
+    def end(self, drawing: Drawing) -> None:
+        """Go on to the next epoch, unless `drawing` is not the last iterator's."""
+        if drawing is self._drawing:
+            self.epoch = self.state.epoch = drawing.order.epoch + 1
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, its order, and how much of it is drawn.
@@ -158,9 +168,9 @@ class EMPSampler(Sampler[int]):
         of any number of ranks resumes: what one rank has drawn, the others have too. Save the
         EMPState beside it.
         """
-        order, position = self._resumed, 0
-        if order is None and self._drawing is not None and not self._drawing.ended:
-            order, position = self._drawing.order, self._drawing.position
+        order, position, drawing = self._resumed, 0, self._drawing
+        if order is None and drawing is not None and not self._left_behind():
+            order, position = drawing.order, drawing.position
         return {
             "version": _VERSION,
             "num_samples": self.state.num_samples,
@@ -211,27 +221,37 @@ class EMPSampler(Sampler[int]):
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the copy goes on where this sampler is."""
-        attributes = self.__dict__ | {"_drawing": None}
-        if self._resumed is None and self._drawing is not None:
-            if self._drawing.ended:
-                attributes["epoch"] = self._coming_epoch()
-            else:
-                attributes["_resumed"] = self._drawing.rest()
-        return attributes
+        resumed = self._resumed
+        if resumed is None and self._drawing is not None and not self._left_behind():
+            resumed = self._drawing.rest()
+        own = {"_drawing": None, "_iterator": None, "_resumed": resumed}
+        return self.__dict__ | own | {"epoch": self._coming_epoch()}
 
-    def _unused(self) -> Order | None:
-        """A resumed order that was given to an iterator which nobody has asked for an id."""
+    def _left_behind(self) -> bool:
+        """Whether the last iterator was asked for more than it had and is in nobody's hands.
+
+        A batch sampler that still holds it has only just completed its last, short batch: that
+        batch is being trained, and the epoch with it.
+        """
+        held = self._iterator is not None and self._iterator() is not None
+        return self._drawing is not None and self._drawing.stopped and not held
+
+    def _waiting(self) -> Order | None:
+        """A resumed order that no iterator has begun to draw."""
+        if self._resumed is not None:
+            return self._resumed
         drawing = self._drawing
-        if drawing is None or drawing.ended or drawing.position > 0 or not drawing.order.resumed:
+        if drawing is None or not (drawing.order.resumed and drawing.unused and len(drawing.ids)):
             return None
         return drawing.order
 
     def _coming_epoch(self) -> int:
         """The epoch that the next iterator draws: a new one once the last has drawn all it had."""
         drawing = self._drawing
-        if self._resumed is None and drawing is not None and drawing.exhausted():
-            return drawing.order.epoch + 1
-        return self.epoch
+        if self._resumed is not None or drawing is None:
+            return self.epoch
+        spent = drawing.over or not len(drawing.ids)
+        return drawing.order.epoch + 1 if spent else self.epoch
 
     def _draws_all(self, epoch: int) -> bool:
         if epoch < self.warmup_epochs:

@@ -1,0 +1,450 @@
+"""EMPSampler: what an epoch draws, in which order, on which rank, and how it resumes."""
+
+import copy
+import io
+import itertools
+import math
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+import emp_kernels as emp
+from emp_kernels import backends
+
+
+def seen_state(n, seed=0, beta=1.0):
+    """A state in which every sample has a score."""
+    state = emp.EMPState(n, beta=beta)
+    rescore(state, seed)
+    return state
+
+
+def rescore(state, seed, ids=None):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.arange(state.num_samples) if ids is None else ids
+    logits = torch.randn(len(ids), 10, generator=generator)
+    labels = torch.randint(10, (len(ids),), generator=generator)
+    state.update(ids, emp.score(logits, labels, beta=state.beta))
+
+
+def ranks_of(count, *arguments, **options):
+    return [
+        emp.EMPSampler(*arguments, num_replicas=count, rank=rank, **options)
+        for rank in range(count)
+    ]
+
+
+def together(parts):
+    """The global order of ranks that draw in step."""
+    return [i for step in zip(*parts, strict=True) for i in step]
+
+
+def test_epochs_of_each_kind():
+    state = seen_state(50)
+    sampler = emp.EMPSampler(state, 0.3, warmup_epochs=2, anneal_epochs=1, epochs=6)
+    for epoch in range(6):
+        assert sampler.epoch == epoch == state.epoch
+        full = epoch < 2 or epoch == 5
+        want = torch.arange(50) if full else state.select(0.3)
+        length = len(sampler)
+        drawn = list(sampler)
+        assert all(type(i) is int for i in drawn)
+        assert sorted(drawn) == want.tolist()
+        assert len(drawn) == length == (50 if full else 15)
+        rescore(state, epoch, torch.tensor(drawn))
+    assert sorted(sampler) == list(range(50))  # later epochs are like the last
+    assert sampler.epoch == state.epoch == 7
+
+
+def test_never_seen_samples_come_first():
+    state = seen_state(20)
+    fresh = emp.EMPState(20)
+    fresh.update(
+        torch.arange(15),
+        emp.Scores(
+            *(x[:15] for x in emp.score(torch.randn(20, 3), torch.zeros(20, dtype=torch.int64)))
+        ),
+    )
+    sampler = emp.EMPSampler(fresh, 6, warmup_epochs=0)
+    assert {15, 16, 17, 18, 19} < set(sampler)
+    assert sorted(emp.EMPSampler(state, 6, warmup_epochs=0)) == state.select(6).tolist()
+
+
+def test_the_order_depends_on_seed_epoch_and_state_alone():
+    state = seen_state(500)
+    torch.manual_seed(1)
+    numbers = torch.get_rng_state()
+    orders = {
+        (seed, epoch): list(_set(emp.EMPSampler(state, 0.5, seed=seed), epoch))
+        for seed, epoch in itertools.product((-1, 0, 1, 2**40, 2**63), (1, 2, 3))
+    }
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert len({tuple(order) for order in orders.values()}) == len(orders)
+    assert {tuple(sorted(order)) for order in orders.values()} == {
+        tuple(state.select(0.5).tolist())
+    }
+    torch.manual_seed(2)
+    again = emp.EMPSampler(copy.deepcopy(state), 0.5, seed=1)
+    assert list(_set(again, 2)) == orders[1, 2]
+    assert list(emp.EMPSampler(state, 0.5, warmup_epochs=0, shuffle=False)) == sorted(orders[0, 1])
+
+
+def _set(sampler, epoch):
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 17, 2047, 4095, 4096, 4097, 9001, 600_001])
+def test_the_shuffle_is_the_same_permutation_on_every_backend(n, backend, threads):
+    ids = torch.arange(n) * 5 + 1
+    module, reference = backends.load(backend), backends.load("reference")
+    for seed in (0, 2**64 - 1):
+        want = reference.shuffle(ids, seed) if n < 10**5 or seed else None
+        for count in threads if want is not None else []:
+            torch.set_num_threads(count)
+            got = module.shuffle(ids, seed)
+            assert torch.equal(got, want)
+            assert torch.equal(got.sort().values, ids)
+        if n > 1000 and want is not None:
+            assert not torch.equal(want, ids)
+
+
+def test_the_shuffle_is_uniform():
+    """Every id at every place equally often: chi-squared over 6 ids, and over buckets of many."""
+    module = backends.load("reference")
+    counts = torch.zeros(6, 6, dtype=torch.int64)
+    for seed in range(3000):
+        counts[torch.arange(6), module.shuffle(torch.arange(6), seed * 7919)] += 1
+    assert ((counts - 500.0) ** 2 / 500).sum() < 60  # 25 degrees of freedom: p = 1e-4
+    order = module.shuffle(torch.arange(60_000), 3)
+    table = torch.bincount(order // 6000 * 10 + torch.arange(60_000) // 6000, minlength=100)
+    assert ((table - 600.0) ** 2 / 600).sum() < 140  # 81 degrees of freedom
+    steps = order.diff().abs().double().mean()
+    assert math.isclose(float(steps), 20_000, rel_tol=0.02)  # neighbours are strangers
+
+
+def test_an_iterator_is_fresh_and_its_order_is_fixed():
+    state = seen_state(40)
+    sampler = emp.EMPSampler(state, 0.5, warmup_epochs=0)
+    first, second = iter(sampler), iter(sampler)
+    assert first is not second
+    want = emp.EMPSampler(copy.deepcopy(state), 0.5, warmup_epochs=0)
+    rescore(state, 9)
+    assert list(second) == list(want)  # whatever happened to the scores
+    assert next(second, None) is None
+    assert sampler.epoch == 1  # once
+    third = iter(sampler)
+    assert sorted(third) == state.select(0.5).tolist()
+    assert list(first)  # still usable, and no longer the sampler's own
+    assert sampler.epoch == 2
+
+
+def test_it_ends_in_torchs_batch_sampler():
+    """InfoBatch's sampler starts anew there and never ends an epoch."""
+    state = seen_state(50)
+    sampler = emp.EMPSampler(state, 0.3)
+    for drop_last in (False, True):
+        sampler.set_epoch(0)
+        batches = BatchSampler(sampler, 10, drop_last)
+        sizes = [[len(batch) for batch in batches] for _ in range(3)]
+        assert sizes[0] == [10] * 5
+        assert sizes[1] == sizes[2] == ([10] if drop_last else [10, 5])
+        assert sampler.epoch == 3
+
+
+def test_an_epoch_that_was_drawn_without_asking_for_more_is_over():
+    sampler = emp.EMPSampler(seen_state(10), 0.5)
+    for epoch in range(3):
+        length = len(sampler)
+        assert len([*itertools.islice(iter(sampler), length)]) == length == (5 if epoch else 10)
+    assert len(sampler) == 5
+    assert sampler.state_dict()["position"] == 5  # its end can still be resumed
+
+
+def test_set_epoch_overrides():
+    sampler = emp.EMPSampler(seen_state(30), 0.5)
+    warmup = list(sampler)
+    sampler.set_epoch(0)
+    assert len(sampler) == 30
+    assert list(sampler) == warmup
+    sampler.set_epoch(7)
+    assert len(list(sampler)) == len(sampler) == 15
+    assert sampler.epoch == 8
+    for error, wrong in ((ValueError, -1), (TypeError, 1.0), (TypeError, None)):
+        with pytest.raises(error, match=r"EMPSampler.set_epoch: epoch must "):
+            sampler.set_epoch(wrong)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 10, 28, 61])
+def test_ranks_share_an_epoch_equally(count, drop_last, n):
+    state = seen_state(n)
+    whole = list(emp.EMPSampler(state, 0.5, warmup_epochs=0))
+    samplers = ranks_of(count, state, 0.5, warmup_epochs=0, drop_last=drop_last)
+    parts = [list(sampler) for sampler in samplers]
+    assert {len(part) for part in parts} == {len(_set(sampler, 0)) for sampler in samplers}
+    order = together(parts)
+    if drop_last:
+        assert order == whole[: len(whole) // count * count]
+    else:
+        padding = -len(whole) % count
+        assert order == whole + [*itertools.islice(itertools.cycle(whole), padding)]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_total_steps(drop_last):
+    options = {"warmup_epochs": 2, "anneal_epochs": 1, "epochs": 7, "drop_last": drop_last}
+    for count, batch_size in itertools.product((1, 2, 3), (1, 7, 16, 1000)):
+        state = seen_state(101)
+        sampler = emp.EMPSampler(state, 0.3, num_replicas=count, rank=count - 1, **options)
+        want = sampler.total_steps(batch_size)
+        steps = sum(len(list(BatchSampler(sampler, batch_size, False))) for _ in range(7))
+        assert steps == want
+    with pytest.raises(ValueError, match=r"EMPSampler.total_steps: epochs must be given"):
+        emp.EMPSampler(state).total_steps(5)
+    for error, wrong in ((ValueError, 0), (TypeError, 2.0)):
+        with pytest.raises(error, match=r"EMPSampler.total_steps: batch_size must "):
+            sampler.total_steps(wrong)
+
+
+def saved(state_dict):
+    buffer = io.BytesIO()
+    torch.save(state_dict, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("position", [0, 1, 7, 14, 15])
+@pytest.mark.parametrize("by", ["state_dict", "pickle", "copy"])
+def test_an_epoch_is_resumed_anywhere(position, by):
+    state = seen_state(30)
+    sampler = emp.EMPSampler(state, 0.5, warmup_epochs=0, seed=4)
+    drawing = iter(sampler)
+    drawn = [next(drawing) for _ in range(position)]
+    if by == "state_dict":
+        resumed = emp.EMPSampler(emp.EMPState(30), 0.5, warmup_epochs=0, seed=4)
+        resumed.state.load_state_dict(state.state_dict())
+        resumed.load_state_dict(saved(sampler.state_dict()))
+    else:
+        resumed = pickle.loads(pickle.dumps(sampler)) if by == "pickle" else copy.deepcopy(sampler)
+    rescore(state, 5)
+    rescore(resumed.state, 6)  # whatever happened to the scores
+    resumed.set_epoch(0)  # as training loops do
+    assert len(resumed) == 15
+    rest = list(drawing)
+    assert list(resumed) == rest
+    assert sorted(drawn + rest) == sorted(set(drawn + rest))
+    assert resumed.epoch == sampler.epoch == 1
+    assert torch.equal(resumed.state.selections, state.selections)
+    resumed.state.load_state_dict(state.state_dict())
+    assert list(resumed) == list(sampler)  # and the epochs behind it
+
+
+def test_a_resumed_epoch_survives_an_iterator_that_nobody_used():
+    state = seen_state(30)
+    sampler = emp.EMPSampler(state, 0.5, warmup_epochs=0)
+    drawing = iter(sampler)
+    [next(drawing) for _ in range(4)]
+    snapshot, rest = sampler.state_dict(), list(drawing)
+    sampler.load_state_dict(snapshot)
+    iter(sampler)
+    rescore(state, 5)
+    sampler.set_epoch(0)
+    assert sampler.state_dict()["start"] == 4
+    assert list(sampler) == rest
+
+
+def test_another_epoch_than_the_resumed_one_can_be_asked_for():
+    sampler = emp.EMPSampler(seen_state(30), 0.5, warmup_epochs=0)
+    drawing = iter(sampler)
+    [next(drawing) for _ in range(4)]
+    sampler.load_state_dict(sampler.state_dict())
+    sampler.set_epoch(1)
+    assert len(list(sampler)) == 15
+    assert sampler.epoch == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 3), (3, 3), (2, 7)])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_an_epoch_is_resumed_with_another_number_of_ranks(before, after, drop_last):
+    state = seen_state(101)
+    whole = list(emp.EMPSampler(state, 0.3, warmup_epochs=0))
+    for position in (0, 1, 4, math.ceil(30 / before)):
+        samplers = ranks_of(before, state, 0.3, warmup_epochs=0, drop_last=drop_last)
+        drawings = [iter(sampler) for sampler in samplers]
+        length = len(samplers[0])
+        position = min(position, length)
+        drawn = together([[next(drawing) for _ in range(position)] for drawing in drawings])
+        snapshot = samplers[-1].state_dict()
+        later = ranks_of(after, emp.EMPState(101), 0.3, warmup_epochs=0, drop_last=drop_last)
+        for sampler in later:
+            sampler.load_state_dict(snapshot)
+        rest = together([list(sampler) for sampler in later])
+        left = whole[len(drawn) :]
+        if drop_last:
+            assert rest == left[: len(left) // after * after]
+        else:
+            assert rest[: len(left)] == left
+            assert rest[len(left) :] == whole[: -len(left) % after]
+        if before == after:
+            continued = together([list(drawing) for drawing in drawings])
+            assert rest == continued
+
+
+def loader_of(cls, sampler, n, workers=0, batch_size=4):
+    data = emp.IndexedDataset(torch.arange(n) * 10)
+    return cls(data, batch_size=batch_size, sampler=sampler, num_workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [0, 1, 3, 8])
+def test_stateful_dataloader_resumes(workers, stop):
+    """Also with worker processes, which have prefetched ids behind the last batch."""
+
+    def build(state):
+        sampler = emp.EMPSampler(state, 0.5, seed=3)
+        return sampler, loader_of(StatefulDataLoader, sampler, 60, workers)
+
+    state = seen_state(60)
+    sampler, loader = build(state)
+    list(loader)
+    batches = iter(loader)
+    for _ in range(stop):
+        next(batches)
+    snapshot, scores = saved(loader.state_dict()), state.state_dict()
+    rest = [ids.tolist() for ids, _ in batches]
+    assert sum(map(len, rest)) == 30 - 4 * stop + (2 if stop == 8 else 0)
+    after = [ids.tolist() for ids, _ in loader]
+
+    other = seen_state(60, seed=9)
+    resumed_sampler, resumed = build(other)
+    resumed.load_state_dict(snapshot)
+    assert [ids.tolist() for ids, _ in resumed] == rest
+    assert resumed_sampler.epoch == sampler.epoch - 1 == 2
+    other.load_state_dict(scores)
+    assert [ids.tolist() for ids, _ in resumed] == after
+
+
+@pytest.mark.parametrize("batch_size", [4, 5])
+def test_a_plain_loop_resumes_at_every_batch(batch_size):
+    """Also at the last one, whose assembly asked for more ids than there were when it is short."""
+    data = emp.IndexedDataset(torch.arange(30))
+
+    def train(state, sampler, stop=None, epoch=0):
+        loader, seen = DataLoader(data, batch_size=batch_size, sampler=sampler), []
+        for epoch in range(epoch, 3):
+            for ids, _ in loader:
+                rescore(state, 31 * epoch + int(ids[0]), ids)
+                seen.append((epoch, ids.tolist()))
+                if len(seen) == stop:
+                    return seen, epoch, saved(sampler.state_dict()), state.state_dict()
+        return seen, 3, saved(sampler.state_dict()), state.state_dict()
+
+    def fresh():
+        state = emp.EMPState(30)
+        return state, emp.EMPSampler(state, 0.5)
+
+    whole, _, last, _ = train(*fresh())
+    assert last["epoch"] == 3
+    assert last["order"] is None
+    for stop in range(1, len(whole)):
+        seen, epoch, order, scores = train(*fresh(), stop)
+        state, sampler = fresh()
+        state.load_state_dict(scores)
+        sampler.load_state_dict(order)
+        rest = train(state, sampler, epoch=epoch)[0]
+        assert seen + rest == whole
+
+
+def test_a_plain_dataloader_with_workers_draws_every_id_once():
+    state = seen_state(60)
+    sampler = emp.EMPSampler(state, 0.5)
+    for workers in (0, 2):
+        for _ in range(2):
+            want = torch.arange(60) if sampler.epoch == 0 else state.select(0.5)
+            ids = torch.cat([ids for ids, _ in loader_of(DataLoader, sampler, 60, workers)])
+            assert ids.dtype == torch.int64
+            assert torch.equal(ids.sort().values, want)
+
+
+def test_selections_count_what_was_drawn():
+    state = seen_state(40)
+    sampler = emp.EMPSampler(state, 0.5)
+    counts = torch.zeros(40, dtype=torch.int32)
+    for i in itertools.islice(sampler, 13):
+        counts[i] += 1
+        assert torch.equal(state.selections, counts)
+    for _ in range(3):
+        counts += torch.bincount(torch.tensor(list(sampler)), minlength=40).int()
+    assert torch.equal(state.selections, counts)
+    assert state.updates.max() == 1
+
+
+def test_no_samples():
+    sampler = emp.EMPSampler(emp.EMPState(0))
+    for _ in range(3):
+        assert len(sampler) == 0
+        assert list(sampler) == []
+
+
+def test_a_wrong_checkpoint_changes_nothing():
+    sampler = emp.EMPSampler(seen_state(30), 0.5)
+    list(sampler)
+    drawing = iter(sampler)
+    [next(drawing) for _ in range(3)]
+    good = sampler.state_dict()
+    wrong = [(TypeError, [], "must be a mapping")]
+    wrong += [
+        (ValueError, {k: v for k, v in good.items() if k != name}, f"must hold .*without {name}")
+        for name in good
+    ]
+    wrong += [
+        (ValueError, good | {"version": 0}, "version must be 1, got 0"),
+        (ValueError, good | {"num_samples": 31}, "num_samples must be the state's 30, got 31"),
+    ]
+    for error, state_dict, message in wrong:
+        with pytest.raises(error, match=rf"EMPSampler.load_state_dict: .*{message}"):
+            sampler.load_state_dict(state_dict)
+        assert sampler.state_dict() == good
+    assert len(list(drawing)) == 12
+
+
+def test_a_state_of_another_size_than_the_data_set_is_noticed():
+    """Ids beyond the data set come from the data set; a checkpoint of another size from loading."""
+    loader = loader_of(DataLoader, emp.EMPSampler(emp.EMPState(12)), 10)
+    with pytest.raises(IndexError):
+        list(loader)
+    with pytest.raises(ValueError, match=r"num_samples must be this state's 10, got 12"):
+        emp.EMPState(10).load_state_dict(emp.EMPState(12).state_dict())
+
+
+def test_wrong_arguments():
+    state = emp.EMPState(10)
+    wrong = [
+        (TypeError, (None,), {}),
+        (TypeError, (state, True), {}),
+        (TypeError, (state, "0.5"), {}),
+        (ValueError, (state, 0.0), {}),
+        (ValueError, (state, 1.5), {}),
+        (ValueError, (state, 11), {}),
+        (TypeError, (state,), {"shuffle": 1}),
+        (TypeError, (state,), {"drop_last": None}),
+        (TypeError, (state,), {"seed": 0.5}),
+        (TypeError, (state,), {"seed": True}),
+        (TypeError, (state,), {"warmup_epochs": 1.0}),
+        (ValueError, (state,), {"warmup_epochs": -1}),
+        (ValueError, (state,), {"anneal_epochs": 1}),
+        (ValueError, (state,), {"anneal_epochs": 3, "epochs": 2}),
+        (TypeError, (state,), {"epochs": "3"}),
+        (ValueError, (state,), {"num_replicas": 0}),
+        (ValueError, (state,), {"num_replicas": 2, "rank": 2}),
+        (ValueError, (state,), {"rank": -1}),
+        (TypeError, (state,), {"num_replicas": 2.0, "rank": 0}),
+    ]
+    for error, arguments, options in wrong:
+        with pytest.raises(error, match=r"EMPSampler: .* must "):
+            emp.EMPSampler(*arguments, **options)
