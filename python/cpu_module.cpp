@@ -35,16 +35,21 @@ using LabelsArgs = std::tuple<Address, int, bool, int64_t>;
 using StateArgs = std::array<Address, 7>;
 
 emp::Logits logits_of(const LogitsArgs& a) {
-  return {at<const void>(std::get<0>(a)), emp::LogitDtype(std::get<1>(a)), std::get<2>(a),
-          std::get<3>(a), std::get<4>(a), std::get<5>(a), std::get<6>(a)};
+  return {at<const void>(std::get<0>(a)),
+          emp::LogitDtype(std::get<1>(a)),
+          std::get<2>(a),
+          std::get<3>(a),
+          std::get<4>(a),
+          std::get<5>(a),
+          std::get<6>(a)};
 }
 emp::Labels labels_of(const LabelsArgs& a) {
   return {at<const void>(std::get<0>(a)), emp::IntDtype(std::get<1>(a)), std::get<2>(a),
           std::get<3>(a)};
 }
 emp::State state_of(const StateArgs& a, int64_t size) {
-  return {at<float>(a[0]), at<float>(a[1]), at<float>(a[2]), at<int32_t>(a[3]), at<int32_t>(a[4]),
-          at<int32_t>(a[5]), at<int32_t>(a[6]), size};
+  return {at<float>(a[0]),   at<float>(a[1]),   at<float>(a[2]),   at<int32_t>(a[3]),
+          at<int32_t>(a[4]), at<int32_t>(a[5]), at<int32_t>(a[6]), size};
 }
 emp::ScoreOutputs scores_of(const std::array<Address, 4>& a) {
   return {at<float>(a[0]), at<float>(a[1]), at<float>(a[2]), at<float>(a[3])};
@@ -68,11 +73,11 @@ int64_t sample_statistics(const LogitsArgs& logits_args, const LabelsArgs& label
   py::gil_scoped_release released;
   const int64_t bad = emp::first_bad_label(labels, logits.rows, logits.classes);
   if (bad < 0)
-    emp::sample_statistics(logits, labels,
-                           {at<float>(out[0]), at<float>(out[1]), at<float>(out[2]),
-                            at<float>(out[3]), at<float>(out[4]), at<float>(out[5]),
-                            at<bool>(out[6])},
-                           threads);
+    emp::sample_statistics(
+        logits, labels,
+        {at<float>(out[0]), at<float>(out[1]), at<float>(out[2]), at<float>(out[3]),
+         at<float>(out[4]), at<float>(out[5]), at<bool>(out[6])},
+        threads);
   return bad;
 }
 
@@ -138,7 +143,8 @@ int64_t update_state(const StateArgs& state, int64_t size, Address ids, int64_t 
   if (bad < 0)
     emp::update_state(state_of(state, size),
                       {at<const float>(scores[0]), at<const float>(scores[1]),
-                       at<const float>(scores[2]), at<const int64_t>(ids), rows});
+                       at<const float>(scores[2]), at<const int64_t>(ids), rows},
+                      1);
   return bad;
 }
 
@@ -148,10 +154,10 @@ void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& lab
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
-  emp::cross_entropy_backward(logits, labels,
-                              {at<const float>(gradients[0]), at<const float>(gradients[1]),
-                               at<const float>(gradients[2])},
-                              at<void>(out), threads);
+  emp::cross_entropy_backward(
+      logits, labels,
+      {at<const float>(gradients[0]), at<const float>(gradients[1]), at<const float>(gradients[2])},
+      at<void>(out), threads);
 }
 
 }  // namespace bindings
@@ -166,6 +172,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("gather", &bindings::gather);
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);
-  module.def("simd_level", [] { return emp::target_name(emp::target()); },
-             "The instruction set in use: avx512, avx2 or portable.");
+  module.def(
+      "simd_level", [] { return emp::target_name(emp::target()); },
+      "The instruction set in use: avx512, avx2 or portable.");
 }

@@ -71,8 +71,7 @@ void gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, 
   for (int i = 0; i < num_tensors; ++i) {
     const GatherRows& t = tensors[i];
     if (t.row_bytes == 0) continue;
-    const int64_t step =
-        threads == 1 ? count : std::max<int64_t>(64, kTaskBytes / t.row_bytes);
+    const int64_t step = threads == 1 ? count : std::max<int64_t>(64, kTaskBytes / t.row_bytes);
     parallel_tasks(threads, (count + step - 1) / step, [&](int64_t task, int) {
       gather_rows(t, indices, task * step, std::min(count, (task + 1) * step));
     });

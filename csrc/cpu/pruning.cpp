@@ -18,8 +18,8 @@ int64_t score_and_select(const Logits& logits, const Labels& labels, float beta,
   *out.threshold = select(out.scores.score, logits.rows, k, out.indices, threads);
   *out.num_invalid = int32_t(counts.invalid);
   if (state != nullptr) {
-    update_state(*state,
-                 {out.scores.score, out.scores.loss, out.scores.entropy, ids, logits.rows});
+    update_state(*state, {out.scores.score, out.scores.loss, out.scores.entropy, ids, logits.rows},
+                 threads);
     count_selections(*state, out.indices, k, ids);
   }
   return k;

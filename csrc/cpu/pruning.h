@@ -17,8 +17,8 @@ struct KeepRule {
 
 struct PruningOutputs {
   ScoreOutputs scores;
-  int64_t* indices;    // room for min(rows, the rule's largest count)
-  float* threshold;    // the last kept score, +inf when nothing is kept
+  int64_t* indices;  // room for min(rows, the rule's largest count)
+  float* threshold;  // the last kept score, +inf when nothing is kept
   int32_t* num_invalid;
 };
 

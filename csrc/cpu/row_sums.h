@@ -312,8 +312,7 @@ struct RowKernel {
       Sums s;
       double ties = 0;  // elements equal to the maximum, besides the one left out
       if (range.highest > m) {
-        if (range.highest == kInf)
-          return {kInf, has_nan(row, classes) ? kNaN : 0.0f, kNaN, kNaN};
+        if (range.highest == kInf) return {kInf, has_nan(row, classes) ? kNaN : 0.0f, kNaN, kNaN};
         if (m > -kInf) {  // the old maximum joins the sums, and these move to the new one
           const double delta = double(m) - double(range.highest), f = std::exp(delta);
           t = f * (t + delta * (u + kUnit));

@@ -58,8 +58,8 @@ struct RowScorer {
 
   // Calls on_ignored(row) or, a block at a time, on_block(block).
   template <bool kSquares, class T, class OnIgnored, class OnBlock>
-  static void for_each_block(const Logits& logits, const Labels& labels, int64_t begin,
-                             int64_t end, OnIgnored&& on_ignored, OnBlock&& on_block) {
+  static void for_each_block(const Logits& logits, const Labels& labels, int64_t begin, int64_t end,
+                             OnIgnored&& on_ignored, OnBlock&& on_block) {
     static const typename Kernel::Constants k;
     with_int_pointer(labels.data, labels.dtype, [&](const auto* label) {
       for (int64_t start = begin; start < end; start += kBlock) {
@@ -104,7 +104,8 @@ struct RowScorer {
         entropy[i] = (log_sum - t[i] / (1.0f + u[i])) + (m[i] - m[i]);  // NaN if m is not finite
         lse[i] = m[i] + log_sum;
         const float sum = loss[i] + beta * entropy[i];
-        const bool valid = (std::fabs(loss[i]) < Kernel::kInf) & (std::fabs(entropy[i]) < Kernel::kInf);
+        const bool valid =
+            (std::fabs(loss[i]) < Kernel::kInf) & (std::fabs(entropy[i]) < Kernel::kInf);
         score[i] = valid ? sum : Kernel::kNaN;
       }
       for (int i = 0; i < block.count; ++i) {

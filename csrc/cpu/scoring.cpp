@@ -28,9 +28,8 @@ void for_row_ranges(const Logits& logits, int threads, Body&& body) {
     step = std::clamp<int64_t>((256 * 1024) / row_bytes / 16 * 16, 16, 4096);
     step = std::min(step, (rows + threads - 1) / threads);
   }
-  parallel_tasks(threads, (rows + step - 1) / step, [&](int64_t task, int) {
-    body(task * step, std::min(rows, (task + 1) * step));
-  });
+  parallel_tasks(threads, (rows + step - 1) / step,
+                 [&](int64_t task, int) { body(task * step, std::min(rows, (task + 1) * step)); });
 }
 
 }  // namespace
@@ -41,8 +40,7 @@ int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t classes) {
     for (int64_t start = 0; start < rows; start += kStride) {
       const int64_t end = std::min(rows, start + kStride);
       bool bad = false;
-      for (int64_t i = start; i < end; ++i)
-        bad |= uint64_t(int64_t(label[i])) >= uint64_t(classes);
+      for (int64_t i = start; i < end; ++i) bad |= uint64_t(int64_t(label[i])) >= uint64_t(classes);
       if (!bad) continue;
       for (int64_t i = start; i < end; ++i) {
         const int64_t y = int64_t(label[i]);

@@ -1,4 +1,6 @@
 #include "score_rows.h"
 #include "simd_portable.h"
 
-emp::RowScorers emp::row_scorers_portable(LogitDtype dtype) { return row_scorers<portable::Simd>(dtype); }
+emp::RowScorers emp::row_scorers_portable(LogitDtype dtype) {
+  return row_scorers<portable::Simd>(dtype);
+}

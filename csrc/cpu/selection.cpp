@@ -23,8 +23,8 @@ namespace emp {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr int64_t kSmall = 32768;       // up to here the scores themselves are bisected
-constexpr int64_t kManyScores = 1 << 22;  // from here on larger samples and chunks
+constexpr int64_t kSmall = 32768;            // up to here the scores themselves are bisected
+constexpr int64_t kManyScores = 1 << 22;     // from here on larger samples and chunks
 constexpr int64_t kFewCandidates = 1 << 20;  // up to here bisection beats a pass of digits
 
 SelectKernels kernels() {
@@ -89,9 +89,8 @@ Bracket sample_bracket(const SelectKernels& run, const float* scores, int64_t n,
   const double share = double(k) / double(n), rank = share * double(size);
   const double margin = 5 * std::sqrt(rank * (1 - share)) + 2;
   const auto at_rank = [&](int64_t r) {  // r-th highest of the sample
-    return bisect(key_of(-kInf), key_of(kInf), r, [&](float bound) {
-      return run.count_at_least(sample.get(), size, bound);
-    });
+    return bisect(key_of(-kInf), key_of(kInf), r,
+                  [&](float bound) { return run.count_at_least(sample.get(), size, bound); });
   };
   const int64_t high_rank = int64_t(rank - margin), low_rank = int64_t(rank + margin) + 1;
   return {low_rank > size ? -kInf : at_rank(low_rank), high_rank < 1 ? kInf : at_rank(high_rank)};
@@ -100,23 +99,25 @@ Bracket sample_bracket(const SelectKernels& run, const float* scores, int64_t n,
 // A run of consecutive scores, the unit of work of both passes.
 struct Chunk {
   int64_t begin, length;
-  float* candidates;           // scores inside the bracket, room for `length` + 16
+  float* candidates;  // scores inside the bracket, room for `length` + 16
   int64_t num_candidates = 0;
-  int64_t above = 0;           // scores above the candidates
-  int64_t ties = 0;            // scores equal to the threshold that are taken
-  int64_t out = 0;             // where its positions go
+  int64_t above = 0;  // scores above the candidates
+  int64_t ties = 0;   // scores equal to the threshold that are taken
+  int64_t out = 0;    // where its positions go
   bool takes_all_ties = true;
 };
 
 class Selector {
  public:
   Selector(const float* scores, int64_t n, int64_t k, int64_t* out, int threads)
-      : run_(kernels()), scores_(scores), n_(n), k_(k), out_(out),
+      : run_(kernels()),
+        scores_(scores),
+        n_(n),
+        k_(k),
+        out_(out),
         threads_(useful_threads(threads, 4 * n)) {}
 
-  float select() {
-    return n_ <= kSmall ? select_small() : select_large();
-  }
+  float select() { return n_ <= kSmall ? select_small() : select_large(); }
 
  private:
   float select_small() {
@@ -219,7 +220,8 @@ class Selector {
     parallel_tasks(threads_, int64_t(chunks_.size()), [&](int64_t i, int thread) {
       const Chunk& c = chunks_[size_t(i)];
       int64_t* count = counts[size_t(thread)].data();
-      for (int64_t j = 0; j < c.num_candidates; ++j) ++count[(key_of(c.candidates[j]) - low) >> shift];
+      for (int64_t j = 0; j < c.num_candidates; ++j)
+        ++count[(key_of(c.candidates[j]) - low) >> shift];
     });
     for (size_t t = 1; t < counts.size(); ++t)
       for (size_t d = 0; d < kDigits; ++d) counts[0][d] += counts[t][d];

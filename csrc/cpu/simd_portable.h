@@ -121,9 +121,7 @@ struct Simd {
     for (int i = 0; i < 2 * kWidth; ++i) a.x[i] = std::max(a.x[i], b.x[i]);
     return a;
   }
-  static uint16_t reduce_max_unsigned(Bits a) {
-    return *std::max_element(a.x, a.x + 2 * kWidth);
-  }
+  static uint16_t reduce_max_unsigned(Bits a) { return *std::max_element(a.x, a.x + 2 * kWidth); }
   static int16_t reduce_max_signed(Bits a) {
     int16_t highest = int16_t(a.x[0]);
     for (const uint16_t bits : a.x) highest = std::max(highest, int16_t(bits));

@@ -1,8 +1,12 @@
 #include "state.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
+
+#include "threads.h"
 
 namespace emp {
 namespace {
@@ -36,14 +40,21 @@ int64_t parked(const State& state, int64_t id) {
 
 }  // namespace
 
-void update_state(const State& state, const ScoredRows& scored) {
+void update_state(const State& state, const ScoredRows& scored, int threads) {
   const int32_t now = *state.clock + 1;
   if (scored.ids == nullptr) {
-    for (int64_t row = 0; row < scored.rows; ++row) {
-      if (!writable(scored, row)) continue;
-      write(state, now, row, scored, row);
-      *state.clock = now;
-    }
+    constexpr int64_t kRows = 4096, kRowBytes = 32;
+    std::atomic<bool> written{false};
+    parallel_tasks(useful_threads(threads, kRowBytes * scored.rows),
+                   (scored.rows + kRows - 1) / kRows, [&](int64_t task, int) {
+                     const int64_t end = std::min(scored.rows, (task + 1) * kRows);
+                     for (int64_t row = task * kRows; row < end; ++row) {
+                       if (!writable(scored, row)) continue;
+                       write(state, now, row, scored, row);
+                       if (!written.load(std::memory_order_relaxed)) written = true;
+                     }
+                   });
+    if (written) *state.clock = now;
     return;
   }
   // Each id's last valid row is found in the state itself: no memory, whatever the ids. A row

@@ -21,8 +21,9 @@ struct ScoredRows {
 
 // Writes the valid rows (score neither NaN nor -inf, loss and entropy finite) at their ids, which
 // must be in range. A duplicate id keeps its last valid row and counts one update. Each written
-// id's seen_at becomes the clock, which is advanced first when anything is written.
-void update_state(const State& state, const ScoredRows& scored);
+// id's seen_at becomes the clock, which is advanced first when anything is written. `threads` share
+// the work without ids; with them it is done in order, by one.
+void update_state(const State& state, const ScoredRows& scored, int threads);
 
 // Counts the selection of rows `indices` (count,).
 void count_selections(const State& state, const int64_t* indices, int64_t count,

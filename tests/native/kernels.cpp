@@ -101,8 +101,8 @@ Expected naive(const T* z, int64_t classes, int64_t y) {
 
 template <class T>
 void test_scores(emp::LogitDtype dtype, std::mt19937& random) {
-  const int64_t sizes[] = {1,  2,  7,  8,   9,   15,  16,   17,   31,   32,   33,  47,
-                           48, 49, 63, 64,  65,  100, 1000, 1023, 1024, 1025, 2051};
+  const int64_t sizes[] = {1,  2,  7,  8,  9,  15,  16,   17,   31,   32,   33,  47,
+                           48, 49, 63, 64, 65, 100, 1000, 1023, 1024, 1025, 2051};
   std::normal_distribution<float> normal;
   for (const int64_t classes : sizes) {
     for (const float scale : {1.0f, 30.0f, 1e4f}) {
