@@ -58,5 +58,9 @@ bench: build
 	$(RUN)/python -m bench.draw $$results && \
 	$(RUN)/python -m bench.readme_tables $$results
 
+# What the compiler made of the Triton kernels; needs no GPU.
+audit: build
+	$(RUN)/python bench/audit.py
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info emp_kernels/_*.so

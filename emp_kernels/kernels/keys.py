@@ -35,12 +35,18 @@ def digit_of(key):
 
 @triton.jit
 def kth_largest(keys, k):
-    """The k-th largest of keys (T,), k >= 1: four bits at a time, by counting the keys that
-    reach each of sixteen candidates."""
-    digits = tl.arange(0, 16).to(tl.uint32)
+    """The k-th largest of keys (T,), 1 <= k <= T < 2^20: two bits at a time, by how many keys
+    reach each of the three candidates above the bits so far. One sum holds all three counts."""
+    mask: tl.constexpr = (1 << 20) - 1
     kth = tl.zeros((), tl.uint32)
-    for i in tl.static_range(8):
-        candidates = kth + (digits << (28 - 4 * i))
-        reach = tl.sum((keys[:, None] >= candidates[None, :]).to(tl.int32), 0)
-        kth = tl.max(tl.where(reach >= k, candidates, kth), 0)
+    one = kth + 1
+    for i in tl.static_range(16):
+        step = one << (30 - 2 * i)
+        reaches = (keys >= kth + step).to(tl.int64)
+        reaches += (keys >= kth + 2 * step).to(tl.int64) << 20
+        reaches += (keys >= kth + 3 * step).to(tl.int64) << 40
+        counts = tl.sum(reaches, 0)
+        digit = ((counts & mask) >= k).to(tl.uint32) + (((counts >> 20) & mask) >= k).to(tl.uint32)
+        digit += ((counts >> 40) >= k).to(tl.uint32)
+        kth += digit * step
     return kth

@@ -190,23 +190,24 @@ def select_many(
     above, inside = torch.empty((2, chunks), dtype=torch.int32, device=device).unbind()
     taken, ties = torch.empty((2, chunks), dtype=torch.int64, device=device).unbind()
     indices, threshold = selection(keep, device)
+    options = OPTIONS | {"num_warps": 8}
     with _on(device):
         if valid:
-            large.bracket_from_histogram[(1,)](histogram, plan, keep, **OPTIONS)
+            large.bracket_from_histogram[(1,)](histogram, plan, keep, **options)
         else:
             large.bracket_from_sample[(1,)](scores, plan, keep, n, num_warps=16, **OPTIONS)
-        large.split[(chunks,)](scores, slots, above, inside, plan, n, VALID_ONLY=valid, **OPTIONS)
+        large.split[(chunks,)](scores, slots, above, inside, plan, n, VALID_ONLY=valid, **options)
         for step in range(3 if valid else 4):  # 21 bits are left of 32, or all
             large.narrow[(programs,)](
-                scores, slots, inside, plan, n, chunks, PASS=step, VALID_ONLY=valid, **OPTIONS
+                scores, slots, inside, plan, n, chunks, step, VALID_ONLY=valid, **options
             )
         large.count[(programs,)](
             scores, slots, above, inside, taken, ties, plan, threshold, n, chunks,
-            VALID_ONLY=valid, TILE=1024, **OPTIONS,
+            VALID_ONLY=valid, TILE=1024, **options,
         )  # fmt: skip
         large.compact[(chunks,)](
             scores, taken, ties, plan, indices, ids, getattr(state, "selections", None), n, keep,
-            VALID_ONLY=valid, HAS_IDS=ids is not None, HAS_STATE=state is not None, **OPTIONS,
+            VALID_ONLY=valid, HAS_IDS=ids is not None, HAS_STATE=state is not None, **options,
         )  # fmt: skip
     return indices, threshold
 

@@ -4,7 +4,7 @@ import functools
 from typing import NamedTuple
 
 ROWS_LIMIT = 8192  # classes up to which a row is held in registers whole
-FEW = 4096  # rows up to which one program selects
+FEW = 2048  # rows up to which one program selects
 VECTOR_BYTES = 16
 LONG_ROW = 256  # classes from which an unaligned row is worth an edge
 WORK_SIZE = 8  # ints of work memory before what a call adds (work)
@@ -13,6 +13,9 @@ CHUNK = 4096  # scores that one program selects among at a time
 SLOT = 512  # keys of a chunk inside the first bracket that are kept
 DIGITS = 256  # bins of one narrowing of the bracket
 PLAN_SIZE = 16 + 4 * DIGITS  # of select_large
+# Arguments whose values must not make new variants: the kernels need no fact about them.
+SIZES = ["n", "rows_per_group", "group_stride", "row_stride", "vectors", "classes", "misaligned"]
+SIZES += ["ignore_index", "num_samples", "keep", "chunks", "step"]
 
 
 class Layout(NamedTuple):
@@ -88,7 +91,7 @@ def plan_of(
         while tiles > 1 and n < wanted and width < 128 * vector:
             tiles //= 2
             width *= 2
-    warps = max(1, min(16, rows * width // (32 * vector)))
+    warps = max(4, min(16, rows * width // (32 * vector)))
     return Plan(False, rows, 1, width, tiles, compensated, warps)
 
 

@@ -7,12 +7,13 @@ import triton
 import triton.language as tl
 
 from .numerics import INF, LARGEST
+from .plan import SIZES
 from .row_results import label_of, store_scores, store_statistics
 from .select_small import finish_call
 from .sums import add_losers, champion_terms, keep_largest, leave_one_out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def score_rows(
     logits, labels, ids, out, correct, work, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,

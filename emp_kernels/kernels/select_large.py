@@ -47,7 +47,7 @@ def _store_bracket(plan, lowest, last, above):
     tl.store(plan + ABOVE, above.to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=cut.SIZES)
 def bracket_from_histogram(histogram, plan, keep):
     """One program: the leading digit that holds the k-th valid key, k = min(keep, valid keys)."""
     bins = tl.arange(0, BINS)
@@ -65,7 +65,7 @@ def bracket_from_histogram(histogram, plan, keep):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=cut.SIZES)
 def bracket_from_sample(scores, plan, keep, n):
     """One program: six standard deviations of the sample's rank around the k-th key, k = keep."""
     draws = tl.arange(0, SAMPLE).to(tl.int64)
@@ -93,7 +93,7 @@ def _chunk_keys(scores, chunk, n, VALID_ONLY: tl.constexpr):
     return rows, inside, order_key(score, VALID_ONLY)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=cut.SIZES)
 def split(scores, slots, above, inside, plan, n, VALID_ONLY: tl.constexpr):
     """One chunk a program: counts its keys `above` the bracket and `inside` it, keeps the latter
     in its slot. The last program checks that the bracket holds the k-th."""
@@ -147,9 +147,10 @@ def _slot_keys(slots, chunk, held):
     return live, tl.load(slots + start + place, mask=live, other=0)
 
 
-@triton.jit
-def narrow(scores, slots, inside, plan, n, chunks, PASS: tl.constexpr, VALID_ONLY: tl.constexpr):
-    """A histogram of the bracket; the last program makes the k-th key's bin the next bracket."""
+@triton.jit(do_not_specialize=cut.SIZES)
+def narrow(scores, slots, inside, plan, n, chunks, step, VALID_ONLY: tl.constexpr):
+    """One narrowing, the step-th: a histogram of the bracket, of which the last program makes the
+    k-th key's bin the next bracket."""
     lowest = tl.load(plan + LOWEST)
     last = tl.load(plan + LAST)
     if lowest < last:
@@ -159,15 +160,15 @@ def narrow(scores, slots, inside, plan, n, chunks, PASS: tl.constexpr, VALID_ONL
         for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
             held = tl.load(inside + chunk)
             if (held > SLOT) | (whole != 0):
-                _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
-                counts += _histogram(key, live, lowest, last, shift)
+                _, chunk_live, chunk_key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+                counts += _histogram(chunk_key, chunk_live, lowest, last, shift)
             elif held > 0:
                 live, key = _slot_keys(slots, chunk, held)
                 counts += _histogram(key, live, lowest, last, shift)
         bins = tl.arange(0, DIGITS)
-        totals = plan + BIN_COUNTS + PASS * DIGITS + bins
+        totals = plan + BIN_COUNTS + step * DIGITS + bins
         tl.atomic_add(totals, counts.to(tl.int64), mask=counts > 0, sem="relaxed")
-        if take_ticket(plan, TICKETS + 1 + PASS, tl.num_programs(0).to(tl.int64)):
+        if take_ticket(plan, TICKETS + 1 + step, tl.num_programs(0).to(tl.int64)):
             counts64 = tl.load(totals, cache_modifier=".cg")
             above = tl.load(plan + ABOVE)
             reach = above + tl.sum(counts64, 0) - tl.cumsum(counts64, 0) + counts64
@@ -179,6 +180,22 @@ def narrow(scores, slots, inside, plan, n, chunks, PASS: tl.constexpr, VALID_ONL
 
 
 @triton.jit
+def _chunk_counts(scores, chunk, n, kth, VALID_ONLY: tl.constexpr):
+    _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+    over = live & (key > kth.to(tl.uint32))
+    equal = live & (key == kth.to(tl.uint32))
+    return tl.sum(over.to(tl.int64), 0), tl.sum(equal.to(tl.int64), 0)
+
+
+@triton.jit
+def _slot_counts(slots, chunk, held, kth):
+    live, key = _slot_keys(slots, chunk, held)
+    over = live & (key > kth.to(tl.uint32))
+    equal = live & (key == kth.to(tl.uint32))
+    return tl.sum(over.to(tl.int64), 0), tl.sum(equal.to(tl.int64), 0)
+
+
+@triton.jit(do_not_specialize=cut.SIZES)
 def count(
     scores, slots, above, inside, taken, ties, plan, threshold, n, chunks,
     VALID_ONLY: tl.constexpr, TILE: tl.constexpr,
@@ -191,14 +208,10 @@ def count(
     for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
         held = tl.load(inside + chunk)
         if (held > SLOT) | (whole != 0):
-            _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
-            over = tl.sum((live & (key > kth.to(tl.uint32))).to(tl.int64), 0)
-            equal = tl.sum((live & (key == kth.to(tl.uint32))).to(tl.int64), 0)
+            over, equal = _chunk_counts(scores, chunk, n, kth, VALID_ONLY)
         else:
-            live, key = _slot_keys(slots, chunk, held)
-            over = tl.sum((live & (key > kth.to(tl.uint32))).to(tl.int64), 0)
+            over, equal = _slot_counts(slots, chunk, held, kth)
             over += tl.load(above + chunk)
-            equal = tl.sum((live & (key == kth.to(tl.uint32))).to(tl.int64), 0)
         tl.store(taken + chunk, over)
         tl.store(ties + chunk, equal)
     if take_ticket(plan, TICKETS + 5, tl.num_programs(0).to(tl.int64)):
@@ -207,21 +220,21 @@ def count(
         taken_before = tl.zeros((), tl.int64)
         ties_before = tl.zeros((), tl.int64)
         for start in range(0, chunks, TILE):
-            chunk = start + tl.arange(0, TILE)
-            mask = chunk < chunks
-            over = tl.load(taken + chunk, mask=mask, other=0, cache_modifier=".cg")
-            equal = tl.load(ties + chunk, mask=mask, other=0, cache_modifier=".cg")
+            later = start + tl.arange(0, TILE)
+            mask = later < chunks
+            over = tl.load(taken + later, mask=mask, other=0, cache_modifier=".cg")
+            equal = tl.load(ties + later, mask=mask, other=0, cache_modifier=".cg")
             chunk_ties = ties_before + tl.cumsum(equal, 0) - equal
             given = over + tl.minimum(tl.maximum(wanted - chunk_ties, 0), equal)
-            tl.store(taken + chunk, taken_before + tl.cumsum(given, 0) - given, mask=mask)
-            tl.store(ties + chunk, chunk_ties, mask=mask)
+            tl.store(taken + later, taken_before + tl.cumsum(given, 0) - given, mask=mask)
+            tl.store(ties + later, chunk_ties, mask=mask)
             taken_before += tl.sum(given, 0)
             ties_before += tl.sum(equal, 0)
         if VALID_ONLY:
             tl.store(threshold, tl.where(total > 0, score_of(kth.to(tl.uint32)), INF))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=cut.SIZES)
 def compact(
     scores, taken, ties, plan, indices, ids, state_selections, n, keep,
     VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .numerics import INF, LARGEST
+from .plan import SIZES
 from .row_results import label_of, store_scores, store_statistics
 from .select_small import finish_call, take_ticket
 from .sums import add_losers, keep_largest, merge, rescale
@@ -33,7 +34,7 @@ def largest_before(before, z, column, y):
     return tl.maximum(before, tl.where(column < y, z, -INF))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def score_stream(
     logits, labels, ids, out, correct, work, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
