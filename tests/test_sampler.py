@@ -334,9 +334,9 @@ def test_a_plain_loop_resumes_at_every_batch(batch_size):
     """Also at the last one, whose assembly asked for more ids than there were when it is short."""
     data = emp.IndexedDataset(torch.arange(30))
 
-    def train(state, sampler, stop=None, epoch=0):
+    def train(state, sampler, stop=None, first=0):
         loader, seen = DataLoader(data, batch_size=batch_size, sampler=sampler), []
-        for epoch in range(epoch, 3):
+        for epoch in range(first, 3):
             for ids, _ in loader:
                 rescore(state, 31 * epoch + int(ids[0]), ids)
                 seen.append((epoch, ids.tolist()))
@@ -356,7 +356,7 @@ def test_a_plain_loop_resumes_at_every_batch(batch_size):
         state, sampler = fresh()
         state.load_state_dict(scores)
         sampler.load_state_dict(order)
-        rest = train(state, sampler, epoch=epoch)[0]
+        rest = train(state, sampler, first=epoch)[0]
         assert seen + rest == whole
 
 
