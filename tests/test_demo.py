@@ -241,7 +241,7 @@ def test_a_run_follows_the_stale_protocol(method):
     assert run.steps == len(sizes) == RECIPE.steps(n, keep)
     assert run.samples_trained == sum(sizes) == n + 3 * kept
     trained = torch.cat([ids for ids, *_ in watched.steps])
-    assert torch.equal(run.counts, torch.bincount(trained, minlength=n))
+    assert torch.equal(run.state.selections, torch.bincount(trained, minlength=n).int())
     assert torch.equal(trained[:n].sort().values, torch.arange(n))
 
     epochs = [watched.steps[6:8], watched.steps[8:10], watched.steps[10:12]]
@@ -257,7 +257,7 @@ def test_a_run_follows_the_stale_protocol(method):
         assert run.state.updates.sum() == 0
         return
 
-    assert torch.equal(run.state.updates, run.counts.to(torch.int32))
+    assert torch.equal(run.state.updates, run.state.selections)
     assert run.state.epoch == RECIPE.epochs
     for ids, logits, labels, before, after in watched.steps:  # only the trained are refreshed
         p = logits.double().softmax(1)
@@ -280,7 +280,8 @@ def test_methods_that_keep_everything_are_the_same_run():
     runs = [experiment.run(method, 1.0, 2, data, RECIPE) for method in (RANDOM, LFL, EMP)]
     assert len({run.accuracy for run in runs}) == 1
     torch.testing.assert_close(runs[1].state.loss, runs[2].state.loss, rtol=0, atol=0)
-    assert all(torch.equal(run.counts, torch.full((90,), 4)) for run in runs)
+    for run in runs:
+        assert run.state.selections.tolist() == [4] * 90
 
 
 def test_a_run_repeats_and_leaves_the_global_generator_alone():
@@ -291,11 +292,10 @@ def test_a_run_repeats_and_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(12)
     again, other = (experiment.run(EMP, 0.3, seed, data, RECIPE) for seed in (1, 2))
-    for name in ("score", "updates"):
+    for name in ("score", "updates", "selections"):
         assert torch.equal(getattr(first.state, name), getattr(again.state, name))
         assert not torch.equal(getattr(first.state, name), getattr(other.state, name))
     assert first.accuracy == again.accuracy
-    assert torch.equal(first.counts, again.counts)
 
 
 def test_a_run_learns():

@@ -101,8 +101,9 @@ def _draw(rows: list[dict[str, Any]], runs: list[Run], out: Path) -> list[Path]:
     counts: dict[float, dict[str, torch.Tensor]] = {}
     for done in runs:
         at_keep = counts.setdefault(done.keep, {})
-        earlier = at_keep.get(done.method.name, done.counts[:0])
-        at_keep[done.method.name] = torch.cat([earlier, done.counts])
+        trained = done.state.selections.cpu()
+        earlier = at_keep.get(done.method.name, trained[:0])
+        at_keep[done.method.name] = torch.cat([earlier, trained])
     pruned = {keep: found for keep, found in counts.items() if keep < 1.0} or counts
 
     keep = min(counts, key=lambda value: abs(value - PLANE_KEEP))

@@ -17,6 +17,7 @@ OPERATIONS = {
     "select": "select",
     "gather": "gather_rows",
     "EMPState.update": "update_state",
+    "EMPSampler": "shuffle",
 }
 
 
@@ -78,9 +79,11 @@ def _described(name: str) -> str:
 
 def _operations() -> list[str]:
     """For each device and operation the backend taken, and what keeps each other one from it."""
-    lines = [("operation", "device", "takes", *backends.NAMES)]
+    lines: list[tuple[str, ...]] = [("operation", "device", "takes", *backends.NAMES)]
     for device in devices():
         for operation, function in OPERATIONS.items():
+            if operation == "EMPSampler" and device.type != "cpu":
+                continue  # it shuffles ids on the CPU, wherever the state lives
             taken = _taken(operation, device)
             words = [_standing(name, function, device, taken) for name in backends.NAMES]
             lines.append((operation, str(device), taken, *words))

@@ -5,17 +5,15 @@ share, shuffled, and a sample's score is refreshed only when it is trained. Two 
 seed and keep share their initial weights, steps, schedule and augmentation, whatever the method.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import emp_kernels as emp
-from emp_kernels.keep import kept_count
 
 from .images import Images
 
@@ -41,33 +39,27 @@ class Recipe:
 
     def steps(self, num_samples: int, keep: float) -> int:
         """Optimiser steps: a warm-up epoch on everything, the rest on the kept share."""
-        kept = kept_count(keep, num_samples)
-        warmup, pruned = (math.ceil(n / self.batch_size) for n in (num_samples, kept))
-        return warmup + (self.epochs - 1) * pruned
+        sampler = emp.EMPSampler(emp.EMPState(num_samples), keep, epochs=self.epochs)
+        return sampler.total_steps(self.batch_size)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to choose what an epoch trains on: the highest scores, or a random share.
+    """What an epoch trains on: the samples of the highest scores.
 
     Attributes:
         name: what rows and plots call it.
-        beta: weight of the memory term in the score; None draws at random and scores nothing.
+        beta: weight of the memory term in the score; None gives every sample a random score
+            before each epoch, and refreshes nothing.
     """
 
     name: str
     beta: float | None
 
-    def sampler(self, state: emp.EMPState, keep: float, seed: int) -> "EpochSampler":
-        """The order of sample ids, epoch after epoch."""
-
-        def draw(generator: torch.Generator) -> torch.Tensor:
-            if self.beta is not None:
-                return state.select(keep)
-            n = state.num_samples
-            return torch.randperm(n, generator=generator)[: kept_count(keep, n)].sort().values
-
-        return EpochSampler(state.num_samples, draw, seed)
+    def before_epoch(self, state: emp.EMPState, generator: torch.Generator) -> None:
+        """Whatever the method does to the state before the sampler draws an epoch from it."""
+        if self.beta is None:
+            state.score.copy_(torch.rand(state.num_samples, generator=generator))
 
     def loss(
         self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, state: emp.EMPState
@@ -83,25 +75,6 @@ def methods(beta: float) -> tuple[Method, ...]:
     return Method("random", None), Method("LFL", 0.0), Method("EMP", beta)
 
 
-class EpochSampler(Sampler[int]):
-    """All ids in the first epoch, then those of `draw`; shuffled by (seed, epoch)."""
-
-    def __init__(
-        self, num_samples: int, draw: Callable[[torch.Generator], torch.Tensor], seed: int
-    ) -> None:
-        self.num_samples, self.draw, self.seed = num_samples, draw, seed
-        self.epoch = 0
-
-    def __iter__(self) -> Iterator[int]:
-        # Two streams, so that the order does not depend on whether the draw used its own.
-        draws, order = (
-            torch.Generator().manual_seed((self.seed << 32) + 2 * self.epoch + i) for i in (0, 1)
-        )
-        ids = self.draw(draws) if self.epoch else torch.arange(self.num_samples)
-        self.epoch += 1
-        return iter(ids[torch.randperm(len(ids), generator=order)].tolist())
-
-
 @dataclass(frozen=True)
 class Run:
     """What one run did.
@@ -111,8 +84,8 @@ class Run:
         accuracy: on the test split after the last epoch, in percent.
         steps, samples_trained: how much was trained.
         seconds: wall time of the training, evaluation left out.
-        counts: (N,) int64, how often each training sample was trained.
-        state: the scores at the end (of random: never written).
+        state: at the end: the scores (of random: random ones), and how often each training
+            sample was trained (`selections`).
     """
 
     method: Method
@@ -122,7 +95,6 @@ class Run:
     steps: int
     samples_trained: int
     seconds: float
-    counts: torch.Tensor
     state: emp.EMPState
 
 
@@ -194,29 +166,29 @@ def run(
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     state = emp.EMPState(num_samples, beta=method.beta or 0.0, device=device)
-    generator = torch.Generator().manual_seed(seed)
+    augmentation, draws, workers = (
+        torch.Generator().manual_seed((seed << 2) + stream) for stream in range(3)
+    )
     loader = DataLoader(
         emp.IndexedDataset(TensorDataset(data.train_images, data.train_labels)),
         batch_size=recipe.batch_size,
-        sampler=method.sampler(state, keep, seed),
-        generator=generator,
+        sampler=emp.EMPSampler(state, keep, seed=seed),
+        generator=workers,
     )
-    counts = torch.zeros(num_samples, dtype=torch.int64)
 
     model.train()
     start = time.perf_counter()
     for _ in range(recipe.epochs):
+        method.before_epoch(state, draws)
         for ids, (images, labels) in loader:
-            images = augmented(images, data.shift, data.flip, generator)
+            images = augmented(images, data.shift, data.flip, augmentation)
             logits = model(images.to(device))
             loss = method.loss(logits, labels.to(device), ids, state)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            counts[ids] += 1
             on_step()
-        state.epoch += 1
     if device != "cpu":
         torch.accelerator.synchronize(device)
     seconds = time.perf_counter() - start
@@ -227,9 +199,8 @@ def run(
         seed=seed,
         accuracy=accuracy(model, data.test_images, data.test_labels, device),
         steps=steps,
-        samples_trained=int(counts.sum()),
+        samples_trained=int(state.selections.sum()),
         seconds=seconds,
-        counts=counts,
         state=state,
     )
 
