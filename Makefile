@@ -10,7 +10,7 @@ export PATH := $(abspath $(RUN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo sanitize clean
+.PHONY: venv build test lint format demo sanitize bench audit clean
 
 # The environment with the package in it, editable; made anew when either description changes.
 venv: $(VENV)/complete
