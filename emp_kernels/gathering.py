@@ -33,6 +33,8 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
         ValueError: an index out of range (on CPU), a wrong shape, device or aliasing in `out`.
     """
     check_ids("gather", "indices", indices)
+    if out is None and type(batch) is torch.Tensor and batch.dim() > 0:
+        return _gather_leaves([batch], indices, None)[0]
     sources: list[torch.Tensor] = []
     _collect(batch, sources)
     outputs: list[torch.Tensor] | None = None
@@ -47,27 +49,46 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
 def _gather_leaves(
     sources: list[torch.Tensor], indices: torch.Tensor, outputs: list[torch.Tensor] | None
 ) -> list[torch.Tensor]:
-    """Gathered leaves in order: one backend call for each device's tensors."""
+    """Gathered leaves in order: one backend call for each place where they lie."""
     if not sources:
         return []
+    grad = torch.is_grad_enabled()
+    # By torch: autograd, and memory that torch conjugates or negates as it reads it.
+    places = [
+        (source.device, (grad and source.requires_grad) or source.is_conj() or source.is_neg())
+        for source in sources
+    ]
+    if outputs is not None:
+        places = [
+            (device, by_torch or out.is_conj() or out.is_neg())
+            for (device, by_torch), out in zip(places, outputs, strict=True)
+        ]
+    if len(set(places)) == 1:
+        return _gather_place(*places[0], sources, indices, outputs)
     results: list[Any] = [None] * len(sources)
-    groups: dict[tuple[torch.device, bool], list[int]] = {}
-    for i, source in enumerate(sources):
-        by_torch = source.requires_grad and torch.is_grad_enabled()
-        for tensor in (source,) if outputs is None else (source, outputs[i]):
-            # Memory that torch conjugates or negates as it reads it.
-            by_torch = by_torch or tensor.is_conj() or tensor.is_neg()
-        groups.setdefault((source.device, by_torch), []).append(i)
-    for (device, by_torch), members in groups.items():
-        backend = backends.resolve_gather(sources[members[0]], by_torch)
-        gathered = backend.gather_rows(
+    for place in dict.fromkeys(places):
+        members = [i for i, other in enumerate(places) if other == place]
+        gathered = _gather_place(
+            *place,
             [sources[i] for i in members],
-            indices.to(device),
+            indices,
             None if outputs is None else [outputs[i] for i in members],
         )
         for i, rows in zip(members, gathered, strict=True):
             results[i] = rows
     return results
+
+
+def _gather_place(
+    device: torch.device,
+    by_torch: bool,
+    sources: list[torch.Tensor],
+    indices: torch.Tensor,
+    outputs: list[torch.Tensor] | None,
+) -> list[torch.Tensor]:
+    if indices.device != device:
+        indices = indices.to(device)
+    return backends.resolve_gather(sources[0], by_torch).gather_rows(sources, indices, outputs)
 
 
 def _is_namedtuple(node: Any) -> bool:

@@ -119,7 +119,7 @@ void shuffle(Address ids, int64_t n, uint64_t seed, Address out, int threads) {
 // first index out of range, before anything is written, or (-1, -1).
 std::pair<int64_t, int64_t> gather(
     const std::vector<std::tuple<Address, Address, int64_t, int64_t, int64_t>>& tensors,
-    Address indices, int64_t count, int threads) {
+    Address indices, int64_t count, bool fresh, int threads) {
   std::vector<emp::GatherRows> rows;
   int64_t checked = INT64_MAX;
   py::gil_scoped_release released;
@@ -131,7 +131,7 @@ std::pair<int64_t, int64_t> gather(
     }
     rows.push_back({at<const char>(source), at<char>(out), row_bytes, stride_bytes});
   }
-  emp::gather(rows.data(), int(rows.size()), at<const int64_t>(indices), count, threads);
+  emp::gather(rows.data(), int(rows.size()), at<const int64_t>(indices), count, fresh, threads);
   return {-1, -1};
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "pages.h"
 #include "threads.h"
 
 namespace emp {
@@ -39,7 +40,7 @@ void gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int
       while (k + run < end && indices[k + run] == indices[k] + run) ++run;
     if (k + run + kAhead < end) {
       const char* next = t.source + indices[k + run + kAhead] * t.stride_bytes;
-      for (int64_t line = 0; line < std::min<int64_t>(t.row_bytes, 512); line += 64)
+      for (int64_t line = 0; line < std::min<int64_t>(t.row_bytes, 128); line += 64)
         __builtin_prefetch(next + line);
     }
     std::memcpy(t.out + k * t.row_bytes, t.source + indices[k] * t.stride_bytes,
@@ -63,19 +64,30 @@ int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size) {
 }
 
 void gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
-            int threads) {
+            bool fresh, int threads) {
   if (count == 0) return;
   int64_t bytes = 0;
-  for (int i = 0; i < num_tensors; ++i) bytes += 2 * count * tensors[i].row_bytes;
-  threads = useful_threads(threads, bytes);
   for (int i = 0; i < num_tensors; ++i) {
-    const GatherRows& t = tensors[i];
-    if (t.row_bytes == 0) continue;
-    const int64_t step = threads == 1 ? count : std::max<int64_t>(64, kTaskBytes / t.row_bytes);
-    parallel_tasks(threads, (count + step - 1) / step, [&](int64_t task, int) {
-      gather_rows(t, indices, task * step, std::min(count, (task + 1) * step));
-    });
+    bytes += 2 * count * tensors[i].row_bytes;
+    if (fresh) prefer_huge_pages(tensors[i].out, count * tensors[i].row_bytes);
   }
+  threads = useful_threads(threads, bytes);
+  // One list of tasks over all tensors, so that small ones fill the gaps of large ones.
+  const auto rows_per_task = [&](const GatherRows& t) {
+    return threads == 1 ? count
+                        : std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, t.row_bytes));
+  };
+  const auto tasks_of = [&](const GatherRows& t) {
+    return t.row_bytes == 0 ? 0 : (count + rows_per_task(t) - 1) / rows_per_task(t);
+  };
+  int64_t tasks = 0;
+  for (int i = 0; i < num_tensors; ++i) tasks += tasks_of(tensors[i]);
+  parallel_tasks(threads, tasks, [&](int64_t task, int) {
+    const GatherRows* t = tensors;
+    for (; task >= tasks_of(*t); ++t) task -= tasks_of(*t);
+    const int64_t step = rows_per_task(*t);
+    gather_rows(*t, indices, task * step, std::min(count, (task + 1) * step));
+  });
 }
 
 }  // namespace emp

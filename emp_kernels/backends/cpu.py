@@ -26,6 +26,7 @@ _INT_CODES = {
     )
 }
 _NO_STATE = (0,) * 7
+_SMALL_GATHER = 1 << 16  # bytes up to which describing tensors costs more than copying rows
 
 _native: Any = None
 _FLOAT32, _INT64, _INT32 = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.int32)
@@ -110,7 +111,7 @@ def _labels(labels: torch.Tensor, ignore_index: int | None):
 
 
 def _ids(ids: torch.Tensor) -> torch.Tensor:
-    return ids.to(torch.int64).contiguous()
+    return (ids if ids.dtype == torch.int64 else ids.to(torch.int64)).contiguous()
 
 
 def _raise_bad_label(function: str, labels: torch.Tensor, row: int, classes: int):
@@ -274,26 +275,30 @@ def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
     """Rows `indices` (K,) of each source; written into `outputs` where they are given."""
     indices = _ids(indices)
     count = indices.shape[0]
+    fresh = outputs is None
+    if outputs is None:
+        if count * sum(source.nbytes // max(1, len(source)) for source in sources) < _SMALL_GATHER:
+            try:
+                return [source.index_select(0, indices) for source in sources]
+            except (IndexError, RuntimeError):  # worded below, or a dtype that torch lacks
+                pass
+        outputs = [source.new_empty((count, *source.shape[1:])) for source in sources]
     # Rows must be contiguous inside; only their distance is free.
     sources = [
-        source if source.shape[1:].numel() <= 1 or source[:1].is_contiguous()
+        source
+        if source.is_contiguous() or source[:1].is_contiguous() or source.shape[1:].numel() <= 1
         else source.contiguous()
-        for source in (source.detach() for source in sources)
+        for source in sources
     ]
-    if outputs is None:
-        outputs = [
-            torch.empty((count, *source.shape[1:]), dtype=source.dtype, device=DEVICE)
-            for source in sources
-        ]
     tensors = []
     for source, out in zip(sources, outputs, strict=True):
         size = source.element_size()
-        row_bytes = source.shape[1:].numel() * size
+        row_bytes = out.nbytes // count if count else 0
         tensors.append(
             (source.data_ptr(), out.data_ptr(), row_bytes, source.stride(0) * size, len(source))
         )
     bad_tensor, bad = _native.gather(
-        tensors, indices.data_ptr(), count, torch.get_num_threads()
+        tensors, indices.data_ptr(), count, fresh, torch.get_num_threads()
     )
     if bad >= 0:
         raise_id_out_of_range("gather", bad, int(indices[bad]), len(sources[bad_tensor]))

@@ -189,7 +189,7 @@ void test_gather(std::mt19937& random) {
     const emp::GatherRows tensors[] = {{source.get(), out.get(), row_bytes, row_bytes},
                                        {source.get(), twin.get(), row_bytes, row_bytes}};
     check(emp::first_bad_index(indices.get(), count, rows) == -1, "indices in range", row_bytes);
-    emp::gather(tensors, 2, indices.get(), count, 3);
+    emp::gather(tensors, 2, indices.get(), count, false, 3);
     for (int64_t k = 0; k < count; ++k)
       for (const char* got : {out.get(), twin.get()})
         check(std::memcmp(got + k * row_bytes, &source[indices[k] * row_bytes],
