@@ -48,6 +48,7 @@ float float_of(uint32_t key) {
   std::memcpy(&x, &bits, 4);
   return x;
 }
+constexpr uint32_t kMinusZeroKey = 0x7fffffffu;
 float next_above(float x) { return float_of(key_of(x) + 1); }
 
 // The highest float that at least k of the scores reach, given that they reach `low` and that no
@@ -195,6 +196,7 @@ class Selector {
       for (; digits[size_t(digit)] < k; --digit) k -= digits[size_t(digit)];
       low += uint32_t(digit) << shift;
       high = std::min(high, low + ((uint32_t(1) << shift) - 1));
+      if (high == kMinusZeroKey) --high;  // no score has it, and as a bound -0 would admit +0
       for_each_chunk([&](Chunk& c) {
         const auto kept = run_.collect(c.candidates, c.num_candidates, float_of(low),
                                        float_of(high), c.candidates);
