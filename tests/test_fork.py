@@ -20,7 +20,7 @@ def run(mode, backend):
             env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=400,
         )
     except subprocess.TimeoutExpired as error:
         pytest.fail(f"{mode} {backend} hangs: {error.stdout!r} {error.stderr!r}")

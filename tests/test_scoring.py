@@ -8,6 +8,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import emp_kernels as emp
 
@@ -440,6 +443,53 @@ def test_a_label_at_minus_infinity_is_invalid(backend):
     assert got.score.isnan().tolist() == [True, False]
     assert got.loss[0] == INF
     assert got.entropy[0].isfinite()
+
+
+# ---- anything at all
+
+LOGITS = st.one_of(
+    st.floats(width=32, allow_nan=False),
+    st.floats(-100, 100, width=32),
+    st.sampled_from([0.0, -0.0, 1.0, INF, -INF, math.nan, -87.5, -104.0, 3e38, -3e38, 1e-45]),
+)
+
+
+@given(
+    values=hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 5), st.integers(1, 70)), elements=LOGITS
+    ),
+    dtype=st.sampled_from(DTYPES),
+    label=st.integers(0, 69),
+    spread=st.sampled_from([1.0, 1e-3, 1e-30]),
+    ignore=st.booleans(),
+)
+def test_any_logits(backend, values, dtype, label, spread, ignore):
+    logits = (torch.from_numpy(values) * spread).to(dtype)
+    labels = (label + torch.arange(len(logits))) % logits.shape[1]
+    ignore_index = int(labels[0]) if ignore else None
+    check(logits, labels, backend, ignore_index=ignore_index)
+    check(logits.t().contiguous().t(), labels, backend, ignore_index=ignore_index)
+
+
+@given(st.data())
+def test_any_view(backend, data):
+    """Random slices, steps and permutations of a four-dimensional block."""
+    dtype = data.draw(st.sampled_from(DTYPES))
+    block, _ = random((3, 4, 5, 36), dtype, seed=data.draw(st.integers(0, 3)))
+    view = block
+    for dim in range(4):
+        start = data.draw(st.integers(0, view.shape[dim] - 1))
+        stop = data.draw(st.integers(start, view.shape[dim]))
+        step = data.draw(st.sampled_from([1, 1, 1, 2, 3]))
+        view = view[(slice(None),) * dim + (slice(start, stop, step),)]
+    view = view.permute(data.draw(st.permutations(range(4))))
+    if data.draw(st.booleans()):
+        view = view.select(data.draw(st.integers(0, 2)), 0) if 0 not in view.shape else view
+    shape = view.shape[:-1]
+    if view.shape[-1] == 0:
+        return
+    labels = torch.randint(view.shape[-1], shape, generator=torch.Generator().manual_seed(0))
+    check(view, labels, backend)
 
 
 # ---- the surroundings of a call
