@@ -32,11 +32,13 @@ _native: Any = None
 _FLOAT32, _INT64, _INT32 = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.int32)
 
 
-def _new(shape: int | tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
+def _new(
+    shape: int | tuple[int, ...], dtype: np.dtype, empty=np.empty, tensor=torch.from_numpy
+) -> torch.Tensor:
     """Room for a result. NumPy's, because it asks the kernel for huge pages: the first writing of
     a large fresh result costs half of what it does in torch's memory, a small one less, too; and
     torch's default dtype and device do not reach it."""
-    return torch.from_numpy(np.empty(shape, dtype))
+    return tensor(empty(shape, dtype))
 
 
 def require() -> ModuleType:
@@ -238,7 +240,11 @@ def score_and_select(
         if ids is not None:
             ids = _ids(ids)
             ids_address = ids.data_ptr()
-    scores = Scores(*(_new(rows, _FLOAT32) for _ in range(4)))
+    # Written out: this call on a small batch is bound by Python, not by the kernel.
+    score = _new(rows, _FLOAT32)
+    loss = _new(rows, _FLOAT32)
+    entropy = _new(rows, _FLOAT32)
+    lse = _new(rows, _FLOAT32)
     indices = _new(count, _INT64)
     threshold = _new((), _FLOAT32)
     num_invalid = _new((), _INT32)
@@ -251,12 +257,7 @@ def score_and_select(
         state_args,
         size,
         ids_address,
-        (
-            scores.score.data_ptr(),
-            scores.loss.data_ptr(),
-            scores.entropy.data_ptr(),
-            scores.lse.data_ptr(),
-        ),
+        (score.data_ptr(), loss.data_ptr(), entropy.data_ptr(), lse.data_ptr()),
         indices.data_ptr(),
         threshold.data_ptr(),
         num_invalid.data_ptr(),
@@ -268,7 +269,7 @@ def score_and_select(
         raise_id_out_of_range(function, bad_id, int(ids[bad_id]), size)
     if selected < count:
         indices = indices[:selected].clone()
-    return Selection(indices, scores, threshold, num_invalid)
+    return Selection(indices, Scores(score, loss, entropy, lse), threshold, num_invalid)
 
 
 def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
