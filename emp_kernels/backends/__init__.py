@@ -48,7 +48,8 @@ _SERVED_BY = {
 }
 
 
-def _offers(backend: ModuleType, function: str) -> bool:
+def offers(backend: ModuleType, function: str) -> bool:
+    """Whether `backend` serves the public `function`, as far as it is there at all."""
     return hasattr(backend, _SERVED_BY.get(function, function))
 
 
@@ -61,7 +62,7 @@ def _resolve(function: str, name: str | None, device_type: str, dtype: torch.dty
         except Unavailable as reason:
             _warn_once(f"emp_kernels uses the slower 'reference' backend: {reason}")
             return load("reference")
-        if not _offers(backend, function):
+        if not offers(backend, function):
             return load("reference")
         if best == "reference" and dtype != torch.float64 and device_type != "cpu":
             _warn_once(
@@ -77,7 +78,7 @@ def _resolve(function: str, name: str | None, device_type: str, dtype: torch.dty
         backend = load(name)
     except Unavailable as reason:
         raise RuntimeError(f"{function}: backend {name!r} is not available: {reason}") from None
-    if not _offers(backend, function):
+    if not offers(backend, function):
         raise RuntimeError(
             f"{function}: backend {name!r} does not offer {function}; pass backend=None"
         )

@@ -29,6 +29,12 @@ def serves_device(device_type: str) -> bool:
     return device_type == "cuda"
 
 
+def describe() -> str:
+    """What runs: the native module, and on which GPU."""
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"C++ and CUDA, {where}"
+
+
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending positions of the `count` highest scores (N,)."""
     scores = scores.detach().resolve_neg().to(torch.float32).contiguous()

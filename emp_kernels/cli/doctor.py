@@ -8,17 +8,16 @@ import torch
 from .. import backends
 from . import provenance
 
-# A public operation, and the function by which a backend serves it.
-OPERATIONS = {
-    "score": "score",
-    "sample_statistics": "sample_statistics",
-    "score_and_select": "score_and_select",
-    "cross_entropy": "cross_entropy_backward",
-    "select": "select",
-    "gather": "gather_rows",
-    "EMPState.update": "update_state",
-    "EMPSampler": "shuffle",
-}
+OPERATIONS = (
+    "score",
+    "sample_statistics",
+    "score_and_select",
+    "cross_entropy",
+    "select",
+    "gather",
+    "EMPState.update",
+    "EMPSampler",
+)
 
 
 def report() -> str:
@@ -81,11 +80,11 @@ def _operations() -> list[str]:
     """For each device and operation the backend taken, and what keeps each other one from it."""
     lines: list[tuple[str, ...]] = [("operation", "device", "takes", *backends.NAMES)]
     for device in devices():
-        for operation, function in OPERATIONS.items():
+        for operation in OPERATIONS:
             if operation == "EMPSampler" and device.type != "cpu":
                 continue  # it shuffles ids on the CPU, wherever the state lives
             taken = _taken(operation, device)
-            words = [_standing(name, function, device, taken) for name in backends.NAMES]
+            words = [_standing(name, operation, device, taken) for name in backends.NAMES]
             lines.append((operation, str(device), taken, *words))
     return [*_aligned(lines), "", "for float32, float16 and bfloat16; float64 takes reference"]
 
@@ -102,7 +101,7 @@ def _taken(operation: str, device: torch.device) -> str:
     return module.__name__.rpartition(".")[2]
 
 
-def _standing(name: str, function: str, device: torch.device, taken: str) -> str:
+def _standing(name: str, operation: str, device: torch.device, taken: str) -> str:
     """Why backend `name` is not the one taken, or that it is."""
     try:
         module = backends.load(name)
@@ -110,7 +109,7 @@ def _standing(name: str, function: str, device: torch.device, taken: str) -> str
         return "missing, see above"
     if name == taken:
         return "taken"
-    if not hasattr(module, function):
+    if not backends.offers(module, operation):
         return "does not offer it"
     if not module.serves_device(device.type):
         return f"not on {device.type}"
