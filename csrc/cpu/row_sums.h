@@ -23,6 +23,20 @@ struct RowSums {
   float m, u, t, q;
 };
 
+// The sums of kRows rows, a field each.
+template <int kRows>
+struct RowSumsOf {
+  alignas(64) float m[kRows] = {}, u[kRows] = {}, t[kRows] = {}, q[kRows] = {};
+
+  void set(int i, const RowSums& sums) {
+    m[i] = sums.m;
+    u[i] = sums.u;
+    t[i] = sums.t;
+    q[i] = sums.q;
+  }
+  RowSums of(int i) const { return {m[i], u[i], t[i], q[i]}; }
+};
+
 template <class S>
 struct RowKernel {
   using F = typename S::F;
@@ -343,11 +357,11 @@ struct RowKernel {
     return s;
   }
 
-  // Sums of kWidth rows of at most kFewClasses classes, a lane each: rows[lane] points to row
-  // `lane`, and sums of the same row may be asked for more than once.
-  template <bool kSquares, class T>
-  static void few_class_sums(const Constants& k, const T* const* rows, int64_t classes,
-                             RowSums* results) {
+  // Sums of kWidth rows of at most kFewClasses classes, a lane each, written from position `first`
+  // of the results on: rows[lane] points to row `lane`, and the same row may stand there twice.
+  template <bool kSquares, class T, int kRows>
+  static void few_class_sums(const Constants& k, const T* const* rows, int64_t classes, int first,
+                             RowSumsOf<kRows>& results) {
     alignas(64) float columns[kFewClasses][S::kWidth];
     for (int lane = 0; lane < S::kWidth; ++lane)
       for (int64_t c = 0; c < classes; ++c) columns[c][lane] = to_float(rows[lane][c]);
@@ -368,20 +382,21 @@ struct RowKernel {
       add_vector<Range::kAny, true, kSquares>(k, z, at, use, s);
     }
     s = finished<Range::kAny, kSquares>(s, at);
-    alignas(64) float maximum[S::kWidth], sum[S::kWidth], u[S::kWidth], t[S::kWidth], q[S::kWidth];
-    S::store(maximum, m);
-    S::store(sum, nan);
-    S::store(u, s.u);
-    S::store(t, s.t);
-    S::store(q, s.q);
-    for (int lane = 0; lane < S::kWidth; ++lane) {
-      RowSums& r = results[lane];
-      r = {maximum[lane], u[lane], t[lane], q[lane]};
-      // Rare rows: NaN or infinite, huge, or with a u so small that denormals matter.
-      if (!(std::fabs(sum[lane]) < kInf) || !(std::fabs(r.m) <= kDirectLimit) ||
-          !(r.u >= float(kTinySum) * float(classes)))
-        r = row_sums<kSquares>(k, rows[lane], classes);
-    }
+    S::store(results.m + first, m);
+    S::store(results.u + first, s.u);
+    S::store(results.t + first, s.t);
+    S::store(results.q + first, s.q);
+    // Rare rows: NaN or infinite, huge, or with a u so small that denormals matter.
+    const F limit = S::set(kDirectLimit), tiny = S::set(float(kTinySum) * float(classes));
+    const M plain =
+        S::both(S::both(S::equal(S::sub(nan, nan), S::set(0.0f)), S::not_less(s.u, tiny)),
+                S::both(S::not_less(limit, m), S::not_less(m, S::sub(S::set(0.0f), limit))));
+    if (S::count(plain) == S::kWidth) return;
+    alignas(64) float is_plain[S::kWidth];
+    S::store(is_plain, S::zero_unless(plain, k.one));
+    for (int lane = 0; lane < S::kWidth; ++lane)
+      if (is_plain[lane] == 0.0f)
+        results.set(first + lane, row_sums<kSquares>(k, rows[lane], classes));
   }
 };
 

@@ -41,19 +41,19 @@ struct RowScorer {
     int count = 0;
     int64_t row[kBlock], label[kBlock];
     const T* z[kBlock];
-    RowSums sums[kBlock];
+    RowSumsOf<kBlock> sums;
   };
 
   template <bool kSquares, class T>
   static void sum_block(const typename Kernel::Constants& k, int64_t classes, Block<T>& block) {
     if (classes > Kernel::kFewClasses) {
       for (int i = 0; i < block.count; ++i)
-        block.sums[i] = Kernel::template row_sums<kSquares>(k, block.z[i], classes);
+        block.sums.set(i, Kernel::template row_sums<kSquares>(k, block.z[i], classes));
       return;
     }
     for (int i = block.count; i < kBlock; ++i) block.z[i] = block.z[0];
     for (int i = 0; i < block.count; i += S::kWidth)
-      Kernel::template few_class_sums<kSquares>(k, block.z + i, classes, block.sums + i);
+      Kernel::template few_class_sums<kSquares>(k, block.z + i, classes, i, block.sums);
   }
 
   // Calls on_ignored(row) or, a block at a time, on_block(block).
@@ -90,14 +90,9 @@ struct RowScorer {
       out.loss[row] = out.entropy[row] = out.lse[row] = 0.0f;
     };
     const auto on_block = [&](const Block<T>& block) {
-      alignas(64) float m[kBlock] = {}, u[kBlock] = {}, t[kBlock] = {}, z_y[kBlock] = {};
-      alignas(64) float score[kBlock], loss[kBlock], entropy[kBlock], lse[kBlock];
-      for (int i = 0; i < block.count; ++i) {
-        m[i] = block.sums[i].m;
-        u[i] = block.sums[i].u;
-        t[i] = block.sums[i].t;
-        z_y[i] = to_float(block.z[i][block.label[i]]);
-      }
+      const float *m = block.sums.m, *u = block.sums.u, *t = block.sums.t;
+      alignas(64) float z_y[kBlock] = {}, score[kBlock], loss[kBlock], entropy[kBlock], lse[kBlock];
+      for (int i = 0; i < block.count; ++i) z_y[i] = to_float(block.z[i][block.label[i]]);
       for (int i = 0; i < kBlock; ++i) {
         const float log_sum = log1p_positive(u[i]);
         loss[i] = (m[i] - z_y[i]) + log_sum;
@@ -108,14 +103,20 @@ struct RowScorer {
             (std::fabs(loss[i]) < Kernel::kInf) & (std::fabs(entropy[i]) < Kernel::kInf);
         score[i] = valid ? sum : Kernel::kNaN;
       }
-      for (int i = 0; i < block.count; ++i) {
-        const int64_t row = block.row[i];
-        out.score[row] = score[i];
-        out.loss[row] = loss[i];
-        out.entropy[row] = entropy[i];
-        out.lse[row] = lse[i];
-        ++(score[i] == score[i] ? counts.valid : counts.invalid);
-      }
+      const auto write = [&](float* to, const float* from) {
+        if (block.count == kBlock && block.row[kBlock - 1] - block.row[0] == kBlock - 1)
+          std::memcpy(to + block.row[0], from, sizeof loss);
+        else
+          for (int i = 0; i < block.count; ++i) to[block.row[i]] = from[i];
+      };
+      write(out.score, score);
+      write(out.loss, loss);
+      write(out.entropy, entropy);
+      write(out.lse, lse);
+      int invalid = 0;
+      for (int i = 0; i < kBlock; ++i) invalid += (score[i] != score[i]) & (i < block.count);
+      counts.invalid += invalid;
+      counts.valid += block.count - invalid;
     };
     for_each_block<false, T>(logits, labels, begin, end, on_ignored, on_block);
     return counts;
@@ -131,7 +132,7 @@ struct RowScorer {
     };
     const auto on_block = [&](const Block<T>& block) {
       for (int i = 0; i < block.count; ++i)
-        row_statistics(block.z[i], logits.classes, block.label[i], block.sums[i], block.row[i],
+        row_statistics(block.z[i], logits.classes, block.label[i], block.sums.of(i), block.row[i],
                        out);
     };
     for_each_block<true, T>(logits, labels, begin, end, on_ignored, on_block);

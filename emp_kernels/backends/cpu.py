@@ -25,7 +25,7 @@ _INT_CODES = {
         + (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
     )
 }
-_NO_STATE = (0,) * 7
+_NO_STATE: tuple[int, ...] = (0,) * 7
 _SMALL_GATHER = 1 << 16  # bytes up to which describing tensors costs more than copying rows
 
 _native: Any = None
@@ -45,7 +45,7 @@ def require() -> ModuleType:
     """Load the native module; raise where it was not built or EMP_SIMD asks for the impossible."""
     global _native
     try:
-        from emp_kernels import _cpu
+        import emp_kernels._cpu as _cpu
     except ImportError as error:
         raise Unavailable(
             f"the native module emp_kernels._cpu is missing ({error}); build it with "
@@ -162,7 +162,8 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     logits, logits_args = _logits(logits)
     labels, labels_args = _labels(labels, ignore_index)
     correct = torch.empty(shape, dtype=torch.bool, device=DEVICE)
-    out = SampleStatistics(*(_new(shape, _FLOAT32) for _ in range(6)), correct)
+    loss, entropy, lse, confidence, el2n, margin = (_new(shape, _FLOAT32) for _ in range(6))
+    out = SampleStatistics(loss, entropy, lse, confidence, el2n, margin, correct)
     bad = _native.sample_statistics(
         logits_args, labels_args, tuple(x.data_ptr() for x in out), torch.get_num_threads()
     )
