@@ -151,10 +151,13 @@ def fingerprint(*tensors: torch.Tensor) -> list[tuple[int, bytes]]:
     return marks
 
 
-def state_fingerprint(state: Any) -> Any:
-    """Everything an EMPState holds, down to the last bit."""
-    fields = ("score", "loss", "entropy", "updates", "selections")
-    return fingerprint(*(getattr(state, name) for name in fields)), state.epoch, state.beta
+def state_fingerprint(state: Any) -> tuple[list[tuple[int, bytes]], dict[str, Any]]:
+    """Everything an EMPState holds: its tensors down to the last bit, and its plain values."""
+    values = dict(sorted(vars(state).items()))
+    tensors = [x for x in values.values() if isinstance(x, torch.Tensor)]
+    return fingerprint(*tensors), {
+        name: x for name, x in values.items() if not isinstance(x, torch.Tensor)
+    }
 
 
 class StateModel:

@@ -19,6 +19,13 @@ INTEGER_DTYPES = [torch.int64, torch.int32, torch.int16, torch.int8]
 INTEGER_DTYPES += [torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 
 
+def tensors_of(state):
+    """Every tensor of the state, those that the contract does not name included."""
+    found = {name: x for name, x in vars(state).items() if isinstance(x, torch.Tensor)}
+    assert set(FIELDS) <= set(found)
+    return found
+
+
 def scores_of(n, seed=0, invalid=(), ignored=()):
     """Scores of n rows as `score` returns them."""
     generator = torch.Generator().manual_seed(seed)
@@ -73,8 +80,8 @@ def test_a_new_state_is_on_torchs_default_device():
     finally:
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
-    assert {getattr(state, name).device.type for name in FIELDS} == {"meta"}
-    assert {getattr(explicit, name).device.type for name in FIELDS} == {"cpu"}
+    assert {x.device.type for x in tensors_of(state).values()} == {"meta"}
+    assert {x.device.type for x in tensors_of(explicit).values()} == {"cpu"}
     assert state.score.dtype == torch.float32
 
 
@@ -200,7 +207,7 @@ def test_select_refuses_a_keep_of_another_type(keep):
 
 def contents(state):
     """Bytes of every field, and the numbers."""
-    tensors = [x for _, x in oracle.fingerprint(*(getattr(state, name) for name in FIELDS))]
+    tensors = {name: oracle.fingerprint(x)[0][1] for name, x in tensors_of(state).items()}
     return tensors, state.num_samples, state.beta, state.epoch
 
 
@@ -213,6 +220,9 @@ def saved_and_loaded(state_dict):
 
 def test_a_state_survives_saving_bit_for_bit():
     state = used_state()
+    for place, tensor in enumerate(tensors_of(state).values()):  # something in every element
+        values = torch.arange(tensor.numel()).view(tensor.shape) * (place + 2) + 1
+        tensor.copy_(values % 2 if tensor.dtype == torch.bool else values)
     state.loss[0], state.loss[1], state.score[2] = -0.0, 1e-45, -INF
     state.updates[3] = 2**31 - 1
     loaded = emp.EMPState(20, beta=0.75)
@@ -241,9 +251,9 @@ def test_a_snapshot_does_not_change_with_the_state():
 def test_loading_writes_into_the_same_tensors():
     """Views that others hold, as a sampler does, stay those of the state."""
     state = emp.EMPState(20, beta=0.75)
-    held = {name: getattr(state, name) for name in FIELDS}
+    held = tensors_of(state)
     state.load_state_dict(used_state().state_dict())
-    assert all(getattr(state, name) is held[name] for name in FIELDS)
+    assert all(getattr(state, name) is tensor for name, tensor in held.items())
 
 
 def test_loading_another_size_names_both():
@@ -299,7 +309,7 @@ def test_to_moves_in_place_and_returns_the_state():
     assert state.to("cpu") is state
     assert contents(state) == before
     assert state.to(torch.device("meta")) is state
-    assert {getattr(state, name).device.type for name in FIELDS} == {"meta"}
+    assert {x.device.type for x in tensors_of(state).values()} == {"meta"}
     assert state.device.type == "meta"
     assert state.epoch == 7
 
