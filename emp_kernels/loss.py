@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,7 +24,6 @@ REDUCTIONS = ("mean", "sum", "none")
 _UNREAD = torch.iinfo(torch.int64).min  # label of rows that nobody asks for: no ignore_index is it
 
 
-@torch.compiler.disable
 def cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -74,6 +74,41 @@ def cross_entropy(
             raised before anything is written.
         RuntimeError: the named backend is not available; differentiated twice.
     """
+    run = _outside_compiler() if torch.compiler.is_compiling() else _cross_entropy
+    return run(
+        logits,
+        labels,
+        state,
+        indices=indices,
+        rows=rows,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        backend=backend,
+    )
+
+
+_disabled: Callable[..., torch.Tensor] | None = None
+
+
+def _outside_compiler() -> Callable[..., torch.Tensor]:
+    """The call as a graph break. Made on first use: the decorator imports the whole compiler."""
+    global _disabled
+    if _disabled is None:
+        _disabled = torch.compiler.disable(_cross_entropy)
+    return _disabled
+
+
+def _cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    state: EMPState | None,
+    *,
+    indices: torch.Tensor | None,
+    rows: torch.Tensor | Selection | None,
+    ignore_index: int | None,
+    reduction: str,
+    backend: str | None,
+) -> torch.Tensor:
     function = "cross_entropy"
     check_logits(function, logits)
     check_labels(function, labels, logits)
