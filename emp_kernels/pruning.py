@@ -2,7 +2,7 @@
 
 import torch
 
-from . import backends
+from . import backends, ops
 from .keep import Keep, check_keep_of
 from .results import Selection
 from .state import EMPState
@@ -77,5 +77,7 @@ def score_and_select(
                 f"{function}: pass indices= (the rows' sample ids): without them the state must "
                 f"hold exactly the {n} rows of logits, got a state of {state.num_samples} samples"
             )
+    if torch.compiler.is_compiling():
+        return ops.score_and_select(logits, labels, state, keep, indices, ignore_index, backend)
     chosen = backends.resolve(function, backend, logits)
     return chosen.score_and_select(logits, labels, state, keep, indices, ignore_index, function)

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import backends
+from . import backends, ops
 from .results import SampleStatistics, Scores
 from .validation import check_beta, check_ignore_index, check_labels, check_logits
 
@@ -47,6 +47,8 @@ def score(
     check_labels("score", labels, logits)
     beta = check_beta("score", beta)
     ignore_index = check_ignore_index("score", ignore_index)
+    if torch.compiler.is_compiling():
+        return ops.score(logits, labels, beta, ignore_index, backend)
     return backends.resolve("score", backend, logits).score(logits, labels, beta, ignore_index)
 
 
@@ -81,5 +83,7 @@ def sample_statistics(
     check_logits("sample_statistics", logits)
     check_labels("sample_statistics", labels, logits)
     ignore_index = check_ignore_index("sample_statistics", ignore_index)
+    if torch.compiler.is_compiling():
+        return ops.sample_statistics(logits, labels, ignore_index, backend)
     chosen = backends.resolve("sample_statistics", backend, logits)
     return chosen.sample_statistics(logits, labels, ignore_index)

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import backends
+from . import backends, ops
 from .keep import Keep, check_keep_of, kept_count
 from .validation import FLOAT_DTYPES, check_strided
 
@@ -36,4 +36,6 @@ def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> t
         raise ValueError(f"select: scores must have shape (N,), got {tuple(scores.shape)}")
     n = scores.shape[0]
     count = kept_count(check_keep_of("select", keep, n), n)
+    if torch.compiler.is_compiling():
+        return ops.select(scores, count, backend)
     return backends.resolve("select", backend, scores).select(scores, count)

@@ -16,13 +16,13 @@ def require() -> None:
     """Load the native module; raise where it was not built."""
     global _native
     try:
-        from emp_kernels import _cuda
+        import emp_kernels._cuda as native
     except ImportError as error:
         raise Unavailable(
             f"the native module emp_kernels._cuda is missing ({error}); build it with "
             "`pip install .` in the source tree, where nvcc is on the PATH"
         ) from None
-    _native = _cuda
+    _native = native
 
 
 def serves_device(device_type: str) -> bool:

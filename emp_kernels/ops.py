@@ -1,0 +1,153 @@
+"""Operators of ``torch.ops.emp_kernels``: the public functions as ``torch.compile`` sees them.
+
+Each does what the public function of its name does after its arguments were checked, on whatever
+backend serves them. Outside of compilation the public functions call the backend directly: the
+dispatcher's boundary costs more than a small batch does (DESIGN.md has the measurement).
+"""
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .keep import Keep, kept_count
+from .results import SampleStatistics, Scores, Selection
+
+NAMESPACE = "emp_kernels"
+STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+_SCHEMAS = (
+    "score(Tensor logits, Tensor labels, float beta, int? ignore_index, str? backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "sample_statistics(Tensor logits, Tensor labels, int? ignore_index, str? backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "select(Tensor scores, SymInt count, str? backend) -> Tensor",
+    # the state's fields, all or none of them; `share` or `count` is keep
+    "score_and_select(Tensor logits, Tensor labels, Tensor(a!)? score, Tensor(b!)? loss, "
+    "Tensor(c!)? entropy, Tensor(d!)? updates, Tensor(e!)? selections, Tensor(f!)? seen_at, "
+    "Tensor(g!)? clock, float beta, float? share, int? count, Tensor? indices, "
+    "int? ignore_index, str? backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+for _schema in _SCHEMAS:
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _owned(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors that share no memory with one another, as the dispatcher wants results."""
+    return tuple(tensor.clone() if tensor._is_view() else tensor for tensor in tensors)
+
+
+def _score(
+    logits: Tensor, labels: Tensor, beta: float, ignore_index: int | None, backend: str | None
+) -> tuple[Tensor, ...]:
+    chosen = backends.resolve("score", backend, logits)
+    return _owned(chosen.score(logits, labels, beta, ignore_index))
+
+
+def _sample_statistics(
+    logits: Tensor, labels: Tensor, ignore_index: int | None, backend: str | None
+) -> tuple[Tensor, ...]:
+    chosen = backends.resolve("sample_statistics", backend, logits)
+    return _owned(chosen.sample_statistics(logits, labels, ignore_index))
+
+
+def _select(scores: Tensor, count: int, backend: str | None) -> Any:
+    return backends.resolve("select", backend, scores).select(scores, count)
+
+
+def _score_and_select(*arguments: Any) -> tuple[Tensor, ...]:
+    logits, labels, *fields, beta, share, count, indices, ignore_index, backend = arguments
+    function = "score_and_select"
+    state = None
+    if fields[0] is not None:
+        state = SimpleNamespace(**dict(zip(STATE_FIELDS, fields, strict=True)))
+        state.num_samples, state.beta = len(fields[0]), beta
+    keep = count if share is None else share
+    chosen = backends.resolve(function, backend, logits)
+    result = chosen.score_and_select(logits, labels, state, keep, indices, ignore_index, function)
+    return _owned((result.indices, *result.scores, result.threshold, result.num_invalid))
+
+
+def _values_like(labels: Tensor, logits: Tensor, count: int) -> list[Tensor]:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return [torch.empty(labels.shape, dtype=dtype, device=labels.device) for _ in range(count)]
+
+
+def _fake_score(logits: Tensor, labels: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    return tuple(_values_like(labels, logits, 4))
+
+
+def _fake_sample_statistics(logits: Tensor, labels: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    correct = torch.empty(labels.shape, dtype=torch.bool, device=labels.device)
+    return (*_values_like(labels, logits, 6), correct)
+
+
+def _fake_select(scores: Tensor, count: int, backend: str | None) -> Tensor:
+    return torch.empty(count, dtype=torch.int64, device=scores.device)
+
+
+def _fake_score_and_select(*arguments: Any) -> tuple[Tensor, ...]:
+    logits, labels, *_, share, count, _, ignore_index, _ = arguments
+    size: Any
+    if labels.is_cuda and ignore_index is None:
+        size = kept_count(count if share is None else share, labels.shape[0])
+    else:  # as many as are valid
+        size = torch.library.get_ctx().new_dynamic_size()
+    values = _values_like(labels, logits, 4)
+    return (
+        torch.empty(size, dtype=torch.int64, device=labels.device),
+        *values,
+        torch.empty((), dtype=values[0].dtype, device=labels.device),
+        torch.empty((), dtype=torch.int32, device=labels.device),
+    )
+
+
+for _name in ("score", "sample_statistics", "select", "score_and_select"):
+    _library.impl(_name, globals()[f"_{_name}"], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", globals()[f"_fake_{_name}"], lib=_library)
+
+
+def score(
+    logits: Tensor, labels: Tensor, beta: float, ignore_index: int | None, backend: str | None
+) -> Scores:
+    """:func:`emp_kernels.score` as one operator."""
+    op = torch.ops.emp_kernels.score
+    return Scores(*op(logits.detach(), labels, beta, ignore_index, backend))
+
+
+def sample_statistics(
+    logits: Tensor, labels: Tensor, ignore_index: int | None, backend: str | None
+) -> SampleStatistics:
+    """:func:`emp_kernels.sample_statistics` as one operator."""
+    op = torch.ops.emp_kernels.sample_statistics
+    return SampleStatistics(*op(logits.detach(), labels, ignore_index, backend))
+
+
+def select(scores: Tensor, count: int, backend: str | None) -> Tensor:
+    """:func:`emp_kernels.select` as one operator."""
+    indices: Tensor = torch.ops.emp_kernels.select(scores.detach(), count, backend)
+    return indices
+
+
+def score_and_select(
+    logits: Tensor,
+    labels: Tensor,
+    state: Any,
+    keep: Keep,
+    indices: Tensor | None,
+    ignore_index: int | None,
+    backend: str | None,
+) -> Selection:
+    """:func:`emp_kernels.score_and_select` as one operator, which writes to the state's fields."""
+    fields = [None if state is None else getattr(state, name) for name in STATE_FIELDS]
+    share, count = (keep, None) if isinstance(keep, float) else (None, keep)
+    beta = 1.0 if state is None else state.beta
+    chosen, *scores, threshold, num_invalid = torch.ops.emp_kernels.score_and_select(
+        logits.detach(), labels, *fields, beta, share, count, indices, ignore_index, backend
+    )
+    return Selection(chosen, Scores(*scores), threshold, num_invalid)

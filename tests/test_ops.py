@@ -1,0 +1,99 @@
+"""The operators that torch.compile sees: opcheck, and the public functions in one graph."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import emp_kernels as emp
+from emp_kernels import ops
+
+OPERATORS = torch.ops.emp_kernels
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, 7, generator=generator)
+    return logits, torch.randint(7, (20,), generator=generator)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_opcheck(backend):
+    logits, labels = batch()
+    opcheck(OPERATORS.score.default, (logits, labels, 0.5, None, backend))
+    opcheck(OPERATORS.sample_statistics.default, (logits, labels, 4, backend))
+    opcheck(OPERATORS.select.default, (logits[:, 0].contiguous(), 7, backend))
+
+
+@pytest.mark.parametrize("keep", [(0.3, None), (None, 4)])
+@pytest.mark.parametrize("ids", [None, torch.arange(20).flip(0)])
+def test_opcheck_of_the_main_call(keep, ids):
+    logits, labels = batch()
+    state = emp.EMPState(20)
+    for fields in ([getattr(state, name) for name in ops.STATE_FIELDS], [None] * 7):
+        for ignore_index in (None, 3):
+            arguments = (logits, labels, *fields, 1.0, *keep, ids, ignore_index, None)
+            opcheck(OPERATORS.score_and_select.default, arguments)
+
+
+def test_the_state_is_declared_as_written():
+    schema = OPERATORS.score_and_select.default._schema
+    written = {a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write}
+    assert written == set(ops.STATE_FIELDS)
+
+
+def test_one_graph():
+    """Forward pass, scores, selection and the kept rows' loss, differentiated."""
+    torch._dynamo.reset()
+    logits, labels = batch()
+    layer = torch.nn.Linear(7, 7)
+
+    def step(x, y):
+        z = layer(x)
+        scores = emp.score(z, y, beta=0.5, ignore_index=-100)
+        statistics = emp.sample_statistics(z, y)
+        kept = emp.select(scores.score, 0.4)
+        return torch.nn.functional.cross_entropy(z[kept], y[kept]), scores, statistics, kept
+
+    want = step(logits, labels)
+    got = torch.compile(step, fullgraph=True, backend="aot_eager")(logits, labels)
+    torch.testing.assert_close(got, want)
+    gradients = []
+    for loss in (got[0], want[0]):
+        layer.zero_grad()
+        loss.backward()
+        gradients.append(layer.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize("ignore_index", [None, 3])
+def test_the_main_call_in_one_graph(ignore_index, with_ids):
+    torch._dynamo.reset()
+    logits, labels = batch()
+    ids = torch.randint(20, (20,), generator=torch.Generator().manual_seed(1)) if with_ids else None
+    states = [emp.EMPState(20, beta=0.7) for _ in range(2)]
+    compiled = torch.compile(emp.score_and_select, fullgraph=True, backend="aot_eager")
+    for call, state in zip((emp.score_and_select, compiled), states, strict=True):
+        for _ in range(2):
+            result = call(logits, labels, state, 0.3, indices=ids, ignore_index=ignore_index)
+        if call is emp.score_and_select:
+            want = result
+    torch.testing.assert_close(result, want)
+    for name in ops.STATE_FIELDS:
+        assert torch.equal(getattr(states[0], name), getattr(states[1], name)), name
+    assert states[1].clock == 2
+
+
+def test_inductor():
+    torch._dynamo.reset()
+    logits, labels = batch()
+    got = torch.compile(lambda z, y: emp.score(z * 2, y).score + 1, fullgraph=True)(logits, labels)
+    torch.testing.assert_close(got, emp.score(logits * 2, labels).score + 1)
+
+
+def test_eager_calls_take_no_operator(monkeypatch):
+    """The direct path: the dispatcher's boundary costs more than a small batch."""
+    monkeypatch.setattr(ops, "score", None)
+    monkeypatch.setattr(ops, "select", None)
+    logits, labels = batch()
+    emp.select(emp.score(logits, labels).score, 3)
