@@ -205,16 +205,19 @@ def test_more_elements_than_float32_can_count(backend):
         assert got[0] == 1
 
 
-def test_a_digit_that_ends_just_below_zero(backend):
-    """A radix select whose digits start at -1.9999999: one ends at -0.0, which has no scores of
-    its own, and the tiny negative numbers below it hold the cut."""
+@pytest.mark.parametrize("beyond", [-1000, 10], ids=["cut below the zeros", "cut in the zeros"])
+def test_a_digit_that_ends_just_below_zero(beyond, backend):
+    """Millions of zeros of both signs next to the cut, for a radix select whose digits start at
+    -1.9999999: one ends at -0.0, and tiny negative numbers are in it."""
     n, keep = 3_000_000, 900_000
     scores = torch.full((n,), -1.9999998807907104)
     places = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    scores[places[: keep - 1000]] = 0.0
-    tiny = places[keep - 1000 : keep + 1000]
+    zeros, tiny = places[: keep + beyond], places[keep + beyond : keep + beyond + 2000]
+    scores[zeros[::2]] = 0.0
+    scores[zeros[1::2]] = -0.0
     scores[tiny] = -1e-45
-    want = torch.cat([places[: keep - 1000], tiny.sort().values[:1000]]).sort().values
+    want = zeros.sort().values[:keep]
+    want = torch.cat([want, tiny.sort().values[: keep - len(want)]]).sort().values
     assert torch.equal(emp.select(scores, keep, backend=backend), want)
 
 
