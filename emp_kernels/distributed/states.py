@@ -92,11 +92,11 @@ def _packed(state: EMPState, ids: torch.Tensor, rows: int) -> torch.Tensor:
 
 def _merge(state: EMPState, entries: torch.Tensor) -> None:
     """Write one rank's entries where they are no older than the state's."""
-    ids = entries[:, :2].contiguous().view(torch.int64)[:, 0]
+    ids = entries[:, :2].reshape(-1).clone().view(torch.int64)
     counts = torch.maximum(state.updates[ids], entries[:, 6])
     state.updates[ids] = counts
     newer = entries[:, 5] >= state.seen_at[ids]
     ids, entries = ids[newer], entries[newer]
     for column, name in enumerate(("score", "loss", "entropy"), 2):
-        getattr(state, name)[ids] = entries[:, column].contiguous().view(torch.float32)
+        getattr(state, name)[ids] = entries[:, column].clone().view(torch.float32)
     state.seen_at[ids] = entries[:, 5]
