@@ -187,6 +187,8 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
             scoring(rows, classes, f32, keep=77 if rows == few else 2, state=state, ids=ids),
         )
     yield f"score_and_select N={plan.FEW} C=1000", scoring(plan.FEW, 1000, bf16, keep=1000)
+    for classes in (10, 32000):
+        yield f"cross_entropy_backward C={classes}", gradient(1000, classes, bf16)
     scores = torch.empty(many)
     yield "select N=1024", lambda: launch.select(scores[:1024], 300)
     yield "select N=100000", lambda: launch.select(scores, 300)
@@ -218,6 +220,14 @@ def scoring(n, classes, dtype, *, group=0, ignore=None, **options) -> Callable[[
     return lambda: launch.score(rows, labels, 1.0, ignore, **options)
 
 
+def gradient(n, classes, dtype) -> Callable[[], Any]:
+    """A backward launch; its output needs memory, but none of it is touched."""
+    rows = launch.Rows(torch.empty(64, dtype=dtype), n, classes, n, 0, classes)
+    values = torch.empty(n)
+    labels = torch.empty(n, dtype=torch.int64)
+    return lambda: launch.gradient(rows, labels, values, values, values)
+
+
 def logit_bits(recorded: Launch) -> tuple[int, int]:
     """Of a scoring kernel, the widest load that its rows allow, and how many such loads a thread
     makes for the logits that are in registers at a time."""
@@ -234,7 +244,7 @@ def faults(recorded: Launch, code: Code, max_registers: int) -> list[str]:
         found.append(f"{code.spills} spills, {code.local_bytes} bytes of local memory")
     if code.registers > max_registers:
         found.append(f"{code.registers} registers, more than {max_registers}")
-    if "logits" in recorded.arguments:
+    if "TILES" in recorded.arguments:  # a scoring kernel
         bits, wanted = logit_bits(recorded)
         stream = "PARTS" in recorded.arguments
         got = (code.loop_loads if stream else code.loads)[bits]

@@ -175,3 +175,28 @@ def test_beta_and_empty():
     for shape in [(0, 9), (2, 0, 9)]:
         got = emp.score(torch.empty(shape), torch.empty(shape[:-1]).long(), backend="triton")
         assert got.score.shape == shape[:-1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype"), [(5, torch.float32), (64, torch.bfloat16), (5000, torch.float16)]
+)
+def test_cross_entropy(classes, dtype):
+    """Loss and gradient as torch's in float64; rows that are not trained on get zero."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = (4 * torch.randn(6, classes, generator=generator)).to(dtype).requires_grad_()
+    with torch.no_grad():
+        logits[1] = torch.nan
+        logits[2, 3] = 40.0
+    labels = torch.randint(classes, (6,), generator=generator)
+    labels[2], labels[4] = 3, -100
+    rows = torch.tensor([0, 2, 5])
+    loss = emp.cross_entropy(logits, labels, rows=rows, ignore_index=-100, backend="triton")
+    loss.backward()
+    exact = logits.detach().double().requires_grad_()
+    want = torch.nn.functional.cross_entropy(exact[rows], labels[rows])
+    want.backward()
+    torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=0)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=tolerance, atol=1e-7)
+    assert logits.grad[2, 3] != 0 or dtype != torch.float32
+    assert (logits.grad[[1, 3, 4]] == 0).all()

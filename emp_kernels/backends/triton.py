@@ -114,6 +114,16 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     return Scores(*values.view(4, *labels.shape).unbind())
 
 
+def cross_entropy_backward(logits, labels, loss, lse, scales) -> torch.Tensor:
+    """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
+    that is 0, whatever the row holds. `loss` and `lse` (N,) are what `score` found; labels are
+    (...), `scales` (N,)."""
+    if logits.numel() == 0:
+        return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    gradient = _launch.gradient(_launch.rows_of(logits), labels, loss, lse, scales)
+    return gradient.view(logits.shape)
+
+
 def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     """Statistics of logits (..., C) and labels (...)."""
     _check_device(logits.device)

@@ -8,7 +8,20 @@ from typing import Any, NamedTuple
 import torch
 
 from . import select_large as large
-from .plan import BINS, CHUNK, FEW, PLAN_SIZE, SLOT, WORK_SIZE, Plan, layout_of, plan_of, tile_of
+from .gradient import gradient_rows
+from .plan import (
+    BINS,
+    CHUNK,
+    FEW,
+    PLAN_SIZE,
+    SLOT,
+    WORK_SIZE,
+    Plan,
+    layout_of,
+    plan_of,
+    power_of_two,
+    tile_of,
+)
 from .remember import remember_rows
 from .rows import score_rows
 from .select_small import finish_rows, select_few
@@ -134,6 +147,28 @@ def score(
             **cut, num_warps=plan.warps, **OPTIONS,
         )  # fmt: skip
     return Scored(values, correct, work, indices, threshold)
+
+
+def gradient(
+    rows: Rows, labels: torch.Tensor, loss: torch.Tensor, lse: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """The cross-entropy's gradient (N, C) of N * C > 0 logits, in their dtype."""
+    logits, n, classes = rows.logits, rows.count, rows.classes
+    out = torch.empty((n, classes), dtype=logits.dtype, device=logits.device)
+    vector, ragged = layout_of(
+        logits.data_ptr(), rows.group_stride, rows.row_stride, classes, logits.element_size()
+    )
+    vector = 1 if ragged else vector
+    width = min(4096, max(vector, power_of_two(classes)))
+    several = max(1, 4096 // width)
+    with _on(logits.device):
+        gradient_rows[(-(-n // several), -(-classes // width))](
+            logits, labels.reshape(-1).contiguous(), loss.contiguous(), lse.contiguous(),
+            scales.to(torch.float32).contiguous(), out, n, rows.per_group, rows.group_stride,
+            rows.row_stride, classes // vector, classes, V=vector,
+            GROUPED=rows.group_stride != 0, ROWS=several, WIDTH=width, num_warps=8, **OPTIONS,
+        )  # fmt: skip
+    return out
 
 
 def selection(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
