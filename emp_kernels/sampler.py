@@ -161,23 +161,34 @@ class EMPSampler(Sampler[int]):
         if drawing is self._drawing:
             self.epoch = self.state.epoch = drawing.order.epoch + 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, position: int | None = None) -> dict[str, Any]:
         """The epoch, its order, and how much of it is drawn.
 
         It shares the order's tensor, which nobody changes. With one rank's dictionary, every rank
         of any number of ranks resumes: what one rank has drawn, the others have too. Save the
         EMPState beside it.
+
+        Args:
+            position: how many ids of the last iterator count as drawn, where a loader that
+                prefetches has drawn more than were trained on.
         """
-        order, position, drawing = self._resumed, 0, self._drawing
-        if order is None and drawing is not None and not self._left_behind():
-            order, position = drawing.order, drawing.position
+        order, drawing = self._resumed, self._drawing
+        if order is None and drawing is not None and (position is not None or not self._spent()):
+            order = drawing.order
+            drawn = drawing.position if position is None else min(position, len(drawing.ids))
+            if position is not None and drawn == len(drawing.ids):
+                return self._snapshot(order.epoch + 1, None, 0)
+            return self._snapshot(order.epoch, order, drawn)
+        return self._snapshot(self._coming_epoch() if order is None else order.epoch, order, 0)
+
+    def _snapshot(self, epoch: int, order: Order | None, drawn: int) -> dict[str, Any]:
         return {
             "version": _VERSION,
             "num_samples": self.state.num_samples,
-            "epoch": self._coming_epoch() if order is None else order.epoch,
+            "epoch": epoch,
             "order": None if order is None else order.ids,
             "start": 0 if order is None else order.start,
-            "position": position,
+            "position": drawn,
             "num_replicas": self.num_replicas,
         }
 
@@ -222,12 +233,12 @@ class EMPSampler(Sampler[int]):
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the copy goes on where this sampler is."""
         resumed = self._resumed
-        if resumed is None and self._drawing is not None and not self._left_behind():
+        if resumed is None and self._drawing is not None and not self._spent():
             resumed = self._drawing.rest()
         own = {"_drawing": None, "_iterator": None, "_resumed": resumed}
         return self.__dict__ | own | {"epoch": self._coming_epoch()}
 
-    def _left_behind(self) -> bool:
+    def _spent(self) -> bool:
         """Whether the last iterator was asked for more than it had and is in nobody's hands.
 
         A batch sampler that still holds it has only just completed its last, short batch: that
