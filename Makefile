@@ -10,7 +10,7 @@ export PATH := $(abspath $(RUN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo sanitize bench audit clean
+.PHONY: venv build test lint format demo sanitize bench audit gpu-check clean
 
 # The environment with the package in it, editable; made anew when either description changes.
 venv: $(VENV)/complete
@@ -61,6 +61,10 @@ bench: build
 # What the compiler made of the Triton kernels; needs no GPU.
 audit: build
 	$(RUN)/python bench/audit.py
+
+# Tests, sanitizer and benchmarks on this machine's GPU, offline: with the PYTHON that has torch.
+gpu-check:
+	$(PYTHON) -m bench.gpu.check
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info emp_kernels/_*.so

@@ -1,0 +1,126 @@
+"""``make gpu-check``: everything that needs a GPU, in one command, offline, inside nine minutes.
+
+Builds the native modules with what is there, runs the GPU tests, compute-sanitizer on a small run,
+and the benchmarks. Rows go to bench/results/<date>-<device>/gpu.jsonl. Without a GPU it says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bench import harness
+from bench.gpu import timing
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOWED = 500.0  # seconds for everything, under nine minutes
+
+
+class Report:
+    """Steps, how they ended, and the time that is left."""
+
+    def __init__(self) -> None:
+        self.deadline = time.monotonic() + ALLOWED
+        self.steps: list[dict[str, object]] = []
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def note(self, step: str, result: str, seconds: float = 0.0) -> None:
+        self.steps.append({"step": step, "result": result, "seconds": round(seconds, 1)})
+        print(f"gpu-check: {step}: {result} ({seconds:.0f} s)", flush=True)
+
+    def run(self, step: str, command: Sequence[str], limit: float) -> bool:
+        """Whether the command succeeded in time; its output goes to the terminal."""
+        start = time.monotonic()
+        limit = min(limit, self.left())
+        if limit < 5:
+            self.note(step, "not measured (no time left)")
+            return False
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        try:
+            code = subprocess.run(command, cwd=ROOT, env=environment, timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            self.note(step, f"stopped after {limit:.0f} s", time.monotonic() - start)
+            return False
+        result = "passed" if code == 0 else f"failed with status {code}"
+        self.note(step, result, time.monotonic() - start)
+        return code == 0
+
+
+def build(report: Report) -> None:
+    """The native modules, in the tree, where the tools are there: no network is used."""
+    missing = [name for name in ("pybind11", "setuptools") if not importlib.util.find_spec(name)]
+    missing += [name for name in ("cmake", "ninja", "nvcc") if not shutil.which(name)]
+    if missing:
+        report.note("build", f"not measured ({', '.join(missing)} not there)")
+        return
+    report.run("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 150)
+
+
+def sanitize(report: Report) -> None:
+    """compute-sanitizer where the machine lets it run; where it does not, that is no failure."""
+    tool = shutil.which("compute-sanitizer")
+    for check in ("memcheck", "racecheck"):
+        step = f"compute-sanitizer {check}"
+        if tool is None:
+            report.note(step, "not measured (not installed)")
+            continue
+        command = [tool, "--tool", check, "--error-exitcode", "9"]
+        command += [sys.executable, "-m", "bench.gpu.sanitized"]
+        limit = min(75.0, report.left())
+        start = time.monotonic()
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=limit,
+                capture_output=True, text=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            report.note(step, f"not measured (not done after {limit:.0f} s)", limit)
+            continue
+        report.note(step, verdict(done.returncode, done.stdout), time.monotonic() - start)
+
+
+def verdict(code: int, output: str) -> str:
+    """What compute-sanitizer found. Status 9 is its own; any other failure means that it, or the
+    run under it, could not work on this machine."""
+    summary = [line.strip("= \n") for line in output.splitlines() if "SUMMARY" in line]
+    if code == 0:
+        return "passed"
+    if code == 9 and summary and "Device not supported" not in output:
+        return f"failed: {summary[-1]}"
+    reason = next((line.strip("= \n") for line in output.splitlines() if "rror" in line), "")
+    return f"not measured ({reason or f'status {code}'})"
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("gpu-check: no CUDA GPU here: nothing was run, and nothing is measured")
+        return 0
+    report = Report()
+    build(report)
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    report.run("tests", tests, 180)
+    sanitize(report)
+    rows = harness.results_folder(torch.cuda.get_device_name()) / "gpu.jsonl"
+    spare = max(0.0, min(220.0, report.left() - 25))
+    command = [sys.executable, "-m", "bench.gpu.run", str(rows), f"{spare:.0f}"]
+    report.run("benchmarks", command, spare + 20)
+    steps = {"steps": report.steps} | timing.origin()
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    rows.with_name("gpu-check.json").write_text(json.dumps(steps, indent=1) + "\n")
+    print(f"gpu-check: rows are in {rows.parent.relative_to(ROOT)}")
+    return int(any(str(step["result"]).startswith(("failed", "stopped")) for step in report.steps))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

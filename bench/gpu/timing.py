@@ -1,0 +1,135 @@
+"""Times on the device, and what rows of GPU measurements say.
+
+Ours and its peers take turns, round by round; every share is of the copy bandwidth that the same
+process measured, counting the bytes read and the bytes written.
+"""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from bench import harness
+from emp_kernels.cli import provenance
+
+Call = Callable[[], Any]
+COPIED = 2**32  # bytes of the copy that is the limit, far beyond the L2 cache
+
+
+def seconds_of(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Device seconds of each call, `rounds` times, after two warm-up rounds."""
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in calls}
+    for turn in range(rounds + 2):
+        for name, call in calls.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            if turn >= 2:
+                events[name].append((start, end))
+        torch.cuda.synchronize()
+    return {
+        name: [start.elapsed_time(end) / 1e3 for start, end in pairs]
+        for name, pairs in events.items()
+    }
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second of a device-to-device copy, read and written bytes both counted."""
+    source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    times = seconds_of({"copy": lambda: target.copy_(source)}, 10)["copy"]
+    return 2 * COPIED / statistics.median(times)
+
+
+def host_seconds(call: Call, calls: int = 200) -> list[float]:
+    """Host seconds to issue one call, without waiting for the device; some rounds of `calls`."""
+    for _ in range(20):
+        call()
+    rounds = []
+    for _ in range(9):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        rounds.append((time.perf_counter() - start) / calls)
+    return rounds
+
+
+def captured(call: Call) -> Call:
+    """`call` as a CUDA graph's replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def origin() -> dict[str, Any]:
+    """What every row says of its run."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "machine": harness.machine(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def row(
+    case: str,
+    ours: list[float],
+    *,
+    moved: int | None = None,
+    copy: float | None = None,
+    peers: Mapping[str, list[float]] | None = None,
+    not_measured: Mapping[str, str] | None = None,
+    goals: Mapping[str, tuple[float, float]] | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One row: a case, the times of ours and of its peers, and what they come to.
+
+    Args:
+        ours, peers: seconds of each round.
+        moved: bytes that the work has to move. copy: the measured limit in bytes a second.
+        not_measured: peers that could not run, and why.
+        goals: required and stretch value of "share", "floor", "microseconds" or a peer's ratio.
+    """
+    seconds = harness.spread(ours)
+    result: dict[str, Any] = {"case": case, **(fields or {}), "rounds": len(ours)}
+    measured = {"microseconds": seconds["median"] * 1e6}
+    result |= {"seconds": seconds, "peers": {}, "not_measured": dict(not_measured or {})}
+    if moved is not None and copy is not None:
+        rate = moved / seconds["median"]
+        result |= {"bytes": moved, "gb_per_s": rate / 1e9, "copy_gb_per_s": copy / 1e9}
+        measured |= {"share": rate / copy, "floor": copy / rate}
+        result |= {"share": rate / copy}
+    for name, times in (peers or {}).items():
+        ratio = statistics.median(t / o for t, o in zip(times, ours, strict=False))
+        result["peers"][name] = {"seconds": harness.spread(times), "ratio": ratio}
+        measured[name] = ratio
+    result["goals"] = {
+        name: {"required": required, "stretch": stretch, "measured": measured.get(name)}
+        for name, (required, stretch) in (goals or {}).items()
+    }
+    return result | origin()
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """The row in a table for people."""
+    words = [f"{found['case']:<44}", f"{found['seconds']['median'] * 1e6:>12.1f} us"]
+    if "share" in found:
+        words.append(f"{found['gb_per_s']:>7.0f} GB/s {found['share']:>6.2f} of copy")
+    words += [f"{name} {peer['ratio']:.2f}x" for name, peer in found["peers"].items()]
+    words += [f"{name}: not measured ({why})" for name, why in found["not_measured"].items()]
+    return "  ".join(words)
