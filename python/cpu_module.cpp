@@ -15,6 +15,7 @@
 #include "cpu/shuffle.h"
 #include "cpu/state.h"
 #include "cpu/targets.h"
+#include "cpu/threads.h"
 
 namespace py = pybind11;
 using Address = uintptr_t;
@@ -172,6 +173,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("gather", &bindings::gather);
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);
+  module.def("mark_forked", &emp::mark_forked,
+             "This process was forked before it loaded the library: one thread from now on.");
   module.def(
       "simd_level", [] { return emp::target_name(emp::target()); },
       "The instruction set in use: avx512, avx2 or portable.");

@@ -1,7 +1,7 @@
 """Script of test_fork.py: calls everything in the parent, then again in forked children.
 
 Run in a process of its own, so that a hang ends in a timeout and not in a hung test suite.
-Usage: python forked_workers.py loader|process BACKEND
+Usage: python forked_workers.py loader|process|first BACKEND
 """
 
 import multiprocessing
@@ -93,8 +93,24 @@ def in_process(backend: str, want: list[np.ndarray]) -> None:
         assert equal(everything(backend), want)
 
 
+def first_in_child(backend: str) -> None:
+    """The parent's only threads are torch's: the child is the first to call the library."""
+    assert "emp_kernels._cpu" not in sys.modules
+    assert LOGITS.exp().sum() > 0  # leaves the threads of OpenMP waiting
+    process = multiprocessing.get_context("fork").Process(target=everything, args=(backend,))
+    process.start()
+    process.join(TIMEOUT)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError("the forked child hangs on its first call")
+    assert process.exitcode == 0, process.exitcode
+
+
 if __name__ == "__main__":
     mode, name = sys.argv[1:]
     torch.set_num_threads(2)
-    (in_loader if mode == "loader" else in_process)(name, everything(name))
+    if mode == "first":
+        first_in_child(name)
+    else:
+        (in_loader if mode == "loader" else in_process)(name, everything(name))
     print("forked and done")

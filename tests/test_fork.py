@@ -34,7 +34,9 @@ def test_data_loader_workers(backend):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
-def test_a_bare_fork(backend):
+@pytest.mark.parametrize("mode", ["process", "first"])
+def test_a_bare_fork(mode, backend):
+    """Also where the child is the first to call the library, after torch used its threads."""
     if backend == "reference":
         pytest.skip("torch's own operators hang on OpenMP after a bare fork")
-    run("process", backend)
+    run(mode, backend)

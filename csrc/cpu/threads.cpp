@@ -13,5 +13,6 @@ const int registered = pthread_atfork(nullptr, nullptr, [] { is_forked_child = t
 }  // namespace
 
 bool forked() { return is_forked_child; }
+void mark_forked() { is_forked_child = true; }
 
 }  // namespace emp

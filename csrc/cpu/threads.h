@@ -16,6 +16,8 @@ namespace emp {
 // True in a process forked from one that had loaded this library: OpenMP's pool does not survive
 // a fork, and waiting for it would hang.
 bool forked();
+// Says so where the fork came before the library was loaded.
+void mark_forked();
 
 // How many of `limit` threads to use for work that touches `bytes` bytes.
 inline int useful_threads(int limit, int64_t bytes) {

@@ -7,12 +7,31 @@ for type, shape and device. Backends never import one another.
 
 import functools
 import importlib
+import os
 import warnings
 from types import ModuleType
 
 import torch
 
 NAMES = ("reference", "cpu", "triton", "cuda")
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+def forked() -> bool:
+    """Whether this process was forked since the package was imported: OpenMP's threads, which
+    torch may have started, are not in it, and waiting for them would hang."""
+    return _forked
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 class Unavailable(RuntimeError):

@@ -10,7 +10,7 @@ import torch
 from ..keep import Keep, kept_count
 from ..results import SampleStatistics, Scores, Selection
 from ..validation import raise_id_out_of_range, raise_label_out_of_range
-from . import Unavailable
+from . import Unavailable, forked
 
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 DEVICE = "cpu"
@@ -57,6 +57,8 @@ def require() -> ModuleType:
             f"EMP_SIMD must name an instruction set of this processor ({', '.join(SIMD_LEVELS)}), "
             f"got {wanted!r}; unset it or set it to {_cpu.simd_level()}"
         )
+    if forked():  # the library notices only the forks that come after it is loaded
+        _cpu.mark_forked()
     _native = _cpu
     return _cpu
 
