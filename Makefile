@@ -24,8 +24,9 @@ $(VENV)/complete: constraints.txt pyproject.toml
 build: venv
 	$(RUN)/python setup.py -q build_ext --inplace
 
+# Two processes of one thread each: the tests that are about threads set their own number.
 test: build
-	$(RUN)/python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2
 
 lint: venv
 	$(RUN)/ruff check .
