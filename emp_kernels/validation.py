@@ -72,9 +72,7 @@ def check_same_device(
         )
 
 
-def check_ids(
-    function: str, name: str, ids: torch.Tensor, rows: int | None = None
-) -> None:
+def check_ids(function: str, name: str, ids: torch.Tensor, rows: int | None = None) -> None:
     """`ids` is a 1-D integer tensor, of `rows` elements when `rows` is given."""
     if not isinstance(ids, torch.Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(ids).__name__}")

@@ -91,7 +91,13 @@ def _logits(logits: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
     group_stride, row_stride, _ = grouped.stride()
     code = _LOGIT_CODES[grouped.dtype]
     return grouped, (
-        grouped.data_ptr(), code, groups * group_rows, classes, group_rows, group_stride, row_stride
+        grouped.data_ptr(),
+        code,
+        groups * group_rows,
+        classes,
+        group_rows,
+        group_stride,
+        row_stride,
     )
 
 
@@ -187,9 +193,7 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
 def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     """The ids (K,) int64 in an order that depends on K and `seed` (64 bits) alone."""
     out = torch.empty_like(ids)
-    _native.shuffle(
-        ids.data_ptr(), ids.shape[0], seed, out.data_ptr(), torch.get_num_threads()
-    )
+    _native.shuffle(ids.data_ptr(), ids.shape[0], seed, out.data_ptr(), torch.get_num_threads())
     return out
 
 

@@ -89,7 +89,8 @@ def _statistics(logits, labels, classes, ignore_index) -> SampleStatistics:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return SampleStatistics(
         *(
-            torch.cat(field).to(torch.bool if field[0].dtype == torch.bool else dtype)
+            torch.cat(field)
+            .to(torch.bool if field[0].dtype == torch.bool else dtype)
             .reshape(labels.shape)
             for field in zip(*chunks, strict=True)
         )
@@ -274,8 +275,10 @@ def score_and_select(
     order = _descending(score.masked_fill(~valid, torch.nan))[:count]
     selected = valid[order]
     indices = torch.where(selected, order, n).sort().values
-    threshold = torch.where(selected, score[order], torch.inf).amin() if count else (
-        torch.full((), torch.inf, dtype=score.dtype, device=score.device)
+    threshold = (
+        torch.where(selected, score[order], torch.inf).amin()
+        if count
+        else (torch.full((), torch.inf, dtype=score.dtype, device=score.device))
     )
     if state is not None and count:
         drawn = ids[indices.clamp(max=n - 1)].clamp(0, state.num_samples - 1)
