@@ -13,7 +13,7 @@ def order_key(score, VALID_ONLY: tl.constexpr):
     With VALID_ONLY an ignored row's -inf is 0 as well; every other score's key is above 0.
     """
     bits = (score + 0.0).to(tl.uint32, bitcast=True)  # -0.0 + 0.0 is +0.0
-    key = tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
+    key = bits ^ tl.where(bits >> 31 != 0, 0xFFFFFFFF, 0x80000000).to(tl.uint32)
     key = tl.where(score == score, key, 0)
     if VALID_ONLY:
         key = tl.where(score == -INF, 0, key)
@@ -23,8 +23,8 @@ def order_key(score, VALID_ONLY: tl.constexpr):
 @triton.jit
 def score_of(key):
     """The score whose key this is (key > 0)."""
-    bits = tl.where(key >> 31 != 0, key ^ 0x80000000, ~key)
-    return bits.to(tl.uint32).to(tl.float32, bitcast=True)
+    bits = key ^ tl.where(key >> 31 != 0, 0x80000000, 0xFFFFFFFF).to(tl.uint32)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit

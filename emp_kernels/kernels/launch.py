@@ -231,7 +231,9 @@ def select_many(
             large.bracket_from_histogram[(1,)](histogram, plan, keep, **options)
         else:
             large.bracket_from_sample[(1,)](scores, plan, keep, n, num_warps=16, **OPTIONS)
-        large.split[(chunks,)](scores, slots, above, inside, plan, n, VALID_ONLY=valid, **options)
+        large.split[(chunks,)](
+            scores, slots, above, inside, plan, n, VALID_ONLY=valid, num_warps=16, **OPTIONS
+        )
         for step in range(3 if valid else 4):  # 21 bits are left of 32, or all
             large.narrow[(programs,)](
                 scores, slots, inside, plan, n, chunks, step, VALID_ONLY=valid, **options
@@ -242,7 +244,8 @@ def select_many(
         )  # fmt: skip
         large.compact[(chunks,)](
             scores, taken, ties, plan, indices, ids, getattr(state, "selections", None), n, keep,
-            VALID_ONLY=valid, HAS_IDS=ids is not None, HAS_STATE=state is not None, **options,
+            VALID_ONLY=valid, HAS_IDS=ids is not None, HAS_STATE=state is not None,
+            num_warps=16, **OPTIONS,
         )  # fmt: skip
     return indices, threshold
 

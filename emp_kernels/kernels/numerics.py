@@ -28,7 +28,7 @@ def exp_scaled(d, COMPENSATED: tl.constexpr):
     y = tl.fma(d, LOG2E, LOG2_SCALE)
     e = tl.exp2(y)
     if COMPENSATED:
-        e = tl.fma(e, tl.fma(LOG2_SCALE - y, LN2, d), e)
+        e = tl.fma(e, tl.fma(y - LOG2_SCALE, -LN2, d), e)
     return e
 
 
