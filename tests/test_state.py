@@ -122,6 +122,16 @@ def test_update_takes_ids_of_any_integer_dtype(dtype, as_default):
         model.assert_equal(state)
 
 
+def test_ids_that_float32_cannot_hold(as_default):
+    """257 is none of bfloat16's numbers, 2^24 + 1 none of float32's."""
+    size = 2**24 + 9
+    state, ids = emp.EMPState(size), torch.tensor([257, 2**24 + 1, size - 1])
+    scores = scores_of(3)
+    state.update(ids, scores)
+    assert state.updates.nonzero()[:, 0].tolist() == ids.tolist()
+    assert torch.equal(state.score[ids], scores.score)
+
+
 def test_update_takes_strided_and_float64_scores(as_default):
     scores = scores_of(6)
     for given_scores in (
