@@ -1,0 +1,41 @@
+"""Each example runs as its first lines say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emp_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = Path(emp_kernels.__file__).parent.parent
+
+EXPECTED = {
+    "plain.py": "step 62 of 62",
+    "ddp.py": "rank 1: 1000 samples scored",
+    "huggingface.py": "45 steps; shares [1.0, 0.3, 0.3, 0.3, 1.0]",
+    "lightning_module.py": "36 steps; shares [1.0, 0.3, 0.3, 0.3, 0.3]",
+}
+
+
+def test_every_example_is_run():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_example(name, tmp_path):
+    command = [sys.executable]
+    if name == "ddp.py":
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "examples" / name)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert EXPECTED[name] in done.stdout
