@@ -64,6 +64,9 @@ struct Simd {
     return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(k, 23 - kTableBits)));
   }
 
+  static constexpr bool kHasExp2 = false;
+  struct Exp2 {};
+
   // Bits of 2 * kWidth 16-bit elements.
   using Bits = __m256i;
   static Bits load_bits(const void* p) {

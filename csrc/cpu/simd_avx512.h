@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "dtypes.h"
@@ -52,6 +53,40 @@ struct Simd {
     const __m512i entry = _mm512_permutex2var_epi32(table.low, k, table.high);
     return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, 23 - kTableBits)));
   }
+  // 2^y for y >= -126, within 1e-7: y rounded down to 1 / 32 finds the table's entry and gives the
+  // exponent; what is left of it, in [0, 1 / 32), goes through a polynomial of degree two.
+  static constexpr bool kHasExp2 = true;
+  struct Exp2 {
+    F low, high, c1, c2, one, magic;
+
+    Exp2() {
+      // 2^r = c0 + c1 r + c2 r^2 where r is one of three Chebyshev nodes; the entries carry c0.
+      double r[3], power[3];
+      for (int i = 0; i < 3; ++i) {
+        r[i] = (1 + std::cos(std::acos(-1.0) * (2 * i + 1) / 6)) / 64;
+        power[i] = std::exp2(r[i]);
+      }
+      const double slope = (power[1] - power[0]) / (r[1] - r[0]);
+      const double square = ((power[2] - power[1]) / (r[2] - r[1]) - slope) / (r[2] - r[0]);
+      const double linear = slope - square * (r[0] + r[1]);
+      const double c0 = power[0] - slope * r[0] + square * r[0] * r[1];
+      alignas(64) float entries[32];
+      for (int j = 0; j < 32; ++j) entries[j] = float(c0 * std::exp2(j / 32.0));
+      low = load(entries);
+      high = load(entries + 16);
+      c1 = set(float(linear / c0));
+      c2 = set(float(square / c0));
+      one = set(1.0f);
+      magic = set(0x1.8p18f);  // adding it leaves 32 y in the low bits
+    }
+    F operator()(F y) const {
+      const F magic_y = _mm512_add_round_ps(y, magic, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+      const F r = _mm512_reduce_ps(y, (5 << 4) | _MM_FROUND_TO_NEG_INF);
+      const F entry = _mm512_permutex2var_ps(low, _mm512_castps_si512(magic_y), high);
+      return _mm512_scalef_ps(mul(entry, fma(r, fma(r, c2, c1), one)), y);
+    }
+  };
+
   // Bits of 2 * kWidth 16-bit elements.
   using Bits = __m512i;
   static Bits load_bits(const void* p) { return _mm512_loadu_si512(p); }

@@ -102,6 +102,9 @@ struct Simd {
     });
   }
 
+  static constexpr bool kHasExp2 = false;
+  struct Exp2 {};
+
   // Bits of 2 * kWidth 16-bit elements.
   struct Bits {
     uint16_t x[2 * kWidth];
