@@ -53,7 +53,9 @@ def check_labels(function: str, labels: torch.Tensor, logits: torch.Tensor) -> N
     if labels.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{function}: labels must have an integer dtype, got {labels.dtype}")
     check_strided(function, "labels", labels)
-    if labels.shape != logits.shape[:-1]:
+    # A slice of a shape costs more than the rest of this; most labels are (N,).
+    alike = labels.dim() + 1 == logits.dim() == 2 and labels.shape[0] == logits.shape[0]
+    if not alike and labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"{function}: labels must have the logits' leading shape {tuple(logits.shape[:-1])}, "
             f"got {tuple(labels.shape)}"
@@ -65,7 +67,7 @@ def check_same_device(
     function: str, name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor
 ) -> None:
     """Both tensors live on one device."""
-    if tensor.device != other.device:
+    if not (tensor.is_cpu and other.is_cpu) and tensor.device != other.device:
         raise ValueError(
             f"{function}: {name} must be on the device of {other_name} ({other.device}), "
             f"got {tensor.device}"

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstddef>
 #include <tuple>
 #include <vector>
 
@@ -22,43 +23,44 @@ using Address = uintptr_t;
 
 namespace bindings {
 
+// A tuple of n Python ints: sizes, codes and addresses.
+template <size_t n>
+struct Ints {
+  int64_t value[n];
+
+  int64_t operator[](size_t i) const { return value[i]; }
+  template <class T>
+  T* at(size_t i) const {
+    return reinterpret_cast<T*>(value[i]);
+  }
+};
+
 template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// (address, dtype, rows, classes, group_rows, group_stride, row_stride)
-using LogitsArgs = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
-// (address, dtype, has_ignored, ignored)
-using LabelsArgs = std::tuple<Address, int, bool, int64_t>;
-
-// Addresses of score, loss, entropy, updates, selections, seen_at and clock.
-using StateArgs = std::array<Address, 7>;
+using LogitsArgs = Ints<7>;  // address, dtype, rows, classes, group_rows, group_stride, row_stride
+using LabelsArgs = Ints<4>;  // address, dtype, has_ignored, ignored
+using StateArgs = Ints<7>;   // score, loss, entropy, updates, selections, seen_at, clock
 
 emp::Logits logits_of(const LogitsArgs& a) {
-  return {at<const void>(std::get<0>(a)),
-          emp::LogitDtype(std::get<1>(a)),
-          std::get<2>(a),
-          std::get<3>(a),
-          std::get<4>(a),
-          std::get<5>(a),
-          std::get<6>(a)};
+  return {a.at<const void>(0), emp::LogitDtype(a[1]), a[2], a[3], a[4], a[5], a[6]};
 }
 emp::Labels labels_of(const LabelsArgs& a) {
-  return {at<const void>(std::get<0>(a)), emp::IntDtype(std::get<1>(a)), std::get<2>(a),
-          std::get<3>(a)};
+  return {a.at<const void>(0), emp::IntDtype(a[1]), a[2] != 0, a[3]};
 }
 emp::State state_of(const StateArgs& a, int64_t size) {
-  return {at<float>(a[0]),   at<float>(a[1]),   at<float>(a[2]),   at<int32_t>(a[3]),
-          at<int32_t>(a[4]), at<int32_t>(a[5]), at<int32_t>(a[6]), size};
+  return {a.at<float>(0),   a.at<float>(1),   a.at<float>(2),   a.at<int32_t>(3),
+          a.at<int32_t>(4), a.at<int32_t>(5), a.at<int32_t>(6), size};
 }
-emp::ScoreOutputs scores_of(const std::array<Address, 4>& a) {
-  return {at<float>(a[0]), at<float>(a[1]), at<float>(a[2]), at<float>(a[3])};
+emp::ScoreOutputs scores_of(const Ints<4>& a) {
+  return {a.at<float>(0), a.at<float>(1), a.at<float>(2), a.at<float>(3)};
 }
 
 // Each function returns the first row with a bad label, or -1 when it did its work.
 int64_t score(const LogitsArgs& logits_args, const LabelsArgs& labels_args, float beta,
-              const std::array<Address, 4>& out, int threads) {
+              const Ints<4>& out, int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
@@ -68,17 +70,16 @@ int64_t score(const LogitsArgs& logits_args, const LabelsArgs& labels_args, floa
 }
 
 int64_t sample_statistics(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
-                          const std::array<Address, 7>& out, int threads) {
+                          const Ints<7>& out, int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
   const int64_t bad = emp::first_bad_label(labels, logits.rows, logits.classes);
   if (bad < 0)
-    emp::sample_statistics(
-        logits, labels,
-        {at<float>(out[0]), at<float>(out[1]), at<float>(out[2]), at<float>(out[3]),
-         at<float>(out[4]), at<float>(out[5]), at<bool>(out[6])},
-        threads);
+    emp::sample_statistics(logits, labels,
+                           {out.at<float>(0), out.at<float>(1), out.at<float>(2), out.at<float>(3),
+                            out.at<float>(4), out.at<float>(5), out.at<bool>(6)},
+                           threads);
   return bad;
 }
 
@@ -86,8 +87,7 @@ int64_t sample_statistics(const LogitsArgs& logits_args, const LabelsArgs& label
 std::tuple<int64_t, int64_t, int64_t> score_and_select(
     const LogitsArgs& logits_args, const LabelsArgs& labels_args, float beta, double share,
     int64_t count, const StateArgs& state_args, int64_t state_size, Address ids,
-    const std::array<Address, 4>& scores, Address indices, Address threshold, Address num_invalid,
-    int threads) {
+    const Ints<4>& scores, Address indices, Address threshold, Address num_invalid, int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
@@ -138,30 +138,44 @@ std::pair<int64_t, int64_t> gather(
 
 // Returns the position of the first bad id, before anything is written, or -1.
 int64_t update_state(const StateArgs& state, int64_t size, Address ids, int64_t rows,
-                     const std::array<Address, 3>& scores) {
+                     const Ints<3>& scores) {
   py::gil_scoped_release released;
   const int64_t bad = emp::first_bad_index(at<const int64_t>(ids), rows, size);
   if (bad < 0)
     emp::update_state(state_of(state, size),
-                      {at<const float>(scores[0]), at<const float>(scores[1]),
-                       at<const float>(scores[2]), at<const int64_t>(ids), rows},
+                      {scores.at<const float>(0), scores.at<const float>(1),
+                       scores.at<const float>(2), at<const int64_t>(ids), rows},
                       1);
   return bad;
 }
 
 // `gradients` are the addresses of loss, lse and scale.
 void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
-                            const std::array<Address, 3>& gradients, Address out, int threads) {
+                            const Ints<3>& gradients, Address out, int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
   emp::cross_entropy_backward(
       logits, labels,
-      {at<const float>(gradients[0]), at<const float>(gradients[1]), at<const float>(gradients[2])},
+      {gradients.at<const float>(0), gradients.at<const float>(1), gradients.at<const float>(2)},
       at<void>(out), threads);
 }
 
 }  // namespace bindings
+
+// pybind11's own casters of tuples and arrays take a microsecond for such a call.
+template <size_t n>
+struct pybind11::detail::type_caster<bindings::Ints<n>> {
+  PYBIND11_TYPE_CASTER(bindings::Ints<n>, const_name("tuple[int, ...]"));
+
+  bool load(handle source, bool) {
+    if (!PyTuple_CheckExact(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != Py_ssize_t(n))
+      return false;
+    for (size_t i = 0; i < n; ++i)
+      value.value[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(source.ptr(), i));
+    return PyErr_Occurred() == nullptr;
+  }
+};
 
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of emp_kernels";

@@ -415,14 +415,31 @@ struct RowKernel {
     return s;
   }
 
+  // columns[c][lane] is element c of row `lane`.
+  template <class T>
+  static void columns_of(const T* const* rows, int64_t classes, float (*columns)[S::kWidth]) {
+    if constexpr (S::kTransposes) {
+      for (int64_t start = 0; start < classes; start += S::kWidth) {
+        const int n = int(std::min<int64_t>(S::kWidth, classes - start));
+        F block[S::kWidth];
+        for (int lane = 0; lane < S::kWidth; ++lane)
+          block[lane] = S::load_first(rows[lane] + start, n);
+        S::transpose(block);
+        for (int c = 0; c < n; ++c) S::store(columns[start + c], block[c]);
+      }
+    } else {
+      for (int lane = 0; lane < S::kWidth; ++lane)
+        for (int64_t c = 0; c < classes; ++c) columns[c][lane] = to_float(rows[lane][c]);
+    }
+  }
+
   // Sums of kWidth rows of at most kFewClasses classes, a lane each, written from position `first`
   // of the results on: rows[lane] points to row `lane`, and the same row may stand there twice.
   template <bool kSquares, class T, int kRows>
   static void few_class_sums(const Constants& k, const T* const* rows, int64_t classes, int first,
                              RowSumsOf<kRows>& results) {
     alignas(64) float columns[kFewClasses][S::kWidth];
-    for (int lane = 0; lane < S::kWidth; ++lane)
-      for (int64_t c = 0; c < classes; ++c) columns[c][lane] = to_float(rows[lane][c]);
+    columns_of(rows, classes, columns);
     F m = S::set(-kInf), nan = S::set(0.0f);
     for (int64_t c = 0; c < classes; ++c) {
       const F z = S::load(columns[c]);

@@ -64,6 +64,7 @@ struct Simd {
     return _mm256_castsi256_ps(_mm256_add_epi32(entry, _mm256_slli_epi32(k, 23 - kTableBits)));
   }
 
+  static constexpr bool kTransposes = false;
   static constexpr bool kHasExp2 = false;
   struct Exp2 {};
 

@@ -140,6 +140,45 @@ struct Simd {
     return _mm512_mask_loadu_epi16(_mm512_set1_epi16(int16_t(fill)), mask, p);
   }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
+
+  // The first n <= kWidth elements from p in their order, the others 0.
+  static F load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static F load_first(const BFloat16* p, int n) {
+    const __m512i x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+  }
+  static F load_first(const Float16* p, int n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
+  }
+  // Lane j of rows[i] becomes lane i of rows[j].
+  static constexpr bool kTransposes = true;
+  static void transpose(F (&rows)[16]) {
+    F x[16];
+    for (int i = 0; i < 16; i += 2) {
+      x[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+      x[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    // y[i + j]: of rows i to i + 3, each quarter's lane j.
+    F y[16];
+    for (int i = 0; i < 16; i += 4) {
+      for (int j = 0; j < 2; ++j) {
+        const __m512d low = _mm512_castps_pd(x[i + j]), high = _mm512_castps_pd(x[i + 2 + j]);
+        y[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+        y[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+      }
+    }
+    constexpr int kEven = 0x88, kOdd = 0xdd;  // quarters 0 and 2, or 1 and 3, of both arguments
+    for (int j = 0; j < 4; ++j) {
+      const F even = _mm512_shuffle_f32x4(y[j], y[4 + j], kEven);
+      const F odd = _mm512_shuffle_f32x4(y[j], y[4 + j], kOdd);
+      const F even8 = _mm512_shuffle_f32x4(y[8 + j], y[12 + j], kEven);
+      const F odd8 = _mm512_shuffle_f32x4(y[8 + j], y[12 + j], kOdd);
+      rows[j] = _mm512_shuffle_f32x4(even, even8, kEven);
+      rows[4 + j] = _mm512_shuffle_f32x4(odd, odd8, kEven);
+      rows[8 + j] = _mm512_shuffle_f32x4(even, even8, kOdd);
+      rows[12 + j] = _mm512_shuffle_f32x4(odd, odd8, kOdd);
+    }
+  }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
 
   // Writes what load2 would read back, rounded to nearest even. kStream goes past the caches: p is
@@ -166,6 +205,7 @@ struct Simd {
   static void fence() { _mm_sfence(); }
 
  private:
+  static __mmask16 first(int n) { return __mmask16((uint32_t(1) << n) - 1); }
   template <bool kStream>
   static void put(void* p, __m512i x) {
     if constexpr (kStream)

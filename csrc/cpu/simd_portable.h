@@ -102,6 +102,7 @@ struct Simd {
     });
   }
 
+  static constexpr bool kTransposes = false;
   static constexpr bool kHasExp2 = false;
   struct Exp2 {};
 

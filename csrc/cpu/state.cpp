@@ -14,7 +14,8 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 bool writable(const ScoredRows& s, int64_t row) {
-  return s.score[row] > -kInf && std::fabs(s.loss[row]) < kInf && std::fabs(s.entropy[row]) < kInf;
+  return (s.score[row] > -kInf) & (std::fabs(s.loss[row]) < kInf) &
+         (std::fabs(s.entropy[row]) < kInf);
 }
 
 void write(const State& state, int32_t now, int64_t id, const ScoredRows& s, int64_t row) {
@@ -23,6 +24,25 @@ void write(const State& state, int32_t now, int64_t id, const ScoredRows& s, int
   state.entropy[id] = s.entropy[row];
   ++state.updates[id];
   state.seen_at[id] = now;
+}
+
+// Rows [begin, end), each its own id; whether any was written. Without branches, so that the
+// compiler vectorises it.
+bool write_range(const State& state, int32_t now, const ScoredRows& s, int64_t begin, int64_t end) {
+  float *const score = state.score, *const loss = state.loss, *const entropy = state.entropy;
+  int32_t *const updates = state.updates, *const seen_at = state.seen_at;
+  int32_t written = 0;
+#pragma omp simd reduction(| : written)
+  for (int64_t row = begin; row < end; ++row) {
+    const bool write = writable(s, row);
+    score[row] = write ? s.score[row] : score[row];
+    loss[row] = write ? s.loss[row] : loss[row];
+    entropy[row] = write ? s.entropy[row] : entropy[row];
+    seen_at[row] = write ? now : seen_at[row];
+    updates[row] += write;
+    written |= write;
+  }
+  return written != 0;
 }
 
 // The row number, parked in the bits of two floats of the state that are about to be written.
@@ -48,11 +68,7 @@ void update_state(const State& state, const ScoredRows& scored, int threads) {
     parallel_tasks(useful_threads(threads, kRowBytes * scored.rows),
                    (scored.rows + kRows - 1) / kRows, [&](int64_t task, int) {
                      const int64_t end = std::min(scored.rows, (task + 1) * kRows);
-                     for (int64_t row = task * kRows; row < end; ++row) {
-                       if (!writable(scored, row)) continue;
-                       write(state, now, row, scored, row);
-                       if (!written.load(std::memory_order_relaxed)) written = true;
-                     }
+                     if (write_range(state, now, scored, task * kRows, end)) written = true;
                    });
     if (written) *state.clock = now;
     return;
