@@ -133,9 +133,9 @@ def _cross_entropy(
         positions = _check_rows(function, rows.indices, n, logits)
         plan = SomeRows.of(chosen, lent, labels, positions, ignore_index, reduction)
     else:
-        positions = None if rows is None else _check_rows(function, rows, n, logits)
-        scores = _score(function, chosen, logits, labels, state, indices, positions, ignore_index)
-        plan = SomeRows.of(chosen, scores, labels, positions, ignore_index, reduction)
+        trained = None if rows is None else _check_rows(function, rows, n, logits)
+        scores = _score(function, chosen, logits, labels, state, indices, trained, ignore_index)
+        plan = SomeRows.of(chosen, scores, labels, trained, ignore_index, reduction)
     if logits.requires_grad and torch.is_grad_enabled():
         return differentiable(logits, labels, plan)
     return plan.forward(logits, labels)[0]
@@ -148,11 +148,11 @@ def _check_state(
     logits: torch.Tensor,
     n: int,
 ) -> torch.Tensor | None:
-    """The rows' ids on the logits' device, and that they suit the state; None: row i is sample i."""
+    """The rows' ids on the logits' device, and that they suit the state; None: row by row."""
     if indices is not None:
-        if logits.dim() > 2 and isinstance(indices, torch.Tensor):
-            if indices.shape == logits.shape[:-1]:
-                indices = indices.reshape(-1)
+        leading = logits.shape[:-1]
+        if len(leading) > 1 and isinstance(indices, torch.Tensor) and indices.shape == leading:
+            indices = indices.reshape(-1)
         check_ids(function, "indices", indices, n)
         if indices.device != logits.device:
             indices = indices.to(logits.device)

@@ -149,12 +149,14 @@ int64_t update_state(const StateArgs& state, int64_t size, Address ids, int64_t 
   return bad;
 }
 
-// Addresses of result, loss and lse. Returns (rows that count, -1, -1), or (0, row with a bad label,
-// position of a bad id).
-std::tuple<int64_t, int64_t, int64_t> cross_entropy(
-    const LogitsArgs& logits_args, const LabelsArgs& labels_args, int reduction, float beta,
-    const StateArgs& state_args, int64_t state_size, Address ids, const std::array<Address, 3>& out,
-    int threads) {
+// Addresses of result, loss and lse. Returns (rows that count, -1, -1), or (0, row with a bad
+// label, position of a bad id).
+std::tuple<int64_t, int64_t, int64_t> cross_entropy(const LogitsArgs& logits_args,
+                                                    const LabelsArgs& labels_args, int reduction,
+                                                    float beta, const StateArgs& state_args,
+                                                    int64_t state_size, Address ids,
+                                                    const std::array<Address, 3>& out,
+                                                    int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
@@ -173,16 +175,15 @@ std::tuple<int64_t, int64_t, int64_t> cross_entropy(
 
 // `gradients` are the addresses of loss, lse and the scales, of which there are one or all.
 void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
-                            const std::array<Address, 3>& gradients, bool one_scale,
-                            double divisor, Address out, int threads) {
+                            const std::array<Address, 3>& gradients, bool one_scale, double divisor,
+                            Address out, int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
-  emp::cross_entropy_backward(
-      logits, labels,
-      {at<const float>(gradients[0]), at<const float>(gradients[1]), at<const float>(gradients[2]),
-       one_scale ? 0 : 1, float(divisor)},
-      at<void>(out), threads);
+  emp::cross_entropy_backward(logits, labels,
+                              {at<const float>(gradients[0]), at<const float>(gradients[1]),
+                               at<const float>(gradients[2]), one_scale ? 0 : 1, float(divisor)},
+                              at<void>(out), threads);
 }
 
 }  // namespace bindings

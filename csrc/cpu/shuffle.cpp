@@ -8,9 +8,9 @@
 namespace emp {
 namespace {
 
-constexpr int64_t kBucketIds = 2048;  // 16 KB
+constexpr int64_t kBucketIds = 2048;     // 16 KB
 constexpr int64_t kOneBucket = 1 << 19;  // 4 MB: from here on a cache misses too often
-constexpr int kMostBits = 16;         // of a bucket's number: the widest lane
+constexpr int kMostBits = 16;            // of a bucket's number: the widest lane
 
 // Element i of the splitmix64 stream `seed`.
 uint64_t draw(uint64_t seed, uint64_t i) {
