@@ -25,8 +25,10 @@ SHADES = {
     "topk + sort": COLOURS["LFL"],
     "argpartition + sort": OTHERS[0],
     "index_select": FAINT,
+    "InfoBatch": OTHERS[1],
+    "select": INK,
 }
-MARKERS = {"topk + sort": "s", "argpartition + sort": "s", "index_select": "D"}
+MARKERS = {"topk + sort": "s", "argpartition + sort": "s", "index_select": "D", "select": "D"}
 
 
 def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
@@ -74,7 +76,8 @@ def ratios(rows: Sequence[tables.Row]) -> Figure:
             axes.scatter(x, y, s=34, c=SHADES[name], marker=marker, label=name, zorder=3)
     axes.axvline(1, color=INK, linewidth=1)
     axes.set_xscale("log")
-    axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100, 200]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(found)), [row["case"] for row in found])
     axes.invert_yaxis()

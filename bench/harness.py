@@ -194,6 +194,7 @@ def measure(
     moved: int,
     rounds: int,
     calls: int = 1,
+    patience: float = PATIENCE,
     goals: Mapping[str, tuple[float, float | None]] | None = None,
 ) -> dict[str, Any]:
     """Time `ours` and each opponent in turn, `calls` calls a round.
@@ -201,6 +202,7 @@ def measure(
     Args:
         benchmark: pytest-benchmark's fixture; it times ours.
         moved: bytes that the work has to move: what shares and floors refer to.
+        patience: seconds for each opponent, which limit its rounds.
         goals: for an opponent's name, "share" (of the read bandwidth) or "floor" (multiples of
             the time to move the bytes): the value required and the stretch.
 
@@ -209,7 +211,7 @@ def measure(
     """
     limits = {}
     for name, call in opponents.items():
-        limits[name] = min(rounds, max(FEWEST, int(PATIENCE / calls / timed(call))))
+        limits[name] = min(rounds, max(FEWEST, int(patience / calls / timed(call))))
     for _ in range(2):
         ours()
     seconds: dict[str, list[float]] = {name: [] for name in opponents}

@@ -5,11 +5,12 @@ from typing import Any
 
 Row = dict[str, Any]
 
-BENCHMARKS = ("pruning", "scoring", "selection", "gathering")
+BENCHMARKS = ("pruning", "scoring", "selection", "gathering", "training")
 OPPONENTS = (
     *("torch.compile", "torch", "numpy"),
     *("topk + sort", "argpartition + sort"),
     "index_select",
+    *("InfoBatch", "select"),
 )
 
 
@@ -32,18 +33,20 @@ def goals(rows: Sequence[Row]) -> str:
 
 
 def readme(rows: Sequence[Row], folder: str) -> str:
-    """The README's block: three tables, the plots and where the numbers come from."""
+    """The README's block: four tables, the plots and where the numbers come from."""
     groups = (
         ("pruning", ("torch.compile", "torch", "numpy")),
         ("selection", ("topk + sort", "argpartition + sort")),
         ("gathering", ("index_select", "numpy")),
+        ("training", ("torch", "topk + sort", "InfoBatch", "select")),
     )
     parts = []
     for benchmark, names in groups:
         found = [row for row in rows if row["benchmark"] == benchmark]
+        names = [name for name in names if any(name in row["opponents"] for row in found)]
         headings = [benchmark, "ms", "GB/s", "share of read bandwidth", *_times(names)]
         lines = [
-            [row["case"], _ms(row["seconds"]["median"]), *_line(row)[2:], *_ratios(row, names)]
+            [row["case"], _ms(row["seconds"]["median"]), *_rate(row), *_ratios(row, names)]
             for row in found
         ]
         parts.append(_markdown(headings, lines))
@@ -77,6 +80,12 @@ def _line(row: Row) -> list[str]:
     seconds = row["seconds"]
     time = f"{_ms(seconds['median'])} ({_ms(seconds['p20'])} – {_ms(seconds['p80'])})"
     return [row["case"], time, f"{row['gb_per_s']:.1f}", f"{row['share']:.2f}"]
+
+
+def _rate(row: Row) -> list[str]:
+    """The bytes bound a loss; a step, and what an epoch begins with, have other limits."""
+    counts = row["benchmark"] != "training" or row["case"].startswith("cross_entropy")
+    return _line(row)[2:] if counts else ["–", "–"]
 
 
 def _ratios(row: Row, names: Sequence[str]) -> list[str]:

@@ -60,13 +60,13 @@ class Diagnostics(NamedTuple):
 def close_window(state: EMPState) -> None:
     """Note what was drawn since the last call; nothing where nothing was."""
     drawn = state.selections != state.counted
-    count = int(drawn.sum())
+    count = int(torch.count_nonzero(drawn))  # many times as fast as a sum of bools
     if count == 0:
         return
-    seen = int((state.updates > 0).sum())
+    seen = int(torch.count_nonzero(state.updates))
     row = (
         count / state.num_samples,
-        int((drawn & state.drawn).sum()) / count,
+        int(torch.count_nonzero(drawn & state.drawn)) / count,
         float(state.loss.sum(dtype=torch.float64)) / max(1, seen),
         1 - seen / state.num_samples,
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from . import backends
+from .gradient import EveryRow, SomeRows, differentiable, int64_labels
 from .results import Scores, Selection
 from .state import EMPState
 from .validation import (
@@ -120,26 +120,25 @@ def _cross_entropy(
     n = labels.numel()
     indices = _check_state(function, state, indices, logits, n)
     chosen = backends.resolve(function, backend, logits)
-    positions: torch.Tensor | None = None
-    if isinstance(rows, Selection):
+    plan: EveryRow | SomeRows
+    if rows is None and hasattr(chosen, "cross_entropy"):
+        plan = EveryRow(chosen, state, indices, ignore_index, reduction, function)
+    elif isinstance(rows, Selection):
         if state is not None:
             raise ValueError(
                 f"{function}: state must be None when rows is a Selection (its scores were "
                 "written when it was made), got an EMPState"
             )
-        scores = _lent_scores(function, rows, labels)
+        lent = _lent_scores(function, rows, labels)
         positions = _check_rows(function, rows.indices, n, logits)
+        plan = SomeRows.of(chosen, lent, labels, positions, ignore_index, reduction)
     else:
-        if rows is not None:
-            positions = _check_rows(function, rows, n, logits)
-        scores = _score(function, chosen, logits, labels, state, indices, positions, ignore_index)
-    trained = _Trained.of(labels, positions, ignore_index)
-    if torch.is_grad_enabled() and logits.requires_grad:
-        loss: torch.Tensor = _CrossEntropy.apply(
-            logits, labels, scores.loss, scores.lse, trained, reduction, chosen
-        )
-        return loss
-    return trained.reduce(scores.loss, scores.lse, reduction)
+        trained = None if rows is None else _check_rows(function, rows, n, logits)
+        scores = _score(function, chosen, logits, labels, state, indices, trained, ignore_index)
+        plan = SomeRows.of(chosen, scores, labels, trained, ignore_index, reduction)
+    if logits.requires_grad and torch.is_grad_enabled():
+        return differentiable(logits, labels, plan)
+    return plan.forward(logits, labels)[0]
 
 
 def _check_state(
@@ -149,12 +148,14 @@ def _check_state(
     logits: torch.Tensor,
     n: int,
 ) -> torch.Tensor | None:
-    """The rows' ids on the logits' device, and that they suit the state."""
+    """The rows' ids on the logits' device, and that they suit the state; None: row by row."""
     if indices is not None:
-        if isinstance(indices, torch.Tensor) and indices.shape == logits.shape[:-1]:
+        leading = logits.shape[:-1]
+        if len(leading) > 1 and isinstance(indices, torch.Tensor) and indices.shape == leading:
             indices = indices.reshape(-1)
         check_ids(function, "indices", indices, n)
-        indices = indices.to(logits.device)
+        if indices.device != logits.device:
+            indices = indices.to(logits.device)
     if state is None:
         return indices
     if not isinstance(state, EMPState):
@@ -162,13 +163,11 @@ def _check_state(
             f"{function}: state must be an EMPState or None, got {type(state).__name__}"
         )
     check_same_device(function, "state", state.score, "logits", logits)
-    if indices is None:
-        if state.num_samples != n:
-            raise ValueError(
-                f"{function}: pass indices= (the rows' sample ids): without them the state must "
-                f"hold exactly the {n} rows of logits, got a state of {state.num_samples} samples"
-            )
-        indices = torch.arange(n, device=logits.device)
+    if indices is None and state.num_samples != n:
+        raise ValueError(
+            f"{function}: pass indices= (the rows' sample ids): without them the state must "
+            f"hold exactly the {n} rows of logits, got a state of {state.num_samples} samples"
+        )
     return indices
 
 
@@ -208,9 +207,11 @@ def _score(
     if state is None and positions is not None:
         labels, ignore_index = _only(labels, positions, ignore_index)
     beta = 1.0 if state is None else state.beta
-    scores = chosen.score(logits.detach(), labels, beta, ignore_index, function)
+    scores = chosen.score(logits, labels, beta, ignore_index, function)
     scores = Scores(*(field.reshape(-1) for field in scores))
     if state is not None:
+        if indices is None:
+            indices = torch.arange(labels.numel(), device=labels.device)
         chosen.update_state(state, indices, scores, function)
     return scores
 
@@ -219,117 +220,10 @@ def _only(
     labels: torch.Tensor, positions: torch.Tensor, ignore_index: int | None
 ) -> tuple[torch.Tensor, int]:
     """Labels, and an ignore_index, with which only the rows at `positions` are read."""
-    flat = _int64(labels).reshape(-1)
+    flat = int64_labels(labels).reshape(-1)
     if ignore_index is not None:
         flat = flat.masked_fill(flat == ignore_index, _UNREAD)
     unread = torch.ones_like(flat, dtype=torch.bool)
     if len(flat):
         unread[positions.clamp(0, len(flat) - 1)] = False
     return flat.masked_fill(unread, _UNREAD).reshape(labels.shape), _UNREAD
-
-
-def _int64(labels: torch.Tensor) -> torch.Tensor:
-    if labels.dtype == torch.uint64:  # from 2^63 on they would turn negative
-        return labels.to(torch.int64).masked_fill(labels.to(torch.int64) < 0, -_UNREAD - 1)
-    return labels.to(torch.int64)
-
-
-class _Trained(NamedTuple):
-    """The rows whose losses are reduced.
-
-    Attributes:
-        shape: of the losses.
-        size: N, rows of logits.
-        positions: (K,) int64 in [0, N), or None for all rows in their order.
-        counted: bool of the positions (or of all rows), False where a row does not count after
-            all; None when all count.
-    """
-
-    shape: torch.Size
-    size: int
-    positions: torch.Tensor | None
-    counted: torch.Tensor | None
-
-    @staticmethod
-    def of(
-        labels: torch.Tensor, positions: torch.Tensor | None, ignore_index: int | None
-    ) -> _Trained:
-        size, shape = labels.numel(), labels.shape
-        counted = None
-        if positions is not None:
-            shape = positions.shape
-            if positions.device.type != "cpu":  # a Selection may be padded with -1
-                counted = (positions >= 0) & (positions < size)
-                positions = positions.clamp(0, max(0, size - 1))
-        if ignore_index is not None:
-            read = (_int64(labels) != ignore_index).reshape(-1)
-            read = read if positions is None else read[positions]
-            counted = read if counted is None else counted & read
-        return _Trained(shape, size, positions, counted)
-
-    def reduce(self, loss: torch.Tensor, lse: torch.Tensor, reduction: str) -> torch.Tensor:
-        """The result of `loss` and `lse` (N,)."""
-        loss = loss + (lse - lse)  # NaN, as torch has it, where a logit is +inf
-        if self.positions is not None:
-            loss = loss[self.positions]
-        if self.counted is not None:
-            loss = loss.masked_fill(~self.counted, 0.0)
-        if reduction == "none":
-            return loss.reshape(self.shape)
-        if reduction == "sum":
-            return loss.sum()
-        return loss.mean() if self.counted is None else loss.sum() / self.counted.sum()
-
-    def scales(self, gradient: torch.Tensor, reduction: str) -> torch.Tensor:
-        """What each row's (p - onehot) is multiplied by, (N,): 0 where it is not trained."""
-        rows = self.size if self.positions is None else self.shape.numel()
-        if reduction == "mean":
-            gradient = gradient / (rows if self.counted is None else self.counted.sum())
-        scales = gradient.reshape(-1).expand(rows)
-        if self.counted is not None:
-            scales = scales.masked_fill(~self.counted, 0.0)
-        if self.positions is None:
-            return scales.contiguous()
-        return scales.new_zeros(self.size).index_add_(0, self.positions, scales)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        loss: torch.Tensor,
-        lse: torch.Tensor,
-        trained: _Trained,
-        reduction: str,
-        chosen: ModuleType,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(logits, labels, loss, lse)
-        ctx.trained, ctx.reduction, ctx.chosen = trained, reduction, chosen
-        return trained.reduce(loss, lse, reduction)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits, labels, loss, lse = ctx.saved_tensors
-        with torch.no_grad():
-            scales = ctx.trained.scales(gradient, ctx.reduction)
-            result = ctx.chosen.cross_entropy_backward(logits, labels, loss, lse, scales)
-        if torch.is_grad_enabled():  # create_graph=True
-            result = _NotTwice.apply(result, logits, gradient)
-        return result, None, None, None, None, None, None
-
-
-class _NotTwice(torch.autograd.Function):
-    """The identity on a gradient that must not be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, result: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        return result.view_as(result)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> NoReturn:
-        raise RuntimeError(
-            "cross_entropy: the gradient must not be differentiated again (its kernels compute "
-            "first derivatives only); use torch.nn.functional.cross_entropy for second ones"
-        )

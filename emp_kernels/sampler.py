@@ -16,7 +16,7 @@ from .keep import Keep, check_keep_of, kept_count
 from .state import EMPState
 from .validation import check_size
 
-_VERSION = 1
+_VERSION = 2
 
 
 class EMPSampler(Sampler[int]):
@@ -166,7 +166,7 @@ class EMPSampler(Sampler[int]):
 
         It shares the order's tensor, which nobody changes. With one rank's dictionary, every rank
         of any number of ranks resumes: what one rank has drawn, the others have too. Save the
-        EMPState beside it.
+        EMPState beside it; torch.distributed.checkpoint takes both objects as they are.
 
         Args:
             position: how many ids of the last iterator count as drawn, where a loader that
@@ -186,7 +186,8 @@ class EMPSampler(Sampler[int]):
             "version": _VERSION,
             "num_samples": self.state.num_samples,
             "epoch": epoch,
-            "order": None if order is None else order.ids,
+            # In a tuple, whose length torch.distributed.checkpoint need not know when it loads.
+            "order": None if order is None else (order.ids,),
             "start": 0 if order is None else order.start,
             "position": drawn,
             "num_replicas": self.num_replicas,
@@ -228,7 +229,7 @@ class EMPSampler(Sampler[int]):
         if state_dict["order"] is not None:
             drawn = state_dict["position"] * state_dict["num_replicas"]
             start = state_dict["start"] + drawn
-            self._resumed = Order(self.epoch, state_dict["order"], start, resumed=True)
+            self._resumed = Order(self.epoch, state_dict["order"][0], start, resumed=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the copy goes on where this sampler is."""

@@ -149,16 +149,40 @@ int64_t update_state(const StateArgs& state, int64_t size, Address ids, int64_t 
   return bad;
 }
 
-// `gradients` are the addresses of loss, lse and scale.
-void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
-                            const Ints<3>& gradients, Address out, int threads) {
+// Addresses of result, loss and lse. Returns (rows that count, -1, -1), or (0, row with a bad
+// label, position of a bad id).
+std::tuple<int64_t, int64_t, int64_t> cross_entropy(const LogitsArgs& logits_args,
+                                                    const LabelsArgs& labels_args, int reduction,
+                                                    float beta, const StateArgs& state_args,
+                                                    int64_t state_size, Address ids,
+                                                    const Ints<3>& out, int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
-  emp::cross_entropy_backward(
-      logits, labels,
-      {gradients.at<const float>(0), gradients.at<const float>(1), gradients.at<const float>(2)},
-      at<void>(out), threads);
+  const int64_t bad_label = emp::first_bad_label(labels, logits.rows, logits.classes);
+  if (bad_label >= 0) return {0, bad_label, -1};
+  if (ids != 0) {
+    const int64_t bad_id = emp::first_bad_index(at<const int64_t>(ids), logits.rows, state_size);
+    if (bad_id >= 0) return {0, -1, bad_id};
+  }
+  const emp::State state = state_of(state_args, state_size);
+  const int64_t counted = emp::cross_entropy(
+      logits, labels, emp::Reduction(reduction), beta, state_args[0] == 0 ? nullptr : &state,
+      at<const int64_t>(ids), {out.at<float>(0), out.at<float>(1), out.at<float>(2)}, threads);
+  return {counted, -1, -1};
+}
+
+// `gradients` are the addresses of loss, lse and the scales, of which there are one or all.
+void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
+                            const Ints<3>& gradients, bool one_scale, double divisor, Address out,
+                            int threads) {
+  const emp::Logits logits = logits_of(logits_args);
+  const emp::Labels labels = labels_of(labels_args);
+  py::gil_scoped_release released;
+  emp::cross_entropy_backward(logits, labels,
+                              {gradients.at<const float>(0), gradients.at<const float>(1),
+                               gradients.at<const float>(2), one_scale ? 0 : 1, float(divisor)},
+                              at<void>(out), threads);
 }
 
 }  // namespace bindings
@@ -186,6 +210,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("shuffle", &bindings::shuffle);
   module.def("gather", &bindings::gather);
   module.def("update_state", &bindings::update_state);
+  module.def("cross_entropy", &bindings::cross_entropy);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);
   module.def("mark_forked", &emp::mark_forked,
              "This process was forked before it loaded the library: one thread from now on.");

@@ -5,13 +5,14 @@ import math
 import re
 import types
 
+import numpy as np
 import pytest
 import torch
 
-from bench import draw, harness, tables
+from bench import bench_training, draw, harness, tables
 
 COMMITTED = sorted(harness.RESULTS.glob("*/cpu.jsonl"))
-GOALS = {  # issue 3 of the project: case, against, required, stretch
+GOALS = {  # issues 3 and 5 of the project: case, against, required, stretch
     ("score_and_select 65536×1000 float32", "torch.compile", 3.5, 5),
     ("score_and_select 65536×1000 float32", "share", 0.75, 0.95),
     ("score_and_select 8192×32000 float32", "torch.compile", 4.4, 5),
@@ -27,6 +28,11 @@ GOALS = {  # issue 3 of the project: case, against, required, stretch
     ("select 0.3 of 1e+07", "floor", 6, 2.5),
     ("select 0.3 of 5e+07", "topk + sort", 25, 40),
     ("select 0.3 of 5e+07", "floor", 6, 2.5),
+    ("train step, CNN, 128×3×16×16", "torch", 1 / 1.01, None),
+    ("cross_entropy and gradient 8192×32000 float32", "torch", 2, 3),
+    ("epoch's selection, 0.3 of 1.3e+06", "topk + sort", 5, 15),
+    ("epoch's selection, 0.3 of 1.3e+06", "InfoBatch", 10, None),
+    ("epoch's order, 0.3 of 1.3e+06", "select", 0.5, None),
 }
 
 
@@ -75,7 +81,7 @@ def measured(clock, ours, opponents, moved, **options):
 def row_of(clock, benchmark, case, **fields):
     """A whole row: ours 0.5 s, all that a benchmark names three times that."""
     names = {"pruning": tables.OPPONENTS[:3], "selection": tables.OPPONENTS[3:5]}
-    names["gathering"] = ("index_select", "numpy")
+    names |= {"gathering": ("index_select", "numpy"), "training": ("InfoBatch", "select")}
     opponents = {name: clock.work(1.5) for name in names.get(benchmark, ())}
     found = measured(clock, clock.work(0.5), opponents, 2**28, rounds=5)
     return {"benchmark": benchmark, "case": case, **fields, **found, **harness.origin()}
@@ -208,6 +214,7 @@ def rows(monkeypatch):
         row_of(clock, "selection", "select 0.3 of 1e+05", n=10**5),
         row_of(clock, "selection", "select 0.3 of 1e+06", n=10**6),
         row_of(clock, "gathering", "gather rows of 4 B", n=10, row_bytes=[4]),
+        row_of(clock, "training", "epoch's order", n=10),
     ]
 
 
@@ -226,6 +233,7 @@ def test_tables_and_plots_are_made_of_rows_alone(rows, tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
     block = tables.readme(rows, "folder")
     assert "| score_and_select 8×3 float32 | 500 | 0.5 | 0.25 | 3.00× | 3.00× | 3.00× |" in block
+    assert "| epoch's order | 500 | – | – | 3.00× | 3.00× |" in block
     assert "(folder/cpu-growth.png)" in block
     assert rows[0]["commit"][:12] in block
 
@@ -241,3 +249,16 @@ def test_the_slope_is_the_exponent():
         1.5
     )
     assert draw.slope([(10, 5), (10**6, 1), (10**8, 100)]) == pytest.approx(1)
+
+
+def test_infobatch_keeps_the_hard_and_weighs_the_rest():
+    losses = np.random.RandomState(1).exponential(size=1000).astype(np.float32)
+    bench_training.check_infobatch(losses)
+    ids, weights = bench_training.infobatch_lines(losses, np.random.RandomState(0), pruned=0.75)
+    easy = losses < losses.mean()
+    assert len(ids) == (~easy).sum() + easy.sum() // 4
+    assert set(weights[ids[easy[ids]]]) == {4.0}
+    assert set(weights[ids[~easy[ids]]]) == {1.0}
+    order = bench_training.infobatch_order(losses, np.random.RandomState(0))
+    assert len(set(order)) == len(order) == (~easy).sum() + easy.sum() // 2
+    assert order != sorted(order)

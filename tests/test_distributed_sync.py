@@ -234,25 +234,61 @@ def test_ddp_trains_all_ranks_alike():
     assert ranks[0][2]["updates"] == ranks[0][2]["selections"]
 
 
-def saves(rank, world, folder):
-    state = emp.EMPState(20, beta=0.5)
-    ids = torch.arange(rank, 20, world)
-    state.update(ids, scores_of([float(i) for i in ids]))
-    sampler = emp.EMPSampler(state, 6)
-    [*zip(sampler, range(4), strict=False)]
+def steps_of(rank, world, folder, first, last):
+    """Train steps [first, last) of 12 ids, after a checkpoint where `first` is not 0; checkpoint.
+
+    State and sampler are given to torch.distributed.checkpoint as they are."""
+    state = emp.EMPState(60, beta=0.5)
+    sampler = emp.EMPSampler(state, 0.4, seed=5)
+    data, drawn, step = emp.IndexedDataset(torch.arange(60)), [], first
+    kept = {"state": state, "sampler": sampler}
+    if first:
+        checkpoint.load(kept, checkpoint_id=folder)
+    while step < last:
+        for ids, _ in DataLoader(data, batch_size=12 // world, sampler=sampler):
+            drawn.append(ids.tolist())
+            values = ((ids * 37 + step * 11) % 101).float() / 7
+            state.update(ids, emp.Scores(values * 1.5, values, values, values))
+            step += 1
+            if step == last:
+                break
     emp.distributed.sync(state)
-    checkpoint.save({"emp": state, "sampler": sampler.state_dict()}, checkpoint_id=folder)
-    return contents(state)
+    before = contents(state)
+    checkpoint.save(kept, checkpoint_id=folder)
+    assert contents(state) == before
+    return drawn, before
 
 
-def loads(rank, world, folder):
-    state = emp.EMPState(20, beta=0.5)
-    checkpoint.load({"emp": state}, checkpoint_id=folder)
-    return contents(state)
+def together(ranks):
+    """The ids of each step, in the order that one process would draw them in."""
+    return [
+        [i for row in zip(*parts, strict=True) for i in row]
+        for parts in zip(*(drawn for drawn, _ in ranks), strict=True)
+    ]
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 4), (2, 1)])
-def test_torch_distributed_checkpoint(before, after, tmp_path):
-    saved = on_ranks(before, saves, str(tmp_path))
-    loaded = on_ranks(after, loads, str(tmp_path))
-    assert all(state == saved[0] for state in saved + loaded)
+@pytest.mark.parametrize(
+    ("before", "after", "stop"), [(1, 1, 3), (1, 2, 6), (2, 2, 5), (2, 4, 3), (4, 1, 6)]
+)
+def test_torch_distributed_checkpoint(before, after, stop, tmp_path):
+    """State and sampler, in the warm-up, at its end and behind it; also with other ranks."""
+    ((alone, want),) = on_ranks(1, steps_of, str(tmp_path / "whole"), 0, 9)
+    saved = on_ranks(before, steps_of, str(tmp_path / "part"), 0, stop)
+    rest = on_ranks(after, steps_of, str(tmp_path / "part"), stop, 9)
+    assert together(saved) + together(rest) == alone
+    for _, state in rest:
+        assert {**state, "synced_at": 0} == {**want, "synced_at": 0}
+
+
+def other_checkpoints(rank, world, folder):
+    """A checkpoint of another size or beta changes nothing."""
+    checkpoint.save({"state": emp.EMPState(20, beta=0.5)}, checkpoint_id=folder)
+    state = emp.EMPState(20, beta=0.25)
+    before = oracle.state_fingerprint(state)
+    with pytest.raises(ValueError, match=r"beta must be this state's 0.25, got 0.5"):
+        checkpoint.load({"state": state}, checkpoint_id=folder)
+    return oracle.state_fingerprint(state) == before
+
+
+def test_a_distributed_checkpoint_of_another_beta(tmp_path):
+    assert on_ranks(1, other_checkpoints, str(tmp_path)) == [True]

@@ -140,6 +140,22 @@ def test_the_table_of_functions_is_complete():
     assert listed == used - results
 
 
+def test_every_example_is_named_beside_what_its_checkpoints_hold():
+    """What is said of them is what tests/test_integrations_*.py resume from."""
+    from emp_kernels.integrations.transformers import CHECKPOINT
+
+    table = README[README.index("| training with |") :].split("\n\n")[0]
+    linked = re.findall(r"\]\((examples/[\w.]+)\)", table)
+    assert sorted(linked) == sorted(
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.py")
+    )
+    assert f"`{CHECKPOINT}`" in table
+    lightning = (ROOT / "emp_kernels/integrations/lightning.py").read_text()
+    assert 'checkpoint["emp"] = ' in lightning
+    for link in re.findall(r"\[(EMP\w+)\]\((emp_kernels/\S+)\)", table):
+        assert f"class {link[0]}" in (ROOT / link[1]).read_text()
+
+
 def test_files_that_the_text_links_to_exist():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists()

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "gradient_rows.h"
 #include "targets.h"
@@ -36,6 +37,26 @@ void ask_for_huge_pages(void* out, int64_t bytes) {
 }
 
 }  // namespace
+
+int64_t cross_entropy(const Logits& logits, const Labels& labels, Reduction reduction, float beta,
+                      const State* state, const int64_t* ids, const LossOutputs& out, int threads) {
+  const int64_t rows = logits.rows;
+  std::vector<float> remembered(size_t(2 * rows));  // score and entropy, which end in the state
+  float *const scores = remembered.data(), *const entropy = scores + rows;
+  const RowCounts counts =
+      score(logits, labels, beta, {scores, out.loss, entropy, out.lse}, threads);
+  if (state != nullptr) update_state(*state, {scores, out.loss, entropy, ids, rows}, threads);
+  const int64_t counted = counts.valid + counts.invalid;
+  double total = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    const float loss = out.loss[i] + (out.lse[i] - out.lse[i]);
+    if (reduction == Reduction::kNone) out.result[i] = loss;
+    total += double(loss);
+  }
+  if (reduction == Reduction::kMean) total /= double(counted);
+  if (reduction != Reduction::kNone) *out.result = float(total);
+  return counted;
+}
 
 void cross_entropy_backward(const Logits& logits, const Labels& labels,
                             const RowGradients& gradients, void* out, int threads) {

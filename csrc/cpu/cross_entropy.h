@@ -1,19 +1,37 @@
-// The gradient of the cross-entropy.
+// The cross-entropy and its gradient.
 #pragma once
 
 #include "scoring.h"
+#include "state.h"
 
 namespace emp {
 
-// What the gradient is made of: the forward pass's loss and lse and each row's scale, (rows,).
+enum class Reduction { kMean, kSum, kNone };
+
+// `result` is (), or (rows,) without reduction; loss and lse are (rows,), for the gradient.
+struct LossOutputs {
+  float *result, *loss, *lse;
+};
+
+// The loss of the rows that are not ignored, and how many these are; a mean of none is NaN. Scores
+// of all rows go into `state`, unless it is null, at `ids`, or row by row when they are null.
+// Labels and ids must be in range. A row with a logit of +inf, or with none above -inf, has loss
+// NaN in the result, as torch has it. The result does not depend on `threads`.
+int64_t cross_entropy(const Logits& logits, const Labels& labels, Reduction reduction, float beta,
+                      const State* state, const int64_t* ids, const LossOutputs& out, int threads);
+
+// What the gradient is made of: the forward pass's loss and lse, (rows,), and row i's scale,
+// scale[i * scale_stride] / divisor.
 struct RowGradients {
   const float *loss, *lse, *scale;
+  int64_t scale_stride;
+  float divisor;
 };
 
 // Writes (softmax(z) - onehot(label)) * scale of each row, (rows, classes), contiguous, in the
-// logits' type: each logit is read once and each element written once. A row of scale 0 is not
-// read and becomes 0; the labels of the others must be in range. `out` must not overlap an input.
-// The result does not depend on `threads`.
+// logits' type: each logit is read once and each element written once. A row of scale 0, or that
+// is ignored, is not read and becomes 0; the labels of the others must be in range. `out` must not
+// overlap an input. The result does not depend on `threads`.
 void cross_entropy_backward(const Logits& logits, const Labels& labels,
                             const RowGradients& gradients, void* out, int threads);
 

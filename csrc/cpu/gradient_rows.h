@@ -87,8 +87,8 @@ struct RowGradient {
     with_int_pointer(labels.data, labels.dtype, [&](const auto* label) {
       for (int64_t i = begin; i < end; ++i) {
         T* to = static_cast<T*>(out) + i * classes;
-        const float scale = gradients.scale[i];
-        if (scale == 0.0f) {
+        const float scale = gradients.scale[i * gradients.scale_stride] / gradients.divisor;
+        if (scale == 0.0f || (labels.has_ignored && int64_t(label[i]) == labels.ignored)) {
           std::memset(static_cast<void*>(to), 0, size_t(classes) * sizeof(T));
           continue;
         }

@@ -8,8 +8,9 @@
 namespace emp {
 namespace {
 
-constexpr int64_t kBucketIds = 2048;  // 16 KB
-constexpr int kMostBits = 16;         // of a bucket's number: the widest lane
+constexpr int64_t kBucketIds = 2048;     // 16 KB
+constexpr int64_t kOneBucket = 1 << 19;  // 4 MB: from here on a cache misses too often
+constexpr int kMostBits = 16;            // of a bucket's number: the widest lane
 
 // Element i of the splitmix64 stream `seed`.
 uint64_t draw(uint64_t seed, uint64_t i) {
@@ -20,6 +21,7 @@ uint64_t draw(uint64_t seed, uint64_t i) {
 }
 
 int bucket_bits(int64_t n) {
+  if (n < kOneBucket) return 0;
   int bits = 0;
   while (bits < kMostBits && (n >> (bits + 1)) >= kBucketIds) ++bits;
   return bits;
@@ -50,32 +52,50 @@ void for_each_bucket(uint64_t seed, int bits, int64_t begin, int64_t end, F&& f)
     each_bucket<16>(seed, bits, begin, end, f);
 }
 
-// Fisher-Yates of places [begin, end).
-void shuffle_bucket(uint64_t seed, int64_t begin, int64_t end, int64_t* out) {
-  const auto exchange = [&](int64_t place, uint64_t random) {
-    std::swap(out[place], out[begin + int64_t(random * uint64_t(place - begin + 1) >> 32)]);
-  };
-  int64_t place = end - 1;
-  if (place > begin && place % 2 == 0) {
-    exchange(place, uint32_t(draw(seed + 1, uint64_t(place) / 2)));
-    --place;
+// Calls f(place, 32 random bits) for places [place, end).
+template <class F>
+[[gnu::always_inline]] inline void each_random(uint64_t seed, int64_t place, int64_t end, F&& f) {
+  if (place % 2 && place < end) {
+    f(place, draw(seed + 1, uint64_t(place) / 2) >> 32);
+    ++place;
   }
-  for (; place > begin; place -= 2) {
+  for (; place + 2 <= end; place += 2) {
     const uint64_t word = draw(seed + 1, uint64_t(place) / 2);
-    exchange(place, word >> 32);
-    exchange(place - 1, uint32_t(word));  // place - 1 == begin stays where it is
+    f(place, uint64_t(uint32_t(word)));
+    f(place + 1, word >> 32);
   }
+  if (place < end) f(place, uint64_t(uint32_t(draw(seed + 1, uint64_t(place) / 2))));
+}
+
+// One bucket of all ids. Where each place's partner is does not depend on the ids: threads write it
+// into the places, which one of them then fills.
+void shuffle_whole(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, int threads) {
+  constexpr int64_t kStep = 1 << 14;
+  parallel_tasks(useful_threads(threads, 16 * n), (n + kStep - 1) / kStep, [&](int64_t task, int) {
+    each_random(seed, task * kStep, std::min(n, (task + 1) * kStep),
+                [=](int64_t place, uint64_t random) {
+                  out[place] = int64_t(random * uint64_t(place + 1) >> 32);
+                });
+  });
+  for (int64_t place = 0; place < n; ++place) {
+    const int64_t other = out[place];
+    out[place] = out[other];
+    out[other] = ids[place];
+  }
+}
+
+// A bucket's ids in [begin, end), where they are.
+void shuffle_bucket(uint64_t seed, int64_t begin, int64_t end, int64_t* out) {
+  each_random(seed, begin, end, [=](int64_t place, uint64_t random) {
+    std::swap(out[place], out[begin + int64_t(random * uint64_t(place - begin + 1) >> 32)]);
+  });
 }
 
 }  // namespace
 
 void shuffle(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, int threads) {
   const int bits = bucket_bits(n);
-  if (bits == 0) {
-    std::copy(ids, ids + n, out);
-    shuffle_bucket(seed, 0, n, out);
-    return;
-  }
+  if (bits == 0) return shuffle_whole(ids, n, seed, out, threads);
   const int64_t buckets = int64_t(1) << bits;
   threads = useful_threads(threads, 16 * n);
   // Each part of the positions counts its buckets, learns where its ids go, and moves them.

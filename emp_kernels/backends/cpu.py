@@ -25,6 +25,7 @@ _INT_CODES = {
         + (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
     )
 }
+_REDUCTION_CODES = {"mean": 0, "sum": 1, "none": 2}  # of csrc/cpu/cross_entropy.h
 _NO_STATE: tuple[int, ...] = (0,) * 7
 _SMALL_GATHER = 1 << 16  # bytes up to which describing tensors costs more than copying rows
 
@@ -146,18 +147,59 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     return out
 
 
-def cross_entropy_backward(logits, labels, loss, lse, scales) -> torch.Tensor:
-    """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
-    that is 0, whatever the row holds. `loss` and `lse` (N,) are what `score` found; labels are
-    (...), `scales` (N,)."""
+def cross_entropy(
+    logits, labels, state, ids, ignore_index, reduction: str, function: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Loss of logits (..., C) and labels (...), reduced; loss and lse (N,) of all rows; how many
+    rows count. Their scores are written into `state` (or nowhere) at `ids` (N,), row by row
+    without."""
+    shape = labels.shape
+    logits, logits_args = _logits(logits)
+    labels, labels_args = _labels(labels, ignore_index)
+    beta, state_args, size, ids_address = 1.0, _NO_STATE, 0, 0
+    if state is not None:
+        beta, state_args, size = state.beta, _state_args(state), state.num_samples
+        if ids is not None:
+            ids = _ids(ids)
+            ids_address = ids.data_ptr()
+    # torch's memory here: in a training step its code is in the caches, NumPy's is not.
+    result = torch.empty(shape if reduction == "none" else (), dtype=torch.float32, device=DEVICE)
+    loss = torch.empty(logits_args[2], dtype=torch.float32, device=DEVICE)
+    lse = torch.empty(logits_args[2], dtype=torch.float32, device=DEVICE)
+    counted, bad_label, bad_id = _native.cross_entropy(
+        logits_args,
+        labels_args,
+        _REDUCTION_CODES[reduction],
+        beta,
+        state_args,
+        size,
+        ids_address,
+        (result.data_ptr(), loss.data_ptr(), lse.data_ptr()),
+        torch.get_num_threads(),
+    )
+    if bad_label >= 0:
+        _raise_bad_label(function, labels, bad_label, logits.shape[-1])
+    if bad_id >= 0:
+        raise_id_out_of_range(function, bad_id, int(ids[bad_id]), size)
+    return result, loss, lse, counted
+
+
+def cross_entropy_backward(
+    logits, labels, loss, lse, scales, divisor=1, ignore_index=None
+) -> torch.Tensor:
+    """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i] / divisor,
+    zero where that is 0, whatever the row holds, and where it is ignored. `loss` and `lse` (N,)
+    are those of the forward pass; labels are (...), `scales` has N elements, or one for all."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
     logits, logits_args = _logits(logits)
-    labels, labels_args = _labels(labels, None)
-    rows = tuple(x.contiguous() for x in (loss, lse, scales))
+    labels, labels_args = _labels(labels, ignore_index)
+    loss, lse, scales = loss.contiguous(), lse.contiguous(), scales.contiguous()
     _native.cross_entropy_backward(
         logits_args,
         labels_args,
-        tuple(x.data_ptr() for x in rows),
+        (loss.data_ptr(), lse.data_ptr(), scales.data_ptr()),
+        scales.numel() == 1,
+        divisor,
         out.data_ptr(),
         torch.get_num_threads(),
     )

@@ -186,24 +186,23 @@ def _draws(seed: int, count: int) -> torch.Tensor:
 
 def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     """The ids (K,) int64 in an order that depends on K and `seed` (64 bits) alone; csrc/cpu/
-    shuffle.h says how: into buckets, then Fisher-Yates in each, here in all of them at once."""
+    shuffle.h says how."""
     n = ids.shape[0]
-    bits = min(16, max(0, (n // 2048).bit_length() - 1))
+    bits = min(16, (n // 2048).bit_length() - 1) if n >= 2**19 else 0
     lane = 8 if bits <= 8 else 16
     words = _draws(seed, -(-n * lane // 64))[:, None] >> torch.arange(0, 64, lane)
     bucket = (words & (2**lane - 1)).reshape(-1)[:n] >> (lane - bits)
     words = _draws(seed + 1, -(-n // 2))[:, None] >> torch.tensor([0, 32])
-    random = (words & (2**32 - 1)).reshape(-1)[:n]
+    random = (words & (2**32 - 1)).reshape(-1)[:n].tolist()
 
-    order = bucket.argsort(stable=True)
-    sizes = torch.bincount(bucket, minlength=1 << bits)
-    starts = sizes.cumsum(0) - sizes
-    for last in range(int(sizes.max()) - 1, 0, -1):
-        start = starts[sizes > last]
-        one = start + last
-        other = start + (random[one] * (last + 1) >> 32)
-        order[one], order[other] = order[other], order[one]
-    return ids[order]
+    order = bucket.argsort(stable=True).tolist()
+    end = 0
+    for size in torch.bincount(bucket, minlength=1 << bits).tolist():
+        start, end = end, end + size
+        for place in range(start, end):
+            other = start + (random[place] * (place - start + 1) >> 32)
+            order[place], order[other] = order[other], order[place]
+    return ids[torch.tensor(order, dtype=torch.int64)]
 
 
 def _check_ids(ids, size, function):

@@ -1,0 +1,183 @@
+"""The rows that a training loss is of, and its gradient."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import torch
+
+from .results import Scores
+
+if TYPE_CHECKING:
+    from .state import EMPState
+
+# What the forward pass leaves for the backward pass: result, loss (N,), lse (N,), rows that count.
+Forward = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]
+
+
+class EveryRow(NamedTuple):
+    """All rows, on a backend whose one call scores, remembers and reduces them: few operations,
+    because a small batch's loss costs what its operations cost that a training step finds cold."""
+
+    chosen: ModuleType
+    state: EMPState | None
+    indices: torch.Tensor | None
+    ignore_index: int | None
+    reduction: str
+    function: str
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> Forward:
+        chosen, state, indices, ignore_index, reduction, function = self
+        found: Forward = chosen.cross_entropy(
+            logits, labels, state, indices, ignore_index, reduction, function
+        )
+        return found
+
+    def backward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        loss: torch.Tensor,
+        lse: torch.Tensor,
+        counted: int,
+        gradient: torch.Tensor,
+    ) -> torch.Tensor:
+        divisor = counted if self.reduction == "mean" else 1
+        result: torch.Tensor = self.chosen.cross_entropy_backward(
+            logits, labels, loss, lse, gradient, divisor, self.ignore_index
+        )
+        return result
+
+
+class SomeRows(NamedTuple):
+    """Rows of which scores are there.
+
+    Attributes:
+        chosen: the backend.
+        scores: of all N rows, flat.
+        shape: of the losses.
+        positions: (K,) int64 in [0, N), or None for all rows in their order.
+        counted: bool of the positions (or of all rows), False where a row does not count after
+            all; None when all count.
+        reduction: "mean", "sum" or "none".
+    """
+
+    chosen: ModuleType
+    scores: Scores
+    shape: torch.Size
+    positions: torch.Tensor | None
+    counted: torch.Tensor | None
+    reduction: str
+
+    @staticmethod
+    def of(
+        chosen: ModuleType,
+        scores: Scores,
+        labels: torch.Tensor,
+        positions: torch.Tensor | None,
+        ignore_index: int | None,
+        reduction: str,
+    ) -> SomeRows:
+        size, shape = labels.numel(), labels.shape
+        counted = None
+        if positions is not None:
+            shape = positions.shape
+            if positions.device.type != "cpu":  # a Selection may be padded with -1
+                counted = (positions >= 0) & (positions < size)
+                positions = positions.clamp(0, max(0, size - 1))
+        if ignore_index is not None:
+            read = (int64_labels(labels) != ignore_index).reshape(-1)
+            read = read if positions is None else read[positions]
+            counted = read if counted is None else counted & read
+        return SomeRows(chosen, scores, shape, positions, counted, reduction)
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> Forward:
+        loss, lse = self.scores.loss, self.scores.lse
+        return self._reduced(loss + (lse - lse)), loss, lse, 0  # NaN where a logit is +inf
+
+    def _reduced(self, loss: torch.Tensor) -> torch.Tensor:
+        if self.positions is not None:
+            loss = loss[self.positions]
+        if self.counted is not None:
+            loss = loss.masked_fill(~self.counted, 0.0)
+        if self.reduction == "none":
+            return loss.reshape(self.shape)
+        if self.reduction == "sum":
+            return loss.sum()
+        return loss.mean() if self.counted is None else loss.sum() / self.counted.sum()
+
+    def backward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        loss: torch.Tensor,
+        lse: torch.Tensor,
+        _: int,
+        gradient: torch.Tensor,
+    ) -> torch.Tensor:
+        scales = self._scales(gradient, len(loss))
+        result: torch.Tensor = self.chosen.cross_entropy_backward(logits, labels, loss, lse, scales)
+        return result
+
+    def _scales(self, gradient: torch.Tensor, size: int) -> torch.Tensor:
+        """What each row's (p - onehot) is multiplied by, (N,): 0 where it is not trained."""
+        rows = size if self.positions is None else self.shape.numel()
+        if self.reduction == "mean":
+            gradient = gradient / (rows if self.counted is None else self.counted.sum())
+        scales = gradient.reshape(-1).expand(rows)
+        if self.counted is not None:
+            scales = scales.masked_fill(~self.counted, 0.0)
+        if self.positions is None:
+            return scales.contiguous()
+        return scales.new_zeros(size).index_add_(0, self.positions, scales)
+
+
+def int64_labels(labels: torch.Tensor) -> torch.Tensor:
+    if labels.dtype == torch.uint64:  # from 2^63 on they would turn negative
+        signed = labels.to(torch.int64)
+        return signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
+    return labels.to(torch.int64)
+
+
+def differentiable(
+    logits: torch.Tensor, labels: torch.Tensor, plan: EveryRow | SomeRows
+) -> torch.Tensor:
+    """The plan's result, differentiable once with respect to `logits`."""
+    loss: torch.Tensor = _CrossEntropy.apply(logits, labels, plan)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, plan: EveryRow | SomeRows
+    ) -> torch.Tensor:
+        result, loss, lse, ctx.counted = plan.forward(logits, labels)
+        ctx.plan = plan
+        ctx.save_for_backward(logits, labels, loss, lse)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return ctx.plan.backward(*saved, ctx.counted, gradient), None, None
+        with torch.no_grad():  # create_graph=True
+            result = ctx.plan.backward(*saved, ctx.counted, gradient)
+        return _NotTwice.apply(result, saved[0], gradient), None, None
+
+
+class _NotTwice(torch.autograd.Function):
+    """The identity on a gradient that must not be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, result: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> NoReturn:
+        raise RuntimeError(
+            "cross_entropy: the gradient must not be differentiated again (its kernels compute "
+            "first derivatives only); use torch.nn.functional.cross_entropy for second ones"
+        )
