@@ -178,6 +178,8 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
             yield name, scoring(many, classes, dtype, statistics=True)
     for classes in (1001, 50257):
         yield f"score C={classes} bfloat16 ragged", scoring(many, classes, bf16)
+    for classes in (1000, 32000):
+        yield f"row_sums C={classes} bfloat16", scoring(many, classes, bf16, sums=True)
     yield "score C=1000 grouped ignore", scoring(many, 1000, bf16, group=7, ignore=-100)
     state = fields_of_state(few)
     ids = torch.empty(few, dtype=torch.int64)
@@ -189,6 +191,7 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield f"score_and_select N={plan.FEW} C=1000", scoring(plan.FEW, 1000, bf16, keep=1000)
     for classes in (10, 32000):
         yield f"cross_entropy_backward C={classes}", gradient(1000, classes, bf16)
+    yield "cross_entropy_backward of a shard C=32000", gradient(1000, 32000, bf16, shard=True)
     scores = torch.empty(many)
     yield "select N=1024", lambda: launch.select(scores[:1024], 300)
     yield "select N=100000", lambda: launch.select(scores, 300)
@@ -220,12 +223,13 @@ def scoring(n, classes, dtype, *, group=0, ignore=None, **options) -> Callable[[
     return lambda: launch.score(rows, labels, 1.0, ignore, **options)
 
 
-def gradient(n, classes, dtype) -> Callable[[], Any]:
+def gradient(n, classes, dtype, shard=False) -> Callable[[], Any]:
     """A backward launch; its output needs memory, but none of it is touched."""
     rows = launch.Rows(torch.empty(64, dtype=dtype), n, classes, n, 0, classes)
     values = torch.empty(n)
     labels = torch.empty(n, dtype=torch.int64)
-    return lambda: launch.gradient(rows, labels, values, values, values)
+    maximum = values if shard else None
+    return lambda: launch.gradient(rows, labels, values, values, values, maximum)
 
 
 def logit_bits(recorded: Launch) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import torch
 
 from .results import Scores
+from .validation import as_int64
 
 if TYPE_CHECKING:
     from .state import EMPState
@@ -50,6 +51,15 @@ class EveryRow(NamedTuple):
         return result
 
 
+class Sharded(NamedTuple):
+    """What rows have of which only the columns from `start` on are here: the whole rows' maximum
+    and log-sum-exp above it, (N,)."""
+
+    start: int
+    maximum: torch.Tensor
+    above: torch.Tensor
+
+
 class SomeRows(NamedTuple):
     """Rows of which scores are there.
 
@@ -61,6 +71,7 @@ class SomeRows(NamedTuple):
         counted: bool of the positions (or of all rows), False where a row does not count after
             all; None when all count.
         reduction: "mean", "sum" or "none".
+        sharded: of rows with columns elsewhere.
     """
 
     chosen: ModuleType
@@ -69,6 +80,7 @@ class SomeRows(NamedTuple):
     positions: torch.Tensor | None
     counted: torch.Tensor | None
     reduction: str
+    sharded: Sharded | None = None
 
     @staticmethod
     def of(
@@ -78,6 +90,7 @@ class SomeRows(NamedTuple):
         positions: torch.Tensor | None,
         ignore_index: int | None,
         reduction: str,
+        sharded: Sharded | None = None,
     ) -> SomeRows:
         size, shape = labels.numel(), labels.shape
         counted = None
@@ -87,10 +100,10 @@ class SomeRows(NamedTuple):
                 counted = (positions >= 0) & (positions < size)
                 positions = positions.clamp(0, max(0, size - 1))
         if ignore_index is not None:
-            read = (int64_labels(labels) != ignore_index).reshape(-1)
+            read = (as_int64(labels) != ignore_index).reshape(-1)
             read = read if positions is None else read[positions]
             counted = read if counted is None else counted & read
-        return SomeRows(chosen, scores, shape, positions, counted, reduction)
+        return SomeRows(chosen, scores, shape, positions, counted, reduction, sharded)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> Forward:
         loss, lse = self.scores.loss, self.scores.lse
@@ -117,7 +130,13 @@ class SomeRows(NamedTuple):
         gradient: torch.Tensor,
     ) -> torch.Tensor:
         scales = self._scales(gradient, len(loss))
-        result: torch.Tensor = self.chosen.cross_entropy_backward(logits, labels, loss, lse, scales)
+        maximum = None
+        if self.sharded is not None:
+            start, maximum, lse = self.sharded
+            labels = as_int64(labels) - start
+        result: torch.Tensor = self.chosen.cross_entropy_backward(
+            logits, labels, loss, lse, scales, maximum=maximum
+        )
         return result
 
     def _scales(self, gradient: torch.Tensor, size: int) -> torch.Tensor:
@@ -131,13 +150,6 @@ class SomeRows(NamedTuple):
         if self.positions is None:
             return scales.contiguous()
         return scales.new_zeros(size).index_add_(0, self.positions, scales)
-
-
-def int64_labels(labels: torch.Tensor) -> torch.Tensor:
-    if labels.dtype == torch.uint64:  # from 2^63 on they would turn negative
-        signed = labels.to(torch.int64)
-        return signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
-    return labels.to(torch.int64)
 
 
 def differentiable(

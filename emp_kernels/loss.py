@@ -6,12 +6,16 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
+import torch.distributed as dist
 
 from . import backends
-from .gradient import EveryRow, SomeRows, differentiable, int64_labels
+from .distributed import vocab_parallel
+from .distributed.vocab_parallel import Shard
+from .gradient import EveryRow, Sharded, SomeRows, differentiable
 from .results import Scores, Selection
 from .state import EMPState
 from .validation import (
+    as_int64,
     check_ids,
     check_ignore_index,
     check_labels,
@@ -33,6 +37,8 @@ def cross_entropy(
     rows: torch.Tensor | Selection | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
+    vocab_start: int | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """``torch.nn.functional.cross_entropy``, which also scores every row into `state`.
@@ -62,6 +68,11 @@ def cross_entropy(
             be None.
         ignore_index: rows with this label are not read and do not count. None ignores nothing.
         reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
+        group, vocab_start: logits are this rank's columns [vocab_start, vocab_start + C_local) of
+            the whole rows, as in :func:`emp_kernels.distributed.score_vocab_parallel`, and so is a
+            DTensor sharded on its last dimension. All ranks of `group` must call, with everything
+            else alike; with one collective, in the forward pass, each gets the loss and scores of
+            whole rows, and the gradient of its columns.
         backend: None for the fastest, or "reference" or "cpu".
 
     Returns:
@@ -72,7 +83,8 @@ def cross_entropy(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, a label, id or row out of range (on CPU), different devices;
             raised before anything is written.
-        RuntimeError: the named backend is not available; differentiated twice.
+        RuntimeError: the named backend is not available; differentiated twice; a rank of `group`
+            died or did not call.
     """
     run = _outside_compiler() if torch.compiler.is_compiling() else _cross_entropy
     return run(
@@ -83,6 +95,8 @@ def cross_entropy(
         rows=rows,
         ignore_index=ignore_index,
         reduction=reduction,
+        group=group,
+        vocab_start=vocab_start,
         backend=backend,
     )
 
@@ -107,9 +121,15 @@ def _cross_entropy(
     rows: torch.Tensor | Selection | None,
     ignore_index: int | None,
     reduction: str,
+    group: dist.ProcessGroup | None,
+    vocab_start: int | None,
     backend: str | None,
 ) -> torch.Tensor:
     function = "cross_entropy"
+    shard = None
+    if group is not None or vocab_start is not None or vocab_parallel.is_dtensor(logits):
+        shard = vocab_parallel.shard_of(function, logits, labels, vocab_start, group)
+        logits, labels = shard.logits, shard.labels
     check_logits(function, logits)
     check_labels(function, labels, logits)
     ignore_index = check_ignore_index(function, ignore_index)
@@ -121,7 +141,8 @@ def _cross_entropy(
     indices = _check_state(function, state, indices, logits, n)
     chosen = backends.resolve(function, backend, logits)
     plan: EveryRow | SomeRows
-    if rows is None and hasattr(chosen, "cross_entropy"):
+    sharded = None
+    if rows is None and shard is None and hasattr(chosen, "cross_entropy"):
         plan = EveryRow(chosen, state, indices, ignore_index, reduction, function)
     elif isinstance(rows, Selection):
         if state is not None:
@@ -129,13 +150,17 @@ def _cross_entropy(
                 f"{function}: state must be None when rows is a Selection (its scores were "
                 "written when it was made), got an EMPState"
             )
-        lent = _lent_scores(function, rows, labels)
+        scores = _lent_scores(function, rows, labels)
+        if shard is not None:  # whose maxima nobody lends
+            sharded = Sharded(shard.start, scores.lse, torch.zeros_like(scores.lse))
         positions = _check_rows(function, rows.indices, n, logits)
-        plan = SomeRows.of(chosen, lent, labels, positions, ignore_index, reduction)
+        plan = SomeRows.of(chosen, scores, labels, positions, ignore_index, reduction, sharded)
     else:
         trained = None if rows is None else _check_rows(function, rows, n, logits)
-        scores = _score(function, chosen, logits, labels, state, indices, trained, ignore_index)
-        plan = SomeRows.of(chosen, scores, labels, trained, ignore_index, reduction)
+        scores, sharded = _score(
+            function, chosen, logits, labels, shard, state, indices, trained, ignore_index
+        )
+        plan = SomeRows.of(chosen, scores, labels, trained, ignore_index, reduction, sharded)
     if logits.requires_grad and torch.is_grad_enabled():
         return differentiable(logits, labels, plan)
     return plan.forward(logits, labels)[0]
@@ -198,29 +223,37 @@ def _score(
     chosen: ModuleType,
     logits: torch.Tensor,
     labels: torch.Tensor,
+    shard: Shard | None,
     state: EMPState | None,
     indices: torch.Tensor | None,
     positions: torch.Tensor | None,
     ignore_index: int | None,
-) -> Scores:
-    """Scores of all rows, flat, written into the state; without one, of the rows at `positions`."""
+) -> tuple[Scores, Sharded | None]:
+    """Scores of all rows, flat, written into the state; without one, of the rows at `positions`.
+    And where rows are sharded, what their gradient needs besides."""
     if state is None and positions is not None:
         labels, ignore_index = _only(labels, positions, ignore_index)
     beta = 1.0 if state is None else state.beta
-    scores = chosen.score(logits, labels, beta, ignore_index, function)
+    sharded = None
+    if shard is None:
+        scores = chosen.score(logits, labels, beta, ignore_index, function)
+    else:
+        shard = shard._replace(labels=labels)
+        whole = vocab_parallel.score_shard(function, chosen, shard, beta, ignore_index)
+        scores, sharded = whole.scores, Sharded(shard.start, whole.maximum, whole.above)
     scores = Scores(*(field.reshape(-1) for field in scores))
     if state is not None:
         if indices is None:
             indices = torch.arange(labels.numel(), device=labels.device)
         chosen.update_state(state, indices, scores, function)
-    return scores
+    return scores, sharded
 
 
 def _only(
     labels: torch.Tensor, positions: torch.Tensor, ignore_index: int | None
 ) -> tuple[torch.Tensor, int]:
     """Labels, and an ignore_index, with which only the rows at `positions` are read."""
-    flat = int64_labels(labels).reshape(-1)
+    flat = as_int64(labels).reshape(-1)
     if ignore_index is not None:
         flat = flat.masked_fill(flat == ignore_index, _UNREAD)
     unread = torch.ones_like(flat, dtype=torch.bool)

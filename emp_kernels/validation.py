@@ -120,6 +120,14 @@ def check_size(function: str, name: str, value: int) -> int:
     return int(value)
 
 
+def as_int64(labels: torch.Tensor) -> torch.Tensor:
+    """Labels as int64; from 2**63 on, where they would turn negative, as the largest of them."""
+    signed = labels.to(torch.int64)
+    if labels.dtype == torch.uint64:
+        return signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
+    return signed
+
+
 def raise_label_out_of_range(function: str, row: int, label: int, classes: int) -> NoReturn:
     raise ValueError(f"{function}: labels must be in [0, {classes}), got {label} in row {row}")
 

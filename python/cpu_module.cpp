@@ -83,6 +83,17 @@ int64_t sample_statistics(const LogitsArgs& logits_args, const LabelsArgs& label
   return bad;
 }
 
+// `out` are the addresses of m, u, t and z_y.
+void row_sums(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
+              const std::array<Address, 4>& out, int threads) {
+  const emp::Logits logits = logits_of(logits_args);
+  const emp::Labels labels = labels_of(labels_args);
+  py::gil_scoped_release released;
+  emp::row_sums(logits, labels,
+                {at<float>(out[0]), at<float>(out[1]), at<float>(out[2]), at<float>(out[3])},
+                threads);
+}
+
 // Returns (number of selected rows, -1, -1), or (0, row with a bad label, position of a bad id).
 std::tuple<int64_t, int64_t, int64_t> score_and_select(
     const LogitsArgs& logits_args, const LabelsArgs& labels_args, float beta, double share,
@@ -172,17 +183,19 @@ std::tuple<int64_t, int64_t, int64_t> cross_entropy(const LogitsArgs& logits_arg
   return {counted, -1, -1};
 }
 
-// `gradients` are the addresses of loss, lse and the scales, of which there are one or all.
+// `gradients` are the addresses of loss, lse, the scales, of which there are one or all, and the
+// maximum, which may be 0.
 void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
-                            const Ints<3>& gradients, bool one_scale, double divisor, Address out,
+                            const Ints<4>& gradients, bool one_scale, double divisor, Address out,
                             int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
-  emp::cross_entropy_backward(logits, labels,
-                              {gradients.at<const float>(0), gradients.at<const float>(1),
-                               gradients.at<const float>(2), one_scale ? 0 : 1, float(divisor)},
-                              at<void>(out), threads);
+  emp::cross_entropy_backward(
+      logits, labels,
+      {gradients.at<const float>(0), gradients.at<const float>(1), gradients.at<const float>(2),
+       one_scale ? 0 : 1, float(divisor), gradients.at<const float>(3)},
+      at<void>(out), threads);
 }
 
 }  // namespace bindings
@@ -205,6 +218,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of emp_kernels";
   module.def("score", &bindings::score);
   module.def("sample_statistics", &bindings::sample_statistics);
+  module.def("row_sums", &bindings::row_sums);
   module.def("score_and_select", &bindings::score_and_select);
   module.def("select", &bindings::select);
   module.def("shuffle", &bindings::shuffle);

@@ -1,20 +1,11 @@
 """distributed.sync and training on several gloo processes: what one process would have."""
 
-import multiprocessing
-import os
-import pickle
-import socket
-import sys
-import tempfile
-from pathlib import Path
-from unittest import mock
-
 import oracle
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
-import torch.multiprocessing as processes
+from ranks import on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -22,36 +13,6 @@ from torch.utils.data import DataLoader
 import emp_kernels as emp
 
 INF = float("inf")
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def _run(rank, world, port, target, arguments, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    result = target(rank, world, *arguments)
-    (folder / str(rank)).write_bytes(pickle.dumps(result))
-    dist.destroy_process_group()
-
-
-# Processes are forked from one that has imported this file, and that runs no threads.
-multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-
-
-def on_ranks(world, target, *arguments):
-    """What `target(rank, world, *arguments)` returns on each of `world` gloo processes."""
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # for the forkserver
-    with tempfile.TemporaryDirectory() as name, mock.patch.dict(os.environ, path):
-        folder = Path(name)
-        processes.start_processes(
-            _run, (world, free_port(), target, arguments, folder), world, start_method="forkserver"
-        )
-        return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(world)]
 
 
 def scores_of(values):

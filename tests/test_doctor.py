@@ -12,6 +12,7 @@ import torch
 import emp_kernels as emp
 from emp_kernels import backends
 from emp_kernels.cli import doctor, main
+from emp_kernels.distributed import vocab_parallel
 
 
 def run_doctor(**environment: str) -> str:
@@ -77,6 +78,8 @@ def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
         if hasattr(module, function):
             monkeypatch.setattr(module, function, spy(name, getattr(module, function)))
 
+    monkeypatch.setattr(vocab_parallel, "check_group", lambda function, group: None)
+    monkeypatch.setattr(vocab_parallel, "gather_equal", lambda function, tensor, group: [tensor])
     logits, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
     state = emp.EMPState(4)
     scores = emp.score(logits, labels)
@@ -90,6 +93,9 @@ def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
         "gather": lambda: emp.gather(logits.detach(), labels),
         "EMPState.update": lambda: state.update(torch.arange(4), scores),
         "EMPSampler": lambda: list(emp.EMPSampler(state)),
+        "distributed.score_vocab_parallel": lambda: emp.distributed.score_vocab_parallel(
+            logits, labels, vocab_start=0
+        ),
     }[operation]()
     assert called[0] == named
 

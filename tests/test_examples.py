@@ -16,6 +16,7 @@ EXPECTED = {
     "plain.py": "step 62 of 62",
     "ddp.py": "rank 1: 1000 samples scored",
     "huggingface.py": "45 steps; shares [1.0, 0.3, 0.3, 0.3, 1.0]",
+    "vocab_parallel.py": "rank 1: state restored True",
     "lightning_module.py": "36 steps; shares [1.0, 0.3, 0.3, 0.3, 0.3]",
 }
 
@@ -27,7 +28,7 @@ def test_every_example_is_run():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example(name, tmp_path):
     command = [sys.executable]
-    if name == "ddp.py":
+    if name in ("ddp.py", "vocab_parallel.py"):
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, str(ROOT / "examples" / name)],

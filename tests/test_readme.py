@@ -4,11 +4,16 @@ import ast
 import json
 import re
 import shlex
+import textwrap
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import emp_kernels as emp
@@ -125,6 +130,51 @@ def test_python_snippets_run_one_after_the_other():
     torch.testing.assert_close(names["log_probability"].double(), taken, rtol=1e-5, atol=1e-6)
     entropy = -(log_p.exp() * log_p).sum(-1)
     torch.testing.assert_close(names["entropy"].double(), entropy, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def group():
+    """A default process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def changed(block, **names):
+    """What the added lines of a diff return, or the names that they leave."""
+    added = [line[1:] for line in block.splitlines() if line.startswith("+")]
+    body = textwrap.indent(textwrap.dedent("\n".join(added)), "    ")
+    exec(f"def run():\n{body}\n    return locals()", names | {"emp": emp}, names)
+    return names["run"]()
+
+
+def test_changes_to_large_stacks_compute_what_they_replace(group):
+    megatron, titan, verl = [block for language, block in BLOCKS if language == "diff"]
+    logits = torch.randn(6, 5, 20, requires_grad=True)  # s, b, V
+    labels = torch.randint(20, (6, 5))
+    per_token = F.cross_entropy(logits.view(-1, 20), labels.view(-1), reduction="none")
+    scores = emp.score(logits, labels)
+    kept = emp.select(scores.score.flatten(), 0.6)
+
+    model = SimpleNamespace(tp_group=group)
+    loss = changed(megatron, self=model, logits=logits, labels=labels)["loss"]
+    want = torch.zeros(30).index_copy(0, kept, per_token[kept]).view(6, 5)
+    torch.testing.assert_close(loss, want)
+    got = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
+    torch.testing.assert_close(got, torch.autograd.grad(want.sum(), logits, retain_graph=True))
+
+    mesh = init_device_mesh("cpu", (1,))
+    pred = distribute_tensor(logits.detach().view(-1, 20), mesh, [Shard(1)]).requires_grad_()
+    loss = changed(titan, pred=pred, labels=labels.view(-1), IGNORE_INDEX=-100)
+    torch.testing.assert_close(loss, per_token[kept].sum())
+    loss.backward()
+    torch.testing.assert_close(pred.grad.to_local().view(6, 5, 20), got[0])
+
+    names = {"logits": logits, "label": labels, "ret": {}}
+    mpu = SimpleNamespace(get_tensor_model_parallel_group=lambda: group)
+    found = changed(verl, mpu=mpu, **names)
+    torch.testing.assert_close(found["log_probs"], -per_token.detach().view(6, 5))
+    torch.testing.assert_close(names["ret"]["entropy"], scores.entropy)
 
 
 def test_the_loop_is_short():

@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from test_loss import true_gradient
 from test_scoring import assert_scores
 from test_statistics import assert_statistics
 
@@ -200,3 +201,48 @@ def test_cross_entropy(classes, dtype):
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=tolerance, atol=1e-7)
     assert logits.grad[2, 3] != 0 or dtype != torch.float32
     assert (logits.grad[[1, 3, 4]] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype", "parts"),
+    [
+        (7, torch.float32, 0),
+        (70, torch.bfloat16, 0),
+        (150, torch.float32, 1),
+        (97, torch.float16, 2),
+    ],
+)
+def test_shards_of_rows(classes, dtype, parts, cut):
+    """Scores merged from the sums of two shards, and the gradient of each; ignored rows are 0."""
+    from emp_kernels.backends import load
+    from emp_kernels.distributed import vocab_parallel
+
+    triton, families = load("triton"), ["scale 30", "masked blocks", "tiny tail", "broken"]
+    logits, labels, names = hard_rows.batch(classes, dtype, families, seed=classes)
+    truth = oracle.statistics(logits, labels)
+    if parts:
+        cut(parts=parts, compensated=dtype == torch.float32)
+    middle = classes // 3
+    shards = [(logits[:, :middle], labels), (logits[:, middle:], labels - middle)]
+    m, u, t, z_y = torch.stack([triton.row_sums(*shard, None) for shard in shards], 1).double()
+    sums = (*vocab_parallel._merged(m, u, t), vocab_parallel._found(z_y))
+    scored = vocab_parallel._scored(sums, None, 1.0, torch.float32, labels.shape)
+    assert_scores(scored.scores, truth, names=names)
+
+    assert scored.scores.loss[logits.isnan().any(1)].isnan().all()
+
+    scales = torch.linspace(-2, 2, len(labels)).masked_fill(~torch.from_numpy(truth.valid), 0.0)
+    forward = scored.scores.loss, scored.above, scales, scored.maximum
+    gradients = [triton.cross_entropy_backward(*shard, *forward) for shard in shards]
+    whole = torch.cat(gradients, 1)
+    assert not whole[~truth.valid].any()
+    chosen = torch.from_numpy(truth.valid)
+    want = torch.from_numpy(true_gradient(logits[chosen], labels[chosen], scales[chosen]))
+    torch.testing.assert_close(
+        whole[chosen].double(), want, rtol=2e-5 + torch.finfo(dtype).eps, atol=1e-6
+    )
+    labels[::2] = -100
+    sums = triton.row_sums(logits[:, :middle], labels, -100)
+    assert not sums[:, ::2].any()
+    nowhere = triton.row_sums(logits[:1, :middle], torch.tensor([classes]), None)
+    assert nowhere[3].isnan().all()

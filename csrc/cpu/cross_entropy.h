@@ -21,16 +21,18 @@ int64_t cross_entropy(const Logits& logits, const Labels& labels, Reduction redu
                       const State* state, const int64_t* ids, const LossOutputs& out, int threads);
 
 // What the gradient is made of: the forward pass's loss and lse, (rows,), and row i's scale,
-// scale[i * scale_stride] / divisor.
+// scale[i * scale_stride] / divisor. Of rows whose other columns are elsewhere, `maximum`, (rows,),
+// is that of the whole row and lse stands above it; otherwise null.
 struct RowGradients {
   const float *loss, *lse, *scale;
   int64_t scale_stride;
   float divisor;
+  const float* maximum;
 };
 
 // Writes (softmax(z) - onehot(label)) * scale of each row, (rows, classes), contiguous, in the
 // logits' type: each logit is read once and each element written once. A row of scale 0, or that
-// is ignored, is not read and becomes 0; the labels of the others must be in range. `out` must not
+// is ignored, is not read and becomes 0. A label that is no column is one elsewhere. `out` must not
 // overlap an input. The result does not depend on `threads`.
 void cross_entropy_backward(const Logits& logits, const Labels& labels,
                             const RowGradients& gradients, void* out, int threads);

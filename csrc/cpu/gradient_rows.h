@@ -27,7 +27,13 @@ struct RowGradient {
   };
 
   template <class T>
-  static Normaliser normaliser(const Constants& k, const T* z, int64_t classes, float lse) {
+  static Normaliser normaliser(const Constants& k, const T* z, int64_t classes,
+                               const RowGradients& gradients, int64_t i) {
+    const float lse = gradients.lse[i];
+    if (gradients.maximum != nullptr) {
+      const float m = gradients.maximum[i];
+      return {std::isfinite(m) ? m : Kernel::kNaN, lse};
+    }
     if (std::fabs(lse) <= kSharpLse) return {lse, 0.0f};
     const RowSums sums = Kernel::template row_sums<false>(k, z, classes);
     // A row with a logit of +inf, or with none above -inf, has no softmax.
@@ -93,12 +99,14 @@ struct RowGradient {
           continue;
         }
         const T* z = logits.row<T>(i);
-        const Normaliser norm = normaliser(k, z, classes, gradients.lse[i]);
+        const Normaliser norm = normaliser(k, z, classes, gradients, i);
         const Row row{S::set(norm.m), S::set(norm.log_sum), S::set(scale)};
         write_row<kStream>(k, row, z, classes, to);
+        const int64_t y = int64_t(label[i]);
+        if (uint64_t(y) >= uint64_t(classes)) continue;
         // p - 1 at the label, from the loss: the lse would blur it where it is near 0.
         const double at_label = std::expm1(-double(gradients.loss[i])) + (norm.m - norm.m);
-        from_float(float(at_label * double(scale)), to[int64_t(label[i])]);
+        from_float(float(at_label * double(scale)), to[y]);
       }
     });
     if (kStream) S::fence();

@@ -166,12 +166,32 @@ struct RowScorer {
     out.margin[row] = float(z_y) - rival;
     out.correct[row] = at_maximum && Kernel::find(z, y, sums.m) == y;
   }
+
+  template <class T>
+  static void sums(const Logits& logits, const Labels& labels, const SumOutputs& out, int64_t begin,
+                   int64_t end) {
+    const auto on_ignored = [&](int64_t row) {
+      out.m[row] = out.u[row] = out.t[row] = out.z_y[row] = 0.0f;
+    };
+    const auto on_block = [&](const Block<T>& block) {
+      for (int i = 0; i < block.count; ++i) {
+        const int64_t row = block.row[i], y = block.label[i];
+        out.m[row] = block.sums.m[i];
+        out.u[row] = block.sums.u[i];
+        out.t[row] = block.sums.t[i];
+        const bool here = uint64_t(y) < uint64_t(logits.classes);
+        out.z_y[row] = here ? to_float(block.z[i][y]) : Kernel::kNaN;
+      }
+    };
+    for_each_block<false, T>(logits, labels, begin, end, on_ignored, on_block);
+  }
 };
 
 // What scoring.cpp calls, one set for each target.
 struct RowScorers {
   RowCounts (*score)(const Logits&, const Labels&, float, const ScoreOutputs&, int64_t, int64_t);
   void (*statistics)(const Logits&, const Labels&, const StatisticOutputs&, int64_t, int64_t);
+  void (*sums)(const Logits&, const Labels&, const SumOutputs&, int64_t, int64_t);
 };
 
 template <class S>
@@ -179,13 +199,16 @@ RowScorers row_scorers(LogitDtype dtype) {
   using Scorer = RowScorer<S>;
   switch (dtype) {
     case LogitDtype::kFloat16:
-      return {Scorer::template score<Float16>, Scorer::template statistics<Float16>};
+      return {Scorer::template score<Float16>, Scorer::template statistics<Float16>,
+              Scorer::template sums<Float16>};
     case LogitDtype::kBFloat16:
-      return {Scorer::template score<BFloat16>, Scorer::template statistics<BFloat16>};
+      return {Scorer::template score<BFloat16>, Scorer::template statistics<BFloat16>,
+              Scorer::template sums<BFloat16>};
     case LogitDtype::kFloat32:
       break;
   }
-  return {Scorer::template score<float>, Scorer::template statistics<float>};
+  return {Scorer::template score<float>, Scorer::template statistics<float>,
+          Scorer::template sums<float>};
 }
 
 RowScorers row_scorers_avx512(LogitDtype dtype);

@@ -74,4 +74,11 @@ void sample_statistics(const Logits& logits, const Labels& labels, const Statist
   });
 }
 
+void row_sums(const Logits& logits, const Labels& labels, const SumOutputs& out, int threads) {
+  if (logits.rows == 0) return;
+  const auto sums = scorers(logits.dtype).sums;
+  for_row_ranges(logits, threads,
+                 [&](int64_t begin, int64_t end) { sums(logits, labels, out, begin, end); });
+}
+
 }  // namespace emp

@@ -40,6 +40,13 @@ struct StatisticOutputs {
   bool* correct;
 };
 
+// What a row's columns elsewhere need of those here (row_sums.h): m = max z and, over all elements
+// but one maximal one, u = sum exp(z - m) and t = sum exp(z - m) (z - m); z_y, or NaN where the
+// label is no column. All are 0 for an ignored row.
+struct SumOutputs {
+  float *m, *u, *t, *z_y;
+};
+
 // A row is invalid when its loss or entropy is not finite: its score is NaN. An ignored row has
 // score -inf and 0 elsewhere.
 struct RowCounts {
@@ -54,5 +61,7 @@ RowCounts score(const Logits& logits, const Labels& labels, float beta, const Sc
                 int threads);
 void sample_statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
                        int threads);
+// Labels may be anything.
+void row_sums(const Logits& logits, const Labels& labels, const SumOutputs& out, int threads);
 
 }  // namespace emp

@@ -62,6 +62,7 @@ def default(device_type: str, dtype: torch.dtype) -> str:
 _SERVED_BY = {
     "EMPSampler": "shuffle",
     "EMPState.update": "update_state",
+    "distributed.score_vocab_parallel": "row_sums",
     "cross_entropy": "cross_entropy_backward",
     "gather": "gather_rows",
 }

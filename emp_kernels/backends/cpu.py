@@ -185,23 +185,47 @@ def cross_entropy(
 
 
 def cross_entropy_backward(
-    logits, labels, loss, lse, scales, divisor=1, ignore_index=None
+    logits, labels, loss, lse, scales, divisor=1, ignore_index=None, maximum=None
 ) -> torch.Tensor:
     """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i] / divisor,
     zero where that is 0, whatever the row holds, and where it is ignored. `loss` and `lse` (N,)
-    are those of the forward pass; labels are (...), `scales` has N elements, or one for all."""
+    are those of the forward pass; labels are (...), `scales` has N elements, or one for all.
+
+    Of rows with columns elsewhere, `maximum` (N,) is the whole row's and `lse` stands above it; a
+    label outside [0, C) is one elsewhere."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
     logits, logits_args = _logits(logits)
     labels, labels_args = _labels(labels, ignore_index)
     loss, lse, scales = loss.contiguous(), lse.contiguous(), scales.contiguous()
+    above = None if maximum is None else maximum.contiguous()
     _native.cross_entropy_backward(
         logits_args,
         labels_args,
-        (loss.data_ptr(), lse.data_ptr(), scales.data_ptr()),
+        (
+            loss.data_ptr(),
+            lse.data_ptr(),
+            scales.data_ptr(),
+            0 if above is None else above.data_ptr(),
+        ),
         scales.numel() == 1,
         divisor,
         out.data_ptr(),
         torch.get_num_threads(),
+    )
+    return out
+
+
+def row_sums(logits, labels, ignore_index) -> torch.Tensor:
+    """What a row's columns elsewhere need of those here, (4, N) of logits (..., C), labels (...).
+
+    m = max z and, over all elements but one maximal one, u = sum exp(z - m) and
+    t = sum exp(z - m) (z - m); then z_y, NaN where the label is not in [0, C). A NaN among the
+    logits shows in m, u or t; u and t are 0 where else m is infinite. Ignored rows are 0."""
+    out = _new((4, labels.numel()), _FLOAT32)
+    logits, logits_args = _logits(logits)
+    labels, labels_args = _labels(labels, ignore_index)
+    _native.row_sums(
+        logits_args, labels_args, tuple(x.data_ptr() for x in out), torch.get_num_threads()
     )
     return out
 

@@ -34,11 +34,16 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     return _scores(_statistics(logits, labels, classes, ignore_index), beta, labels, ignore_index)
 
 
-def cross_entropy_backward(logits, labels, loss, lse, scales) -> torch.Tensor:
+def cross_entropy_backward(logits, labels, loss, lse, scales, maximum=None) -> torch.Tensor:
     """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
     that is 0, whatever the row holds. `loss` and `lse` (N,) are what `score` found; labels are
-    (...), `scales` (N,)."""
+    (...), `scales` (N,).
+
+    Of rows with columns elsewhere, `maximum` (N,) is the whole row's and `lse` stands above it; a
+    label outside [0, C) is one elsewhere."""
     gradient = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
+    if gradient.numel() == 0:
+        return gradient
     classes = logits.shape[-1]
     rows, out = logits.reshape(-1, classes), gradient.view(-1, classes)
     labels = labels.reshape(-1).to(torch.int64)
@@ -46,13 +51,52 @@ def cross_entropy_backward(logits, labels, loss, lse, scales) -> torch.Tensor:
     for i in range(0, len(rows), step):
         part, scale = slice(i, i + step), scales[i : i + step].double()
         trained = scale != 0
-        y = torch.where(trained, labels[part], 0)
-        p = rows[part].double().softmax(1)
+        z, above = rows[part].double(), lse[part].double()
+        if maximum is None:
+            p = z.softmax(1)
+        else:
+            m = maximum[part].double()
+            above += m - m  # NaN where the row has no softmax
+            p = ((z - m[:, None]) - above[:, None]).exp()
         # p - 1 at the label, from the loss: p itself would round to 1. NaN where a logit is +inf.
-        at_label = torch.expm1(-loss[part].double()) + (lse[part] - lse[part])
-        p.scatter_(1, y[:, None], at_label[:, None])
+        at_label = torch.expm1(-loss[part].double()) + (above - above)
+        here = trained & (labels[part] >= 0) & (labels[part] < classes)
+        y = torch.where(here, labels[part], 0)[:, None]
+        p.scatter_(1, y, torch.where(here[:, None], at_label[:, None], p.gather(1, y)))
         out[part] = torch.where(trained[:, None], p * scale[:, None], 0.0).to(out.dtype)
     return gradient
+
+
+def row_sums(logits, labels, ignore_index) -> torch.Tensor:
+    """What a row's columns elsewhere need of those here, (4, N) of logits (..., C), labels (...).
+
+    m = max z and, over all elements but one maximal one, u = sum exp(z - m) and
+    t = sum exp(z - m) (z - m); then z_y, NaN where the label is not in [0, C). A NaN among the
+    logits shows in m, u or t; u and t are 0 where else m is infinite. Ignored rows are 0."""
+    classes = logits.shape[-1]
+    rows, labels = logits.detach().reshape(-1, classes), labels.reshape(-1).to(torch.int64)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    out = torch.empty(4, len(rows), dtype=dtype, device=logits.device)
+    step = max(1, CHUNK // classes)
+    for i in range(0, len(rows), step):
+        part = slice(i, i + step)
+        m, u, t, *_ = _exponentials(rows[part].double())
+        infinite = m.isinf()  # where a logit is NaN, m is NaN
+        out[:3, part] = torch.stack([m, u.masked_fill(infinite, 0), t.masked_fill(infinite, 0)])
+        here = (labels[part] >= 0) & (labels[part] < classes)
+        z_y = rows[part].gather(1, torch.where(here, labels[part], 0)[:, None])[:, 0]
+        out[3, part] = torch.where(here, z_y, torch.nan)
+    return out if ignore_index is None else out.masked_fill(labels == ignore_index, 0.0)
+
+
+def _exponentials(z):
+    """Of float64 rows z (N, C), C > 0: m, u, t of `row_sums`, the place of the maximal element
+    that is left out, and the other exponentials (N, C)."""
+    m, top = z.max(dim=1)
+    d = z - m[:, None]
+    e = d.exp().scatter(1, top[:, None], 0.0)
+    t = torch.where(e > 0, e * d, e).sum(1)  # a column at -inf contributes 0, not 0 * -inf
+    return m, e.sum(1), t, top, e
 
 
 def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
@@ -106,15 +150,11 @@ def _row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
     if z.shape[1] == 0:  # only reached when every row is ignored
         zero = z.new_zeros(len(z))
         return (*[zero] * 6, zero.bool())
-    m, top = z.max(dim=1)
+    m, u, t, top, e = _exponentials(z)
     known = (labels >= 0) & (labels < z.shape[1])
     y = torch.where(known, labels, 0)
     z_y = z.gather(1, y[:, None])[:, 0]
 
-    d = z - m[:, None]
-    e = d.exp().scatter(1, top[:, None], 0.0)
-    u = e.sum(1)
-    t = torch.where(e > 0, e * d, e).sum(1)  # a column at -inf contributes 0, not 0 * -inf
     loss = (m - z_y) + u.log1p()
     entropy = u.log1p() - t / (1 + u)
     lse = m + u.log1p()

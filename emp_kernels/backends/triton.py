@@ -114,14 +114,29 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     return Scores(*values.view(4, *labels.shape).unbind())
 
 
-def cross_entropy_backward(logits, labels, loss, lse, scales) -> torch.Tensor:
+def cross_entropy_backward(logits, labels, loss, lse, scales, maximum=None) -> torch.Tensor:
     """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
     that is 0, whatever the row holds. `loss` and `lse` (N,) are what `score` found; labels are
-    (...), `scales` (N,)."""
+    (...), `scales` (N,).
+
+    Of rows with columns elsewhere, `maximum` (N,) is the whole row's and `lse` stands above it; a
+    label outside [0, C) is one elsewhere."""
     if logits.numel() == 0:
         return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    gradient = _launch.gradient(_launch.rows_of(logits), labels, loss, lse, scales)
+    gradient = _launch.gradient(_launch.rows_of(logits), labels, loss, lse, scales, maximum)
     return gradient.view(logits.shape)
+
+
+def row_sums(logits, labels, ignore_index) -> torch.Tensor:
+    """What a row's columns elsewhere need of those here, (4, N) of logits (..., C), labels (...).
+
+    m = max z and, over all elements but one maximal one, u = sum exp(z - m) and
+    t = sum exp(z - m) (z - m); then z_y, NaN where the label is not in [0, C). A NaN among the
+    logits shows in m, u or t; u and t are 0 where else m is infinite. Ignored rows are 0."""
+    _check_device(logits.device)
+    if labels.numel() == 0:
+        return torch.empty(4, 0, device=labels.device)
+    return _launch.score(_launch.rows_of(logits), labels, 0.0, ignore_index, sums=True).values
 
 
 def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:

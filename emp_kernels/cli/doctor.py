@@ -17,6 +17,7 @@ OPERATIONS = (
     "gather",
     "EMPState.update",
     "EMPSampler",
+    "distributed.score_vocab_parallel",
 )
 
 

@@ -1,6 +1,8 @@
 """What many devices do together, on torch.distributed."""
 
 from .group import initialised, ranks
+from .selection import select
 from .states import sync
+from .vocab_parallel import score_vocab_parallel
 
-__all__ = ["initialised", "ranks", "sync"]
+__all__ = ["initialised", "ranks", "score_vocab_parallel", "select", "sync"]

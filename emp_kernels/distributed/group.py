@@ -1,9 +1,18 @@
-"""Process groups: who takes part, and which device their messages travel from."""
+"""Process groups: who takes part, which device their messages travel from, and how a collective
+that fails is worded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ..validation import check_size
+
+_NAMED = 8  # ranks that an error lists
 
 
 def initialised() -> bool:
@@ -30,6 +39,33 @@ def ranks(function: str, num_replicas: int | None, rank: int | None) -> tuple[in
     return int(num_replicas), int(rank)
 
 
+def check_group(function: str, group: Any) -> tuple[int, int]:
+    """(ranks, this process's rank) of `group`, None being the default one.
+
+    Raises:
+        TypeError: `group` is no process group.
+        ValueError: this process is not in it.
+        RuntimeError: torch.distributed is not initialised.
+    """
+    if not initialised():
+        raise RuntimeError(
+            f"{function}: a process group must be initialised; call "
+            "torch.distributed.init_process_group first"
+        )
+    outsider = group is dist.GroupMember.NON_GROUP_MEMBER
+    if not (group is None or outsider or isinstance(group, dist.ProcessGroup)):
+        raise TypeError(
+            f"{function}: group must be a torch.distributed.ProcessGroup or None, "
+            f"got {type(group).__name__}"
+        )
+    rank = -1 if outsider else dist.get_rank(group)
+    if rank < 0:
+        raise ValueError(
+            f"{function}: group must include this process, got one without rank {dist.get_rank()}"
+        )
+    return dist.get_world_size(group), rank
+
+
 def message_device(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.device:
     """Where `tensor` must be for the group's backend: its own device where that serves it."""
     backends = str(dist.get_backend(group)).lower()
@@ -40,9 +76,42 @@ def message_device(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> tor
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def gather_equal(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
+@contextmanager
+def _collective(function: str, group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Words the failure of a collective: a rank died, never came, or sent something else."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{function}: all {dist.get_world_size(group)} ranks of the group must make this call "
+            "alike, got none or a different one from another rank (it died, raised before the "
+            f"call, or its tensors have another size), as rank {dist.get_rank(group)} sees it: "
+            f"{error}"
+        ) from error
+
+
+def gather_equal(
+    function: str, tensor: torch.Tensor, group: dist.ProcessGroup | None
+) -> list[torch.Tensor]:
     """`tensor`, of one shape and dtype on all ranks, of every rank; on the tensor's device."""
     sent = tensor.to(message_device(tensor, group)).contiguous()
     received = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(received, sent, group=group)
-    return [part.to(tensor.device) for part in received]
+    with _collective(function, group):
+        dist.all_gather(received, sent, group=group)
+        return [part.to(tensor.device) for part in received]
+
+
+def sum_equal(function: str, tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The ranks' tensors, of one shape and dtype, added up; on the tensor's device."""
+    total = tensor.to(message_device(tensor, group), copy=True).contiguous()
+    with _collective(function, group):
+        dist.all_reduce(total, group=group)
+        return total.to(tensor.device)
+
+
+def per_rank(values: Sequence[Any]) -> str:
+    """The ranks' values for an error, those first that differ from rank 0's:
+    "0.5 on rank 0, 0.3 on rank 2, 0.5 on rank 1"."""
+    order = sorted(range(len(values)), key=lambda rank: (rank > 0, values[rank] == values[0], rank))
+    shown = [f"{values[rank]} on rank {rank}" for rank in order[:_NAMED]]
+    return ", ".join(shown + ["..."] * (len(order) > _NAMED))

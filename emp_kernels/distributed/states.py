@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from ..state import EMPState
-from .group import gather_equal, initialised, message_device
+from .group import check_group, gather_equal, message_device, per_rank
 
 _ROWS = 1 << 20  # entries that a rank sends at a time, 28 bytes each
 
@@ -37,21 +37,17 @@ def sync(state: EMPState, group: dist.ProcessGroup | None = None) -> None:
     function = "distributed.sync"
     if not isinstance(state, EMPState):
         raise TypeError(f"{function}: state must be an EMPState, got {type(state).__name__}")
-    if not initialised():
-        raise RuntimeError(
-            f"{function}: a process group must be initialised; call "
-            "torch.distributed.init_process_group first"
-        )
-    if dist.get_world_size(group) == 1:
+    ranks, _ = check_group(function, group)
+    if ranks == 1:
         return
     clock, epoch, base = _agree(function, state, group)
     changed = (state.seen_at > base).nonzero()[:, 0]
-    counts = gather_equal(torch.tensor([len(changed)], device=state.device), group)
+    counts = gather_equal(function, torch.tensor([len(changed)], device=state.device), group)
     for start in range(0, max(int(count) for count in counts), _ROWS):
         ids = changed[start : start + _ROWS]
         rows = min(_ROWS, max(int(count) for count in counts) - start)
         for entries, count in zip(
-            gather_equal(_packed(state, ids, rows), group), counts, strict=True
+            gather_equal(function, _packed(state, ids, rows), group), counts, strict=True
         ):
             _merge(state, entries[: max(0, int(count) - start)])
     selections = state.selections.to(message_device(state.selections, group))
@@ -68,13 +64,12 @@ def _agree(function: str, state: EMPState, group: dist.ProcessGroup | None) -> t
     """(largest clock, largest epoch, the clock up to which all states are equal)."""
     beta = torch.tensor([state.beta], dtype=torch.float64).view(torch.int64)
     own = [state.num_samples, int(beta), int(state.clock), state.epoch, state.synced_at]
-    facts = torch.stack(gather_equal(torch.tensor(own, device=state.device), group)).cpu()
+    facts = torch.stack(gather_equal(function, torch.tensor(own, device=state.device), group)).cpu()
     sizes, betas = facts[:, 0].tolist(), facts[:, 1].contiguous().view(torch.float64).tolist()
     for name, values in (("num_samples", sizes), ("beta", betas)):
         if len(set(values)) > 1:
             raise ValueError(
-                f"{function}: state must have one {name} on all ranks, got "
-                + ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
+                f"{function}: state must have one {name} on all ranks, got {per_rank(values)}"
             )
     return int(facts[:, 2].max()), int(facts[:, 3].max()), int(facts[:, 4].min())
 

@@ -15,11 +15,13 @@ def minus_one_plus_exp(x):
 
 @triton.jit(do_not_specialize=SIZES)
 def gradient_rows(
-    logits, labels, loss, lse, scales, out,
+    logits, labels, loss, lse, maximum, scales, out,
     n, rows_per_group, group_stride, row_stride, vectors, classes,
-    V: tl.constexpr, GROUPED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    V: tl.constexpr, GROUPED: tl.constexpr, SHARD: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):  # fmt: skip
     """out (N, C) = (softmax - onehot) * scales (N,); a row whose scale is 0 is zero and not read.
+    Of a SHARD, maximum (N,) is that of all columns and lse stands above it.
 
     The label's entry is exp(-loss) - 1, for the probability itself would round to 1.
     """
@@ -30,6 +32,9 @@ def gradient_rows(
     trained = scale != 0.0
     y = tl.load(labels + rows, mask=trained, other=0).to(tl.int64)
     row_lse = tl.load(lse + rows, mask=trained, other=0.0)
+    if SHARD:
+        row_m = tl.load(maximum + rows, mask=trained, other=0.0)
+        row_lse += row_m - row_m  # NaN where the row has no softmax
     row_loss = tl.load(loss + rows, mask=trained, other=0.0)
     at_label = minus_one_plus_exp(-row_loss) + (row_lse - row_lse)  # NaN where a logit is +inf
 
@@ -42,6 +47,8 @@ def gradient_rows(
         mask=trained[:, None] & present,
         other=0.0,
     ).to(tl.float32)
+    if SHARD:
+        z -= row_m[:, None]
     p = tl.exp(z - row_lse[:, None])
     gradient = tl.where(columns[None, :] == y[:, None], at_label[:, None], p) * scale[:, None]
     gradient = tl.where(trained[:, None], gradient, 0.0)

@@ -95,6 +95,7 @@ def score(
     ignore_index: int | None,
     *,
     statistics: bool = False,
+    sums: bool = False,
     keep: int | None = None,
     state: Any = None,
     ids: torch.Tensor | None = None,
@@ -105,6 +106,7 @@ def score(
     Args:
         labels: N of them, of any integer dtype.
         statistics: for all the statistics instead of score, loss, entropy and lse.
+        sums: for m, u, t and z_y instead, without selecting.
         keep: how many the launch's last program selects, after it wrote the state; None leaves
             both to later launches, and counts the scores' leading digits where rows are many.
         state, ids: an id out of range makes its row invalid.
@@ -120,7 +122,7 @@ def score(
     vector, ragged = layout_of(address, rows.group_stride, rows.row_stride, classes, itemsize)
     if plan is None:
         plan = plan_of(n, classes, itemsize, vector, processors(device), statistics)
-    finish, fill = keep is not None, keep is None and n > FEW and not statistics
+    finish, fill = keep is not None, keep is None and n > FEW and not (statistics or sums)
     values = torch.empty((6 if statistics else 4, n), dtype=torch.float32, device=device)
     correct = torch.empty(n, dtype=torch.bool, device=device) if statistics else None
     extra = BINS if fill else n if plan.parts > 1 else 0
@@ -142,17 +144,19 @@ def score(
             address // itemsize % vector, beta, ignore_index or 0,
             0 if state is None else state.num_samples, keep or 0,
             V=vector, RAGGED=ragged, GROUPED=rows.group_stride != 0,
-            IGNORE=ignore_index is not None, STATISTICS=statistics, HAS_IDS=ids is not None,
-            HAS_STATE=finish and state is not None, FILL=fill, SELECT=tile_of(n) if finish else 0,
-            **cut, num_warps=plan.warps, **OPTIONS,
+            IGNORE=ignore_index is not None, STATISTICS=statistics, SUMS=sums,
+            HAS_IDS=ids is not None, HAS_STATE=finish and state is not None, FILL=fill,
+            SELECT=tile_of(n) if finish else 0, **cut, num_warps=plan.warps, **OPTIONS,
         )  # fmt: skip
     return Scored(values, correct, work, indices, threshold)
 
 
 def gradient(
-    rows: Rows, labels: torch.Tensor, loss: torch.Tensor, lse: torch.Tensor, scales: torch.Tensor
-) -> torch.Tensor:
-    """The cross-entropy's gradient (N, C) of N * C > 0 logits, in their dtype."""
+    rows: Rows, labels: torch.Tensor, loss: torch.Tensor, lse: torch.Tensor, scales: torch.Tensor,
+    maximum: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The cross-entropy's gradient (N, C) of N * C > 0 logits, in their dtype; with the `maximum`
+    of rows that have columns elsewhere, `lse` stands above it."""
     logits, n, classes = rows.logits, rows.count, rows.classes
     out = torch.empty((n, classes), dtype=logits.dtype, device=logits.device)
     vector, ragged = layout_of(
@@ -164,9 +168,11 @@ def gradient(
     with _on(logits.device):
         gradient_rows[(-(-n // several), -(-classes // width))](
             logits, labels.reshape(-1).contiguous(), loss.contiguous(), lse.contiguous(),
+            None if maximum is None else maximum.contiguous(),
             scales.to(torch.float32).contiguous(), out, n, rows.per_group, rows.group_stride,
             rows.row_stride, classes // vector, classes, V=vector,
-            GROUPED=rows.group_stride != 0, ROWS=several, WIDTH=width, num_warps=8, **OPTIONS,
+            GROUPED=rows.group_stride != 0, SHARD=maximum is not None, ROWS=several, WIDTH=width,
+            num_warps=8, **OPTIONS,
         )  # fmt: skip
     return out
 

@@ -61,6 +61,17 @@ def store_scores(
 
 
 @triton.jit
+def store_sums(m, u, t, z_y, counts, rows, inside, out, n):
+    """Stores m, u, t and z_y into out (4, N); u and t are 0 where m is infinite, but a NaN's t."""
+    infinite = tl.abs(m) == INF
+    u = tl.where(infinite, 0.0, u * UNSCALE)
+    t = tl.where(infinite & (t == t), 0.0, t * UNSCALE)
+    for i in tl.static_range(4):
+        value = (m, u, t, z_y)[i]
+        tl.store(out + i * n + rows, tl.where(counts, value, 0.0), mask=inside)
+
+
+@triton.jit
 def store_statistics(m, u, t, q, second, before, z_y, known, counts, rows, inside, out, correct, n):
     """Stores loss, entropy, lse, confidence, el2n and margin into out (6, N), and correct (N,).
 

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .numerics import INF, LARGEST
 from .plan import SIZES
-from .row_results import label_of, store_scores, store_statistics
+from .row_results import label_of, store_scores, store_statistics, store_sums
 from .select_small import finish_call
 from .sums import add_losers, champion_terms, keep_largest, leave_one_out
 
@@ -20,7 +20,7 @@ def score_rows(
     state_clock, n, rows_per_group, group_stride, row_stride, vectors, classes, misaligned,
     beta, ignore_index, num_samples, keep,
     V: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
-    STATISTICS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    STATISTICS: tl.constexpr, SUMS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
     FILL: tl.constexpr, SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
@@ -103,6 +103,8 @@ def score_rows(
         store_statistics(
             m, u, t, q, second, before, z_y, known, counts, rows, inside, out, correct, n
         )
+    elif SUMS:
+        store_sums(m, u, t, z_y, counts, rows, inside, out, n)
     else:
         store_scores(
             m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .numerics import INF, LARGEST
 from .plan import SIZES
-from .row_results import label_of, store_scores, store_statistics
+from .row_results import label_of, store_scores, store_statistics, store_sums
 from .select_small import finish_call, take_ticket
 from .sums import add_losers, keep_largest, merge, rescale
 from .work import ROW_TICKETS
@@ -42,7 +42,7 @@ def score_stream(
     n, rows_per_group, group_stride, row_stride, vectors, classes, misaligned,
     beta, ignore_index, num_samples, keep,
     V: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
-    STATISTICS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    STATISTICS: tl.constexpr, SUMS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
     FILL: tl.constexpr, SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
     PARTS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
@@ -148,6 +148,8 @@ def score_stream(
                 row_m, row_u, row_t, row_q, row_second, row_before, z_y, known, counts,
                 row, row < n, out, correct, n,
             )  # fmt: skip
+        elif SUMS:
+            store_sums(row_m, row_u, row_t, z_y, counts, row, row < n, out, n)
         else:
             store_scores(
                 row_m, row_u, row_t, z_y, known, counts, row, row < n, out, work, ids, beta, n,
