@@ -17,6 +17,7 @@
 #include "cpu/state.h"
 #include "cpu/targets.h"
 #include "cpu/threads.h"
+#include "cpu/tokens.h"
 
 namespace py = pybind11;
 using Address = uintptr_t;
@@ -109,6 +110,13 @@ std::tuple<int64_t, int64_t, int64_t> score_and_select(
 void select(Address scores, int64_t n, int64_t count, Address out, int threads) {
   py::gil_scoped_release released;
   emp::select(at<const float>(scores), n, count, at<int64_t>(out), threads);
+}
+
+int64_t select_rows(Address scores, int64_t rows, int64_t width, Address counts, Address out,
+                    int threads) {
+  py::gil_scoped_release released;
+  return emp::select_rows(at<const float>(scores), rows, width, at<const int64_t>(counts),
+                          at<int64_t>(out), threads);
 }
 
 void shuffle(Address ids, int64_t n, uint64_t seed, Address out, int threads) {
@@ -207,6 +215,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("sample_statistics", &bindings::sample_statistics);
   module.def("score_and_select", &bindings::score_and_select);
   module.def("select", &bindings::select);
+  module.def("select_rows", &bindings::select_rows);
   module.def("shuffle", &bindings::shuffle);
   module.def("gather", &bindings::gather);
   module.def("update_state", &bindings::update_state);

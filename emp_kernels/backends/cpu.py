@@ -232,6 +232,22 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     return out
 
 
+def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch.Tensor:
+    """Ascending flat positions (total,) of the counts (B,) highest of each row of scores (B, T);
+    `total` is the sum of counts."""
+    scores = scores.to(torch.float32).contiguous()
+    counts = counts.contiguous()
+    out = _new(total, _INT64)
+    _native.select_rows(
+        scores.data_ptr(),
+        *scores.shape,
+        counts.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
 def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     """The ids (K,) int64 in an order that depends on K and `seed` (64 bits) alone."""
     out = torch.empty_like(ids)

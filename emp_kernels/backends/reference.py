@@ -169,6 +169,16 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     return _descending(scores.detach())[:count].sort().values
 
 
+def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch.Tensor:
+    """Ascending flat positions (total,) of the counts (B,) highest of each row of scores (B, T);
+    where the sum of counts is below `total`, the rest is B * T."""
+    rows, width = scores.shape
+    starts = torch.arange(rows, device=scores.device)[:, None] * width
+    order = torch.stack([_descending(row) for row in scores]) if rows else starts
+    taken = torch.arange(width, device=scores.device) < counts[:, None]
+    return torch.where(taken, order + starts, rows * width).flatten().sort().values[:total]
+
+
 def _draws(seed: int, count: int) -> torch.Tensor:
     """The first `count` elements of the splitmix64 stream `seed`, as int64 bits."""
 

@@ -18,6 +18,7 @@
 #include "cpu/selection.h"
 #include "cpu/state.h"
 #include "cpu/targets.h"
+#include "cpu/tokens.h"
 
 namespace {
 
@@ -252,6 +253,28 @@ void test_pruning(std::mt19937& random) {
 
 }  // namespace
 
+void test_tokens(std::mt19937& random) {
+  for (const int64_t rows : {0, 1, 3, 700}) {
+    for (const int64_t width : {1, 9, 300}) {
+      auto scores = exactly<float>(rows * width);
+      auto counts = exactly<int64_t>(rows);
+      int64_t total = 0;
+      for (int64_t i = 0; i < rows * width; ++i) scores[i] = float(random() % 5);
+      for (int64_t row = 0; row < rows; ++row)
+        total += counts[row] = int64_t(random() % unsigned(width + 1));
+      auto out = exactly<int64_t>(total), one = exactly<int64_t>(width);
+      check(emp::select_rows(scores.get(), rows, width, counts.get(), out.get(), 3) == total,
+            "positions in all rows", total);
+      const int64_t* next = out.get();
+      for (int64_t row = 0; row < rows; ++row) {
+        emp::select(scores.get() + row * width, width, counts[row], one.get(), 1);
+        for (int64_t i = 0; i < counts[row]; ++i)
+          check(*next++ == row * width + one[i], "position in its row", row);
+      }
+    }
+  }
+}
+
 int main() {
   std::mt19937 random(20240801);
   test_scores<float>(emp::LogitDtype::kFloat32, random);
@@ -260,6 +283,7 @@ int main() {
   test_selection(random);
   test_gather(random);
   test_pruning(random);
+  test_tokens(random);
   std::printf("native kernels (%s): %d failures\n", emp::target_name(emp::target()), failures);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
