@@ -5,12 +5,12 @@ One read of the logits gives the scores of all tokens; the rest works on (B, T) 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
 
 from . import backends
+from .compiling import outside_compiler
 from .keep import Keep, check_keep_of, kept_count
 from .results import Scores, Selection
 from .state import EMPState
@@ -24,6 +24,7 @@ from .validation import (
 PER = ("all", "row", "sequence")
 
 
+@outside_compiler
 def select_tokens(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -37,32 +38,6 @@ def select_tokens(
 ) -> Selection:
     """The token level of :func:`emp_kernels.score_and_select`, which documents it. A graph break
     under ``torch.compile``: sizes depend on the data."""
-    run = _outside_compiler() if torch.compiler.is_compiling() else _select_tokens
-    return run(logits, labels, state, keep, indices, ignore_index, per, backend, function)
-
-
-_disabled: Callable[..., Selection] | None = None
-
-
-def _outside_compiler() -> Callable[..., Selection]:
-    """Made on first use: the decorator imports the whole compiler."""
-    global _disabled
-    if _disabled is None:
-        _disabled = torch.compiler.disable(_select_tokens)
-    return _disabled
-
-
-def _select_tokens(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    state: EMPState | None,
-    keep: Keep,
-    indices: torch.Tensor | None,
-    ignore_index: int | None,
-    per: str,
-    backend: str | None,
-    function: str,
-) -> Selection:
     if not isinstance(per, str):
         raise TypeError(f"{function}: per must be a str, got {type(per).__name__}")
     if per not in PER:

@@ -11,6 +11,7 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/gathering.h"
 #include "cpu/pruning.h"
+#include "cpu/row_parts.h"
 #include "cpu/scoring.h"
 #include "cpu/selection.h"
 #include "cpu/shuffle.h"
@@ -82,6 +83,29 @@ int64_t sample_statistics(const LogitsArgs& logits_args, const LabelsArgs& label
                             out.at<float>(4), out.at<float>(5), out.at<bool>(6)},
                            threads);
   return bad;
+}
+
+// Addresses of m, u, t and z_y, double.
+emp::RowParts parts_of(const std::array<Address, 4>& a) {
+  return {at<double>(a[0]), at<double>(a[1]), at<double>(a[2]), at<double>(a[3])};
+}
+
+int64_t first_bad_label(const LabelsArgs& labels, int64_t rows, int64_t classes) {
+  py::gil_scoped_release released;
+  return emp::first_bad_label(labels_of(labels), rows, classes);
+}
+
+// The labels' ranges were checked with first_bad_label.
+void add_row_parts(const LogitsArgs& piece, const LabelsArgs& labels, int64_t first_column,
+                   const std::array<Address, 4>& parts, int threads) {
+  py::gil_scoped_release released;
+  emp::add_row_parts(logits_of(piece), labels_of(labels), first_column, parts_of(parts), threads);
+}
+
+void scores_of_parts(const std::array<Address, 4>& parts, int64_t rows, float beta,
+                     const std::array<Address, 4>& out) {
+  py::gil_scoped_release released;
+  emp::scores_of_parts(parts_of(parts), rows, beta, scores_of(out));
 }
 
 // Returns (number of selected rows, -1, -1), or (0, row with a bad label, position of a bad id).
@@ -212,6 +236,9 @@ struct pybind11::detail::type_caster<bindings::Ints<n>> {
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of emp_kernels";
   module.def("score", &bindings::score);
+  module.def("first_bad_label", &bindings::first_bad_label);
+  module.def("add_row_parts", &bindings::add_row_parts);
+  module.def("scores_of_parts", &bindings::scores_of_parts);
   module.def("sample_statistics", &bindings::sample_statistics);
   module.def("score_and_select", &bindings::score_and_select);
   module.def("select", &bindings::select);

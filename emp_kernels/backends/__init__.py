@@ -64,6 +64,7 @@ _SERVED_BY = {
     "EMPState.update": "update_state",
     "cross_entropy": "cross_entropy_backward",
     "gather": "gather_rows",
+    "linear_cross_entropy": "linear_cross_entropy_backward",
 }
 
 
