@@ -27,15 +27,21 @@ REDUCTIONS = ["mean", "sum", "none"]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),  # NaN in the interpreter
     pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning"),
 ]
 at_size = pytest.mark.skipif(INTERPRETED, reason="too large for the interpreter")
 
 
 @pytest.fixture(params=[(1 << 20, 2048), (77, 7)], ids=["one tile", "many tiles"])
 def cut(request, monkeypatch):
-    """One tile, or many of 7 rows and 11 columns."""
+    """One tile, or many: of 7 rows and 11 columns, in Triton of 16 by 16 in two parts."""
     monkeypatch.setattr(tiles, "ELEMENTS", request.param[0])
     monkeypatch.setattr(tiles, "ROWS", request.param[1])
+    if INTERPRETED and request.param[1] == 7:
+        from emp_kernels.kernels import launch_linear
+
+        plan = launch_linear.LinearPlan(rows=16, columns=16, depth=16, stages=1, parts=2, warps=4)
+        monkeypatch.setattr(launch_linear, "plan_linear", lambda *shape: plan)
 
 
 def product(n, d, classes, dtype=torch.float32, seed=0, scale=1.0):
@@ -59,7 +65,7 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [1, 2, 10, 11, 12, 33, 65])
+@pytest.mark.parametrize("classes", [1, 33, 65] if INTERPRETED else [1, 2, 10, 11, 12, 33, 65])
 def test_hard_rows(classes, dtype, cut, backend):
     """A product with the identity is exact: the score of each row is that of its hidden state."""
     logits, labels, names = hard_rows.batch(classes, dtype, FAMILIES, seed=classes)
@@ -74,9 +80,9 @@ def test_hard_rows(classes, dtype, cut, backend):
 def test_masked_columns(dtype, cut, backend):
     """A bias of -inf hides columns, whole tiles of them, the label's too."""
     classes = 40
-    hidden, weight, _, labels = product(30, classes, classes, dtype, scale=5)
+    hidden, weight, _, labels = product(12, classes, classes, dtype, scale=5)
     weight = torch.eye(classes, dtype=dtype)
-    for hide in (slice(0, 22), slice(22, 40), slice(5, 39), slice(1, 40), slice(0, 40)):
+    for hide in (slice(0, 33), slice(16, 40), slice(1, 39), slice(0, 40)):
         bias = torch.zeros(classes, dtype=dtype)
         bias[hide] = -INF
         got = emp.score_linear(hidden, weight, labels, bias=bias, backend=backend)
@@ -115,7 +121,8 @@ def torch_scores(hidden, weight, bias, labels):
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_error_at_most_twice_that_of_torch(dtype, with_bias, cut, backend):
-    for n, d, classes, scale in ((20, 16, 50, 1.0), (9, 33, 79, 10.0), (8, 256, 100, 3.0)):
+    shapes = [(20, 16, 50, 1.0), (9, 33, 79, 10.0), (8, 256, 100, 3.0)]
+    for n, d, classes, scale in shapes[: 1 if INTERPRETED else 3]:
         hidden, weight, bias, labels = product(n, d, classes, dtype, seed=d, scale=scale)
         bias = bias if with_bias else None
         got = emp.score_linear(hidden, weight, labels, bias=bias, backend=backend)

@@ -12,6 +12,7 @@ import torch
 
 from ..keep import Keep, kept_count
 from ..results import SampleStatistics, Scores, Selection
+from ..tiles import gradients
 from ..validation import raise_id_out_of_range, raise_label_out_of_range
 from . import Unavailable
 
@@ -20,11 +21,12 @@ DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 OLDEST = (8, 0)  # the compute capability from which minima and maxima can propagate NaN
 
 _launch: Any = None
+_linear: Any = None
 
 
 def require() -> None:
     """Import the kernels; raise where Triton is missing or every GPU is too old."""
-    global _launch
+    global _launch, _linear
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -35,9 +37,9 @@ def require() -> None:
         newest = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
         if newest < OLDEST:
             raise Unavailable(_too_old(newest))
-    from ..kernels import launch
+    from ..kernels import launch, launch_linear
 
-    _launch = launch
+    _launch, _linear = launch, launch_linear
 
 
 def _too_old(capability: tuple[int, int]) -> str:
@@ -122,6 +124,29 @@ def cross_entropy_backward(logits, labels, loss, lse, scales) -> torch.Tensor:
         return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     gradient = _launch.gradient(_launch.rows_of(logits), labels, loss, lse, scales)
     return gradient.view(logits.shape)
+
+
+def score_linear(
+    hidden, weight, labels, bias, beta, ignore_index, function="score_linear"
+) -> Scores:
+    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...); float32 products
+    are exact ones, not TF32."""
+    _check_device(hidden.device)
+    _check_labels(function, labels, weight.shape[0], ignore_index)
+    if labels.numel() == 0:
+        values = torch.empty((4, 0), device=labels.device)
+        return Scores(*values.view(4, *labels.shape).unbind())
+    rows = hidden.detach().reshape(-1, hidden.shape[-1])
+    rows, weight = (x if x.stride(-1) == 1 else x.contiguous() for x in (rows, weight.detach()))
+    bias = None if bias is None else bias.detach().contiguous()
+    values = _linear.score_linear(rows, weight, bias, labels, beta, ignore_index)
+    return Scores(*values.view(4, *labels.shape).unbind())
+
+
+def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
+    """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients. How many rows
+    are trained is read back."""
+    return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, hidden.dtype)
 
 
 def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
