@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-ROWS = 2048  # of a tile: enough for the product to run at its full rate
-ELEMENTS = 1 << 20  # of a tile: 2 or 4 MB, which the last-level cache keeps
+# Of a tile: enough for the product to run at its full rate, and 2 or 4 MB, which the last-level
+# cache keeps. Few rows get up to eight times the columns.
+ROWS = 1024
+COLUMNS = 1024
 
 
 class Product:
@@ -34,9 +36,9 @@ class Product:
         self.positions, self.dtype = positions, dtype
         self.classes, self.width = weight.shape
         self.rows = hidden.shape[:-1].numel() if positions is None else len(positions)
-        tile_rows = max(1, min(ROWS, self.rows))
-        self.tile_rows, self.tile_columns = tile_rows, min(8192, ELEMENTS // tile_rows)
-        size = tile_rows * min(self.tile_columns, self.classes)
+        self.tile_rows = max(1, min(ROWS, self.rows))
+        self.tile_columns = COLUMNS * max(1, min(8, ROWS // (8 * self.tile_rows)))
+        size = self.tile_rows * min(self.tile_columns, self.classes)
         self.memory = torch.empty(size, dtype=dtype, device=hidden.device)
 
     def row_tiles(self) -> Iterator[slice]:
