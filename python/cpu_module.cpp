@@ -86,8 +86,8 @@ int64_t sample_statistics(const LogitsArgs& logits_args, const LabelsArgs& label
 }
 
 // Addresses of m, u, t and z_y, double.
-emp::RowParts parts_of(const std::array<Address, 4>& a) {
-  return {at<double>(a[0]), at<double>(a[1]), at<double>(a[2]), at<double>(a[3])};
+emp::RowParts parts_of(const Ints<4>& a) {
+  return {a.at<double>(0), a.at<double>(1), a.at<double>(2), a.at<double>(3)};
 }
 
 int64_t first_bad_label(const LabelsArgs& labels, int64_t rows, int64_t classes) {
@@ -97,13 +97,12 @@ int64_t first_bad_label(const LabelsArgs& labels, int64_t rows, int64_t classes)
 
 // The labels' ranges were checked with first_bad_label.
 void add_row_parts(const LogitsArgs& piece, const LabelsArgs& labels, int64_t first_column,
-                   const std::array<Address, 4>& parts, int threads) {
+                   const Ints<4>& parts, int threads) {
   py::gil_scoped_release released;
   emp::add_row_parts(logits_of(piece), labels_of(labels), first_column, parts_of(parts), threads);
 }
 
-void scores_of_parts(const std::array<Address, 4>& parts, int64_t rows, float beta,
-                     const std::array<Address, 4>& out) {
+void scores_of_parts(const Ints<4>& parts, int64_t rows, float beta, const Ints<4>& out) {
   py::gil_scoped_release released;
   emp::scores_of_parts(parts_of(parts), rows, beta, scores_of(out));
 }
