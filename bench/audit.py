@@ -7,7 +7,8 @@ sm_80 and sm_90 with the constants that it would have had, and disassembled with
 Triton package; each kernel is also compiled for sm_100. Of sm_80 and sm_90 it is asserted that
 nothing spills or lives in local memory, that registers stay under the bound
 (EMP_AUDIT_MAX_REGISTERS, by default 128), and that a scoring kernel loads each logit once, 16
-bytes at a time where rows allow it.
+bytes at a time where rows allow it. A product's tile fills the registers; of 16-bit elements it
+must be the tensor cores'.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from emp_kernels.kernels import launch, plan, select_large
+from emp_kernels.kernels import launch, launch_linear, plan, select_large
 
 TARGETS = (80, 90, 100)
 READ = (80, 90)  # whose machine code is checked; sm_100 must compile
@@ -59,6 +60,7 @@ class Code(NamedTuple):
     loads: Counter  # of global loads in the whole kernel, by bits
     loop_loads: Counter  # in the largest loop
     loop_length: int
+    products: int  # tensor-core instructions
 
 
 class Recorder:
@@ -83,9 +85,11 @@ class Recorder:
 def recording() -> Iterator[list[Launch]]:
     """Launches are noted instead of run, as if on a chip of 132 multiprocessors."""
     launches: list[Launch] = []
-    kept: list[tuple[Any, str, Any]] = [(launch, "processors", launch.processors)]
-    launch.processors = lambda device: 132
-    for module in (launch, select_large):
+    kept: list[tuple[Any, str, Any]] = []
+    for module in (launch, launch_linear):
+        kept.append((module, "processors", module.processors))
+        module.processors = lambda device: 132
+    for module in (launch, launch_linear, select_large):
         for name, value in list(vars(module).items()):
             if isinstance(value, triton.runtime.jit.JITFunction):
                 kept.append((module, name, value))
@@ -143,6 +147,7 @@ def read_code(cubin: bytes) -> Code:
         loads=_loads(text for _, text in lines),
         loop_loads=_loads(loop),
         loop_length=len(loop),
+        products=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", assembly)),
     )
 
 
@@ -192,6 +197,12 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     for classes in (10, 32000):
         yield f"cross_entropy_backward C={classes}", gradient(1000, classes, bf16)
     yield "cross_entropy_backward of a shard C=32000", gradient(1000, 32000, bf16, shard=True)
+    for dtype in (bf16, f16, f32):
+        yield f"score_linear D=4096 {name_of(dtype)}", product(4096, 4096, dtype)
+    yield "score_linear D=1024 bias ignore", product(4096, 1024, bf16, bias=True, ignore=-100)
+    yield "score_linear N=16", product(16, 1024, bf16)
+    for depth in (1000, 1001):
+        yield f"score_linear D={depth}", product(4096, depth, bf16)
     scores = torch.empty(many)
     yield "select N=1024", lambda: launch.select(scores[:1024], 300)
     yield "select N=100000", lambda: launch.select(scores, 300)
@@ -232,6 +243,16 @@ def gradient(n, classes, dtype, shard=False) -> Callable[[], Any]:
     return lambda: launch.gradient(rows, labels, values, values, values, maximum)
 
 
+def product(n, depth, dtype, *, bias=False, ignore=None) -> Callable[[], Any]:
+    """A launch of the scores of a product with 128256 classes; one row stands for all."""
+    classes = 128256
+    hidden = torch.empty(1, depth, dtype=dtype).expand(n, depth)
+    weight = torch.empty(1, depth, dtype=dtype).expand(classes, depth)
+    added = torch.empty(classes, dtype=dtype) if bias else None
+    labels = torch.zeros(n, dtype=torch.int64)
+    return lambda: launch_linear.score_linear(hidden, weight, added, labels, 1.0, ignore)
+
+
 def logit_bits(recorded: Launch) -> tuple[int, int]:
     """Of a scoring kernel, the widest load that its rows allow, and how many such loads a thread
     makes for the logits that are in registers at a time."""
@@ -246,7 +267,10 @@ def faults(recorded: Launch, code: Code, max_registers: int) -> list[str]:
     found = []
     if code.spills or code.local_bytes:
         found.append(f"{code.spills} spills, {code.local_bytes} bytes of local memory")
-    if code.registers > max_registers:
+    is_product = "PRECISION" in recorded.arguments
+    if is_product and recorded.arguments["hidden"].element_size() == 2 and not code.products:
+        found.append("no tensor-core instructions")
+    if code.registers > max_registers and not (is_product and max_registers == MAX_REGISTERS):
         found.append(f"{code.registers} registers, more than {max_registers}")
     if "TILES" in recorded.arguments:  # a scoring kernel
         bits, wanted = logit_bits(recorded)

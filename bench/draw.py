@@ -27,16 +27,27 @@ SHADES = {
     "index_select": FAINT,
     "InfoBatch": OTHERS[1],
     "select": INK,
+    "matmul, score": COLOURS["LFL"],
+    "matmul": FAINT,
 }
-MARKERS = {"topk + sort": "s", "argpartition + sort": "s", "index_select": "D", "select": "D"}
+MARKERS = {
+    "topk + sort": "s",
+    "argpartition + sort": "s",
+    "index_select": "D",
+    "select": "D",
+    "matmul, score": "^",
+    "matmul": "^",
+}
 
 
 def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
-    """Share of the read bandwidth of each case that moves more than a cache holds."""
+    """Share of the read bandwidth of each case that moves more than a cache holds; products are
+    bound by arithmetic."""
     found = [
         row
         for row in rows
         if row["benchmark"] in tables.BENCHMARKS
+        and row["benchmark"] != "linear"
         and row["bytes"] >= harness.IN_ROUNDS
         and not row["case"].startswith("growth")
     ]

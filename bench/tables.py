@@ -5,12 +5,13 @@ from typing import Any
 
 Row = dict[str, Any]
 
-BENCHMARKS = ("pruning", "scoring", "selection", "gathering", "training")
+BENCHMARKS = ("pruning", "scoring", "selection", "gathering", "training", "linear")
 OPPONENTS = (
     *("torch.compile", "torch", "numpy"),
     *("topk + sort", "argpartition + sort"),
     "index_select",
     *("InfoBatch", "select"),
+    *("matmul, score", "matmul"),
 )
 
 
@@ -39,6 +40,7 @@ def readme(rows: Sequence[Row], folder: str) -> str:
         ("selection", ("topk + sort", "argpartition + sort")),
         ("gathering", ("index_select", "numpy")),
         ("training", ("torch", "topk + sort", "InfoBatch", "select")),
+        ("linear", ("matmul, score", "matmul")),
     )
     parts = []
     for benchmark, names in groups:
@@ -50,12 +52,23 @@ def readme(rows: Sequence[Row], folder: str) -> str:
             for row in found
         ]
         parts.append(_markdown(headings, lines))
+    parts.append(memory(rows))
     parts.append(
         f"![Time to select against n]({folder}/cpu-selection.png)\n"
         f"![Cost against N·C]({folder}/cpu-growth.png)"
     )
     parts.append(origin(rows))
     return "\n\n".join(parts)
+
+
+def memory(rows: Sequence[Row]) -> str:
+    """A line for each case whose memory was measured: what it takes, and what its logits would."""
+    found = [row for row in rows if row.get("peak_bytes") is not None]
+    lines = [
+        [row["case"], *(f"{row[key] / 2**20:.0f}" for key in ("peak_bytes", "logits_bytes"))]
+        for row in found
+    ]
+    return _markdown(["memory", "peak, MiB", "its logits, MiB"], lines)
 
 
 def origin(rows: Sequence[Row]) -> str:

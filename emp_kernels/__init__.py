@@ -8,6 +8,7 @@ from . import distributed
 from .dataset import IndexedDataset
 from .diagnostics import Diagnostics
 from .gathering import gather
+from .linear import linear_cross_entropy, score_linear
 from .loss import cross_entropy
 from .pruning import score_and_select
 from .results import SampleStatistics, Scores, Selection
@@ -29,8 +30,10 @@ __all__ = [
     "cross_entropy",
     "distributed",
     "gather",
+    "linear_cross_entropy",
     "sample_statistics",
     "score",
     "score_and_select",
+    "score_linear",
     "select",
 ]

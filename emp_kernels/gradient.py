@@ -129,7 +129,7 @@ class SomeRows(NamedTuple):
         _: int,
         gradient: torch.Tensor,
     ) -> torch.Tensor:
-        scales = self._scales(gradient, len(loss))
+        scales = self.scales(gradient, len(loss))
         maximum = None
         if self.sharded is not None:
             start, maximum, lse = self.sharded
@@ -139,7 +139,7 @@ class SomeRows(NamedTuple):
         )
         return result
 
-    def _scales(self, gradient: torch.Tensor, size: int) -> torch.Tensor:
+    def scales(self, gradient: torch.Tensor, size: int) -> torch.Tensor:
         """What each row's (p - onehot) is multiplied by, (N,): 0 where it is not trained."""
         rows = size if self.positions is None else self.shape.numel()
         if self.reduction == "mean":
@@ -177,19 +177,22 @@ class _CrossEntropy(torch.autograd.Function):
             return ctx.plan.backward(*saved, ctx.counted, gradient), None, None
         with torch.no_grad():  # create_graph=True
             result = ctx.plan.backward(*saved, ctx.counted, gradient)
-        return _NotTwice.apply(result, saved[0], gradient), None, None
+        return NotTwice.apply("cross_entropy", result, saved[0], gradient), None, None
 
 
-class _NotTwice(torch.autograd.Function):
+class NotTwice(torch.autograd.Function):
     """The identity on a gradient that must not be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, result: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, function: str, result: torch.Tensor, *inputs: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.function = function
         return result.view_as(result)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> NoReturn:
         raise RuntimeError(
-            "cross_entropy: the gradient must not be differentiated again (its kernels compute "
+            f"{ctx.function}: the gradient must not be differentiated again (its kernels compute "
             "first derivatives only); use torch.nn.functional.cross_entropy for second ones"
         )

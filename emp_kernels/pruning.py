@@ -2,7 +2,7 @@
 
 import torch
 
-from . import backends, ops
+from . import backends, ops, tokens
 from .keep import Keep, check_keep_of
 from .results import Selection
 from .state import EMPState
@@ -23,6 +23,7 @@ def score_and_select(
     *,
     indices: torch.Tensor | None = None,
     ignore_index: int | None = None,
+    per: str = "all",
     backend: str | None = None,
 ) -> Selection:
     """Score N rows, write the scores into `state`, and select the K highest.
@@ -37,16 +38,22 @@ def score_and_select(
         state: the scores' memory; None scores with beta 1 and writes nothing.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)) rows, an int keeps that many.
             Fewer are returned when fewer are valid. With `ignore_index` set, K is the fraction
-            of, or at most, the rows that count.
+            of, or at most, the rows that count. Per "row" this holds inside each sequence, with
+            T for N; per "sequence" for sequences, with B for N, and a sequence counts when one of
+            its tokens does.
         indices: (N,) the rows' sample ids in the data set, in [0, state.num_samples). Without
-            them the state must hold exactly N samples, and row i is sample i.
+            them the state must hold exactly N samples, and row i is sample i. Of tokens, (B, T)
+            or (N,); per "sequence" (B,), the sequences' ids, and the state keeps their means.
         ignore_index: rows with this label are not read and do not count.
+        per: "all", or for logits (B, T, C) also "row" or "sequence".
         backend: None for the fastest, or "reference" or "cpu".
 
     Returns:
         Selection(indices, scores, threshold, num_invalid): the selected positions (K,) int64
         ascending, the Scores of all N rows, the K-th score (+inf when nothing is selected) and
-        the count of invalid rows.
+        the count of invalid rows. Of tokens: positions in the flattened (B, T) (per "sequence":
+        in B), Scores of shape (B, T), the lowest selected score (per "sequence": mean), and the
+        count of invalid tokens.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -56,8 +63,10 @@ def score_and_select(
     """
     function = "score_and_select"
     check_logits(function, logits)
-    if logits.dim() != 2:
-        raise ValueError(f"{function}: logits must have shape (N, C), got {tuple(logits.shape)}")
+    if logits.dim() != 2 or per != "all":
+        return tokens.select_tokens(
+            logits, labels, state, keep, indices, ignore_index, per, backend, function
+        )
     check_labels(function, labels, logits)
     n = logits.shape[0]
     keep = check_keep_of(function, keep, n)

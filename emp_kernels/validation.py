@@ -46,7 +46,9 @@ def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> N
         )
 
 
-def check_labels(function: str, labels: torch.Tensor, logits: torch.Tensor) -> None:
+def check_labels(
+    function: str, labels: torch.Tensor, logits: torch.Tensor, name: str = "logits"
+) -> None:
     """`labels` is an integer tensor with the logits' leading shape, on the logits' device."""
     if not isinstance(labels, torch.Tensor):
         raise TypeError(f"{function}: labels must be a torch.Tensor, got {type(labels).__name__}")
@@ -57,10 +59,10 @@ def check_labels(function: str, labels: torch.Tensor, logits: torch.Tensor) -> N
     alike = labels.dim() + 1 == logits.dim() == 2 and labels.shape[0] == logits.shape[0]
     if not alike and labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"{function}: labels must have the logits' leading shape {tuple(logits.shape[:-1])}, "
+            f"{function}: labels must have the leading shape of {name} {tuple(logits.shape[:-1])}, "
             f"got {tuple(labels.shape)}"
         )
-    check_same_device(function, "labels", labels, "logits", logits)
+    check_same_device(function, "labels", labels, name, logits)
 
 
 def check_same_device(

@@ -11,12 +11,14 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/gathering.h"
 #include "cpu/pruning.h"
+#include "cpu/row_parts.h"
 #include "cpu/scoring.h"
 #include "cpu/selection.h"
 #include "cpu/shuffle.h"
 #include "cpu/state.h"
 #include "cpu/targets.h"
 #include "cpu/threads.h"
+#include "cpu/tokens.h"
 
 namespace py = pybind11;
 using Address = uintptr_t;
@@ -84,14 +86,35 @@ int64_t sample_statistics(const LogitsArgs& logits_args, const LabelsArgs& label
 }
 
 // `out` are the addresses of m, u, t and z_y.
-void row_sums(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
-              const std::array<Address, 4>& out, int threads) {
+void row_sums(const LogitsArgs& logits_args, const LabelsArgs& labels_args, const Ints<4>& out,
+              int threads) {
   const emp::Logits logits = logits_of(logits_args);
   const emp::Labels labels = labels_of(labels_args);
   py::gil_scoped_release released;
   emp::row_sums(logits, labels,
-                {at<float>(out[0]), at<float>(out[1]), at<float>(out[2]), at<float>(out[3])},
-                threads);
+                {out.at<float>(0), out.at<float>(1), out.at<float>(2), out.at<float>(3)}, threads);
+}
+
+// Addresses of m, u, t and z_y, double.
+emp::RowParts parts_of(const Ints<4>& a) {
+  return {a.at<double>(0), a.at<double>(1), a.at<double>(2), a.at<double>(3)};
+}
+
+int64_t first_bad_label(const LabelsArgs& labels, int64_t rows, int64_t classes) {
+  py::gil_scoped_release released;
+  return emp::first_bad_label(labels_of(labels), rows, classes);
+}
+
+// The labels' ranges were checked with first_bad_label.
+void add_row_parts(const LogitsArgs& piece, const LabelsArgs& labels, int64_t first_column,
+                   const Ints<4>& parts, int threads) {
+  py::gil_scoped_release released;
+  emp::add_row_parts(logits_of(piece), labels_of(labels), first_column, parts_of(parts), threads);
+}
+
+void scores_of_parts(const Ints<4>& parts, int64_t rows, float beta, const Ints<4>& out) {
+  py::gil_scoped_release released;
+  emp::scores_of_parts(parts_of(parts), rows, beta, scores_of(out));
 }
 
 // Returns (number of selected rows, -1, -1), or (0, row with a bad label, position of a bad id).
@@ -120,6 +143,13 @@ std::tuple<int64_t, int64_t, int64_t> score_and_select(
 void select(Address scores, int64_t n, int64_t count, Address out, int threads) {
   py::gil_scoped_release released;
   emp::select(at<const float>(scores), n, count, at<int64_t>(out), threads);
+}
+
+int64_t select_rows(Address scores, int64_t rows, int64_t width, Address counts, Address out,
+                    int threads) {
+  py::gil_scoped_release released;
+  return emp::select_rows(at<const float>(scores), rows, width, at<const int64_t>(counts),
+                          at<int64_t>(out), threads);
 }
 
 void shuffle(Address ids, int64_t n, uint64_t seed, Address out, int threads) {
@@ -217,10 +247,14 @@ struct pybind11::detail::type_caster<bindings::Ints<n>> {
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of emp_kernels";
   module.def("score", &bindings::score);
+  module.def("first_bad_label", &bindings::first_bad_label);
+  module.def("add_row_parts", &bindings::add_row_parts);
+  module.def("scores_of_parts", &bindings::scores_of_parts);
   module.def("sample_statistics", &bindings::sample_statistics);
   module.def("row_sums", &bindings::row_sums);
   module.def("score_and_select", &bindings::score_and_select);
   module.def("select", &bindings::select);
+  module.def("select_rows", &bindings::select_rows);
   module.def("shuffle", &bindings::shuffle);
   module.def("gather", &bindings::gather);
   module.def("update_state", &bindings::update_state);

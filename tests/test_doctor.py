@@ -83,11 +83,14 @@ def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
     logits, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
     state = emp.EMPState(4)
     scores = emp.score(logits, labels)
+    weight = torch.randn(5, 3)
     called.clear()
     {
         "score": lambda: emp.score(logits, labels),
         "sample_statistics": lambda: emp.sample_statistics(logits, labels),
         "score_and_select": lambda: emp.score_and_select(logits, labels, state),
+        "score_linear": lambda: emp.score_linear(logits, weight, labels),
+        "linear_cross_entropy": lambda: emp.linear_cross_entropy(logits, weight, labels).backward(),
         "cross_entropy": lambda: emp.cross_entropy(logits, labels).backward(),
         "select": lambda: emp.select(scores.score, 0.5),
         "gather": lambda: emp.gather(logits.detach(), labels),

@@ -109,10 +109,12 @@ def test_python_snippets_run_one_after_the_other():
         "epochs": 3,
         "token_logits": torch.randn(2, 5, 7),
         "tokens": torch.randint(0, 7, (2, 5)),
+        "hidden": torch.randn(2, 5, 3, requires_grad=True),
+        "head": torch.nn.Linear(3, 7, bias=False),
     }
     before = model.weight.detach().clone()
     snippets = [block for language, block in BLOCKS if language == "python"]
-    loop, batch, tokens = snippets
+    loop, batch, tokens, product, training = snippets
     exec(compile(ast.parse(loop), "README", "exec"), names)
     state = names["state"]
     assert state.updates.min() >= 1
@@ -130,6 +132,15 @@ def test_python_snippets_run_one_after_the_other():
     torch.testing.assert_close(names["log_probability"].double(), taken, rtol=1e-5, atol=1e-6)
     entropy = -(log_p.exp() * log_p).sum(-1)
     torch.testing.assert_close(names["entropy"].double(), entropy, rtol=1e-5, atol=1e-6)
+
+    exec(compile(ast.parse(product), "README", "exec"), names)
+    exec(compile(ast.parse(training), "README", "exec"), names)
+    loss = emp.score(names["head"](names["hidden"]), names["tokens"]).loss
+    torch.testing.assert_close(-names["log_probability"], loss, rtol=1e-5, atol=1e-6)
+    names["loss"].backward()
+    trained = names["hidden"].grad.flatten(0, 1).abs().sum(1).nonzero()[:, 0]
+    assert torch.equal(trained, names["kept"])
+    assert len(trained) == 3
 
 
 @pytest.fixture

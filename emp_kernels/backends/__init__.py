@@ -1,8 +1,8 @@
 """Backends: the same functions with the same signatures, and the choice among them.
 
 Every backend module offers what it serves of ``score``, ``sample_statistics``,
-``score_and_select``, ``select``, ``gather_rows`` and ``update_state``; arguments arrive checked
-for type, shape and device. Backends never import one another.
+``score_and_select``, ``select``, ``select_rows``, ``gather_rows`` and ``update_state``; arguments
+arrive checked for type, shape and device. Backends never import one another.
 """
 
 import functools
@@ -65,6 +65,7 @@ _SERVED_BY = {
     "distributed.score_vocab_parallel": "row_sums",
     "cross_entropy": "cross_entropy_backward",
     "gather": "gather_rows",
+    "linear_cross_entropy": "linear_cross_entropy_backward",
 }
 
 

@@ -9,6 +9,7 @@ import torch
 
 from ..keep import Keep, kept_count
 from ..results import SampleStatistics, Scores, Selection
+from ..tiles import Product, gradients
 from ..validation import raise_id_out_of_range, raise_label_out_of_range
 from . import Unavailable, forked
 
@@ -230,6 +231,60 @@ def row_sums(logits, labels, ignore_index) -> torch.Tensor:
     return out
 
 
+def _product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which products are fast: the tensors' own where torch has a kernel for it."""
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype if dtype not in supported or supported[dtype]() else torch.float32
+
+
+def score_linear(
+    hidden, weight, labels, bias, beta, ignore_index, function="score_linear"
+) -> Scores:
+    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...): a tile of the
+    product at a time, whose sums are taken while it is in the cache."""
+    threads, shape, n = torch.get_num_threads(), labels.shape, labels.numel()
+    labels, labels_args = _labels(labels, ignore_index)
+    bad = _native.first_bad_label(labels_args, n, weight.shape[0])
+    if bad >= 0:
+        _raise_bad_label(function, labels, bad, weight.shape[0])
+    out = Scores(*(_new(shape, _FLOAT32) for _ in range(4)))
+    positions, labels = None, labels.view(-1).to(torch.int64)
+    if ignore_index is not None:
+        positions = (labels != ignore_index).nonzero()[:, 0]
+        labels = labels.index_select(0, positions)
+    parts = torch.tensor([-torch.inf, 0.0, 0.0, torch.nan], dtype=torch.float64, device=DEVICE)
+    parts = parts[:, None].repeat(1, len(labels))
+    with torch.no_grad():
+        product = Product(hidden, weight, bias, positions, _product_dtype(hidden.dtype))
+        for rows in product.row_tiles():
+            hidden_tile = product.hidden_of(rows)
+            _, tile_labels = _labels(labels[rows], None)
+            addresses = tuple(part.data_ptr() for part in parts[:, rows])
+            for columns in product.column_tiles():
+                _, tile = _logits(product.tile(hidden_tile, columns))
+                _native.add_row_parts(tile, tile_labels, columns.start, addresses, threads)
+    found = out if positions is None else [_new(len(labels), _FLOAT32) for _ in range(4)]
+    _native.scores_of_parts(
+        tuple(part.data_ptr() for part in parts),
+        len(labels),
+        beta,
+        tuple(x.data_ptr() for x in found),
+    )
+    if positions is not None:
+        for values, some, nothing in zip(out, found, (-torch.inf, 0, 0, 0), strict=True):
+            values.fill_(nothing).view(-1)[positions] = some
+    return out
+
+
+def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
+    """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients."""
+    dtype = _product_dtype(hidden.dtype)
+    return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, dtype)
+
+
 def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     """Statistics of logits (..., C) and labels (...)."""
     shape = labels.shape
@@ -252,6 +307,22 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     out = _new(count, _INT64)
     _native.select(
         scores.data_ptr(), scores.shape[0], count, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch.Tensor:
+    """Ascending flat positions (total,) of the counts (B,) highest of each row of scores (B, T);
+    `total` is the sum of counts."""
+    scores = scores.to(torch.float32).contiguous()
+    counts = counts.contiguous()
+    out = _new(total, _INT64)
+    _native.select_rows(
+        scores.data_ptr(),
+        *scores.shape,
+        counts.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
     )
     return out
 

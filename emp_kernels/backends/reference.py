@@ -8,6 +8,7 @@ import torch
 
 from ..keep import Keep, kept_count
 from ..results import SampleStatistics, Scores, Selection
+from ..tiles import gradients
 from ..validation import FLOAT_DTYPES, raise_id_out_of_range, raise_label_out_of_range
 
 DTYPES = FLOAT_DTYPES
@@ -97,6 +98,31 @@ def _exponentials(z):
     e = d.exp().scatter(1, top[:, None], 0.0)
     t = torch.where(e > 0, e * d, e).sum(1)  # a column at -inf contributes 0, not 0 * -inf
     return m, e.sum(1), t, top, e
+
+
+def score_linear(
+    hidden, weight, labels, bias, beta, ignore_index, function="score_linear"
+) -> Scores:
+    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...)."""
+    classes = weight.shape[0]
+    labels = _labels(labels, classes, ignore_index, function)
+    rows, flat_labels = hidden.detach().reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    wide = weight.detach().double()
+    step = max(1, CHUNK // max(1, classes))
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    chunks = []
+    for i in range(0, max(1, len(rows)), step):
+        z = rows[i : i + step].double() @ wide.t()
+        if bias is not None:
+            z += bias.detach().double()
+        chunks.append(_row_statistics(z, flat_labels[i : i + step], ignore_index)[:3])
+    statistics = [torch.cat(x).to(dtype).view(labels.shape) for x in zip(*chunks, strict=True)]
+    return _scores(statistics, beta, labels, ignore_index)
+
+
+def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
+    """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients in float64."""
+    return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, torch.float64)
 
 
 def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
@@ -207,6 +233,16 @@ def _descending(scores: torch.Tensor) -> torch.Tensor:
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending positions of the `count` highest scores (N,)."""
     return _descending(scores.detach())[:count].sort().values
+
+
+def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch.Tensor:
+    """Ascending flat positions (total,) of the counts (B,) highest of each row of scores (B, T);
+    where the sum of counts is below `total`, the rest is B * T."""
+    rows, width = scores.shape
+    starts = torch.arange(rows, device=scores.device)[:, None] * width
+    order = torch.stack([_descending(row) for row in scores]) if rows else starts
+    taken = torch.arange(width, device=scores.device) < counts[:, None]
+    return torch.where(taken, order + starts, rows * width).flatten().sort().values[:total]
 
 
 def _draws(seed: int, count: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from ..keep import Keep, kept_count
 from ..results import SampleStatistics, Scores, Selection
+from ..tiles import gradients
 from ..validation import raise_id_out_of_range, raise_label_out_of_range
 from . import Unavailable
 
@@ -20,11 +21,12 @@ DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 OLDEST = (8, 0)  # the compute capability from which minima and maxima can propagate NaN
 
 _launch: Any = None
+_linear: Any = None
 
 
 def require() -> None:
     """Import the kernels; raise where Triton is missing or every GPU is too old."""
-    global _launch
+    global _launch, _linear
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -35,9 +37,9 @@ def require() -> None:
         newest = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
         if newest < OLDEST:
             raise Unavailable(_too_old(newest))
-    from ..kernels import launch
+    from ..kernels import launch, launch_linear
 
-    _launch = launch
+    _launch, _linear = launch, launch_linear
 
 
 def _too_old(capability: tuple[int, int]) -> str:
@@ -139,6 +141,29 @@ def row_sums(logits, labels, ignore_index) -> torch.Tensor:
     return _launch.score(_launch.rows_of(logits), labels, 0.0, ignore_index, sums=True).values
 
 
+def score_linear(
+    hidden, weight, labels, bias, beta, ignore_index, function="score_linear"
+) -> Scores:
+    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...); float32 products
+    are exact ones, not TF32."""
+    _check_device(hidden.device)
+    _check_labels(function, labels, weight.shape[0], ignore_index)
+    if labels.numel() == 0:
+        values = torch.empty((4, 0), device=labels.device)
+        return Scores(*values.view(4, *labels.shape).unbind())
+    rows = hidden.detach().reshape(-1, hidden.shape[-1])
+    rows, weight = (x if x.stride(-1) == 1 else x.contiguous() for x in (rows, weight.detach()))
+    bias = None if bias is None else bias.detach().contiguous()
+    values = _linear.score_linear(rows, weight, bias, labels, beta, ignore_index)
+    return Scores(*values.view(4, *labels.shape).unbind())
+
+
+def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
+    """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients. How many rows
+    are trained is read back."""
+    return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, hidden.dtype)
+
+
 def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     """Statistics of logits (..., C) and labels (...)."""
     _check_device(logits.device)
@@ -158,6 +183,20 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     if scores.shape[0] == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     return _launch.select(scores.detach().resolve_neg().contiguous(), count)
+
+
+def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch.Tensor:
+    """Ascending flat positions (total,) of the counts (B,) highest of each row of scores (B, T);
+    where the sum of counts is below `total`, the rest is B * T.
+
+    Sorting a token's score costs little beside reading its logits: torch sorts, twice.
+    """
+    rows, width = scores.shape
+    scores = torch.where(scores.isnan(), -torch.inf, scores) + 0.0  # -0.0 as +0.0
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    starts = torch.arange(rows, device=scores.device)[:, None] * width
+    taken = torch.arange(width, device=scores.device) < counts[:, None]
+    return torch.where(taken, order + starts, rows * width).flatten().sort().values[:total]
 
 
 def update_state(state, ids, scores: Scores, function: str) -> None:

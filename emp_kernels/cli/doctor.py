@@ -12,6 +12,8 @@ OPERATIONS = (
     "score",
     "sample_statistics",
     "score_and_select",
+    "score_linear",
+    "linear_cross_entropy",
     "cross_entropy",
     "select",
     "gather",

@@ -14,10 +14,12 @@
 
 #include "cpu/gathering.h"
 #include "cpu/pruning.h"
+#include "cpu/row_parts.h"
 #include "cpu/scoring.h"
 #include "cpu/selection.h"
 #include "cpu/state.h"
 #include "cpu/targets.h"
+#include "cpu/tokens.h"
 
 namespace {
 
@@ -252,6 +254,69 @@ void test_pruning(std::mt19937& random) {
 
 }  // namespace
 
+// Rows in pieces of columns score as whole ones.
+template <class T>
+void test_row_parts(emp::LogitDtype dtype, std::mt19937& random) {
+  const int64_t rows = 9;
+  for (const int64_t classes : {1, 5, 70, 1300}) {
+    auto whole = exactly<T>(rows * classes);
+    auto labels = exactly<int64_t>(rows);
+    for (int64_t i = 0; i < rows * classes; ++i)
+      whole[i] = narrow<T>(i % 7 == 3 && i / classes == 4 ? -kInf : float(int(random() % 900)) / 9);
+    whole[2 * classes] = narrow<T>(kNaN);
+    for (int64_t row = 0; row < rows; ++row) labels[row] = int64_t(random() % unsigned(classes));
+    labels[5] = -1;
+    const emp::Labels y{labels.get(), emp::IntDtype::kInt64, true, -1};
+    float want[4][rows], got[4][rows];
+    emp::score({whole.get(), dtype, rows, classes, rows, 0, classes}, y, 1.0f,
+               {want[0], want[1], want[2], want[3]}, 1);
+    for (const int64_t width : {1, 4, 64, 1024}) {
+      double parts[4][rows];
+      for (int64_t row = 0; row < rows; ++row) {
+        parts[0][row] = -kInf;
+        parts[1][row] = parts[2][row] = 0;
+        parts[3][row] = kNaN;
+      }
+      const emp::RowParts sums{parts[0], parts[1], parts[2], parts[3]};
+      for (int64_t first = 0; first < classes; first += width) {
+        const int64_t columns = std::min(width, classes - first);
+        auto piece = exactly<T>(rows * columns);
+        for (int64_t row = 0; row < rows; ++row)
+          std::copy_n(whole.get() + row * classes + first, columns, piece.get() + row * columns);
+        emp::add_row_parts({piece.get(), dtype, rows, columns, rows, 0, columns}, y, first, sums,
+                           3);
+      }
+      emp::scores_of_parts(sums, rows, 1.0f, {got[0], got[1], got[2], got[3]});
+      for (int field = 0; field < 4; ++field)
+        for (int64_t row = 0; row < rows; ++row)
+          check(row == 5 || close(got[field][row], want[field][row]), "row in pieces",
+                classes * 10 + field);
+    }
+  }
+}
+
+void test_tokens(std::mt19937& random) {
+  for (const int64_t rows : {0, 1, 3, 700}) {
+    for (const int64_t width : {1, 9, 300}) {
+      auto scores = exactly<float>(rows * width);
+      auto counts = exactly<int64_t>(rows);
+      int64_t total = 0;
+      for (int64_t i = 0; i < rows * width; ++i) scores[i] = float(random() % 5);
+      for (int64_t row = 0; row < rows; ++row)
+        total += counts[row] = int64_t(random() % unsigned(width + 1));
+      auto out = exactly<int64_t>(total), one = exactly<int64_t>(width);
+      check(emp::select_rows(scores.get(), rows, width, counts.get(), out.get(), 3) == total,
+            "positions in all rows", total);
+      const int64_t* next = out.get();
+      for (int64_t row = 0; row < rows; ++row) {
+        emp::select(scores.get() + row * width, width, counts[row], one.get(), 1);
+        for (int64_t i = 0; i < counts[row]; ++i)
+          check(*next++ == row * width + one[i], "position in its row", row);
+      }
+    }
+  }
+}
+
 int main() {
   std::mt19937 random(20240801);
   test_scores<float>(emp::LogitDtype::kFloat32, random);
@@ -260,6 +325,9 @@ int main() {
   test_selection(random);
   test_gather(random);
   test_pruning(random);
+  test_tokens(random);
+  test_row_parts<float>(emp::LogitDtype::kFloat32, random);
+  test_row_parts<emp::BFloat16>(emp::LogitDtype::kBFloat16, random);
   std::printf("native kernels (%s): %d failures\n", emp::target_name(emp::target()), failures);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -1,0 +1,196 @@
+"""Scores and the training loss of hidden @ weightᵀ + bias, whose logits are never materialised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import backends
+from .compiling import outside_compiler
+from .gradient import NotTwice, SomeRows
+from .loss import REDUCTIONS, _check_rows, _lent_scores, _only
+from .results import Scores, Selection
+from .validation import (
+    check_beta,
+    check_ignore_index,
+    check_labels,
+    check_logits,
+    check_same_device,
+    check_strided,
+)
+
+
+@outside_compiler
+def score_linear(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    beta: float = 1.0,
+    ignore_index: int | None = None,
+    backend: str | None = None,
+) -> Scores:
+    """:func:`emp_kernels.score` of logits = hidden @ weightᵀ + bias, which are never materialised.
+
+    A tile of the product is made at a time and reduced at once, with the accuracy of `score` on
+    what the tile holds: what a call needs beside its arguments is O(N) and a few megabytes. The
+    products are torch's on the CPU (16-bit tiles are rounded as torch's result would be; float32
+    where the processor has no such product), and float32 sums of exact products in Triton.
+
+    Autocast changes nothing: tensors are taken in the dtype that they have. Under
+    ``torch.compile`` the call is a graph break.
+
+    Args:
+        hidden: (..., D) float32, float16 or bfloat16 (float64: reference backend). Rows that are
+            ignored take no part in the product.
+        weight: (C, D) of the same dtype.
+        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
+        bias: (C,) of the same dtype, or None.
+        beta, ignore_index, backend: as in :func:`emp_kernels.score`.
+
+    Returns:
+        Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`emp_kernels.score`.
+    """
+    function = "score_linear"
+    _check_product(function, hidden, weight, bias)
+    check_labels(function, labels, hidden, "hidden")
+    beta = check_beta(function, beta)
+    ignore_index = check_ignore_index(function, ignore_index)
+    chosen = backends.resolve(function, backend, hidden)
+    scores: Scores = chosen.score_linear(hidden, weight, labels, bias, beta, ignore_index)
+    return scores
+
+
+@outside_compiler
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    rows: torch.Tensor | Selection | None = None,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """:func:`emp_kernels.cross_entropy` of logits = hidden @ weightᵀ + bias, never materialised.
+
+    Equals ``torch.nn.functional.cross_entropy`` (of the logits at `rows` when they are given).
+    Only rows that are trained on take part in a product, forward and backward, which makes each
+    tile of the logits once more: with G = (softmax - onehot) / rows that count, a tile at a time::
+
+        d loss / d hidden = G @ weight,   d loss / d weight = Gᵀ @ hidden,   d loss / d bias = Σ G
+
+    Beside the gradients themselves that takes K * D float32 sums for K trained rows, and a few
+    tiles. Differentiable once. Under ``torch.compile`` the call is a graph break.
+
+    Args:
+        hidden: (..., D) float32, float16 or bfloat16 (float64: reference backend).
+        weight: (C, D) of the same dtype.
+        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
+        bias: (C,) of the same dtype, or None.
+        rows: (K,) integer positions, in the flattened leading dimensions, of the rows that are
+            trained on; None trains on all. A Selection of these rows trains on its rows and lends
+            its losses, so that the forward pass multiplies nothing.
+        ignore_index: rows with this label take no part and do not count. None ignores nothing.
+        reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
+        backend: None for the fastest, or "reference" or "cpu".
+
+    Returns:
+        () float32 nats, or, for "none", the loss of each row: (K,) when rows are given, else of
+        the labels' shape, 0 where ignored.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, a label or row out of range (on CPU), different devices.
+        RuntimeError: the named backend is not available; differentiated twice.
+    """
+    function = "linear_cross_entropy"
+    _check_product(function, hidden, weight, bias)
+    check_labels(function, labels, hidden, "hidden")
+    ignore_index = check_ignore_index(function, ignore_index)
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{function}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
+        )
+    chosen = backends.resolve(function, backend, hidden)
+    if isinstance(rows, Selection):
+        positions = _check_rows(function, rows.indices, labels.numel(), hidden)
+        scores = _lent_scores(function, rows, labels)
+    else:
+        positions, read, skipped = None, labels, ignore_index
+        if rows is not None:
+            positions = _check_rows(function, rows, labels.numel(), hidden)
+            read, skipped = _only(labels, positions, ignore_index)
+        scores = chosen.score_linear(hidden, weight, read, bias, 1.0, skipped, function)
+        scores = Scores(*(field.reshape(-1) for field in scores))
+    trained = SomeRows.of(chosen, scores, labels, positions, ignore_index, reduction)
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, trained)
+        return loss
+    return trained.forward(hidden, labels)[0]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        trained: SomeRows,
+    ) -> torch.Tensor:
+        result, loss, lse, _ = trained.forward(hidden, labels)
+        ctx.save_for_backward(hidden, weight, bias, labels, loss, lse)
+        ctx.trained = trained
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias, labels, loss, lse = ctx.saved_tensors
+        trained: SomeRows = ctx.trained
+        with torch.no_grad():
+            found = trained.chosen.linear_cross_entropy_backward(
+                hidden, weight, labels, bias, loss, lse, trained.scales(gradient, len(loss)),
+                ctx.needs_input_grad[:3],
+            )  # fmt: skip
+        if torch.is_grad_enabled():  # create_graph=True
+            name, inputs = "linear_cross_entropy", (hidden, weight, bias, gradient)
+            found = [x if x is None else NotTwice.apply(name, x, *inputs) for x in found]
+        return (*found, None, None)
+
+
+def _check_product(
+    function: str, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> None:
+    """hidden (..., D), weight (C, D) and bias (C,) or None: one dtype, one device."""
+    check_logits(function, hidden, "hidden")
+    others = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    for name, tensor in others.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"{function}: {name} must be a torch.Tensor, got {type(tensor).__name__}"
+            )
+        if tensor.dtype != hidden.dtype:
+            raise TypeError(
+                f"{function}: {name} must have the dtype of hidden, {hidden.dtype}, "
+                f"got {tensor.dtype}"
+            )
+        check_strided(function, name, tensor)
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"{function}: weight must have shape (C, {hidden.shape[-1]}), got {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{function}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
+        )
+    for name, tensor in others.items():
+        check_same_device(function, name, tensor, "hidden", hidden)

@@ -1,0 +1,148 @@
+"""The product hidden @ weightᵀ + bias a tile at a time, and its gradients from tiles again.
+
+Shared by the backends: torch's own matrix product fills one reused tile, so that what a call needs
+beside its arguments and results does not grow with rows times classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+# Of a tile: enough for the product to run at its full rate, and 2 or 4 MB, which the last-level
+# cache keeps. Few rows get up to eight times the columns.
+ROWS = 1024
+COLUMNS = 1024
+
+
+class Product:
+    """Tiles of hidden (..., D) @ weight (C, D)ᵀ + bias (C,), of the rows at some positions.
+
+    Args:
+        positions: (K,) of the flattened leading dimensions, or None for all rows in order.
+        dtype: in which products are taken and tiles are: that of hidden, or a wider one.
+    """
+
+    def __init__(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.hidden, self.weight, self.bias = hidden.detach(), weight.detach(), bias
+        self.positions, self.dtype = positions, dtype
+        self.classes, self.width = weight.shape
+        self.rows = hidden.shape[:-1].numel() if positions is None else len(positions)
+        self.tile_rows = max(1, min(ROWS, self.rows))
+        self.tile_columns = COLUMNS * max(1, min(8, ROWS // (8 * self.tile_rows)))
+        size = self.tile_rows * min(self.tile_columns, self.classes)
+        self.memory = torch.empty(size, dtype=dtype, device=hidden.device)
+
+    def row_tiles(self) -> Iterator[slice]:
+        for start in range(0, self.rows, self.tile_rows):
+            yield slice(start, min(start + self.tile_rows, self.rows))
+
+    def column_tiles(self) -> Iterator[slice]:
+        for start in range(0, self.classes, self.tile_columns):
+            yield slice(start, min(start + self.tile_columns, self.classes))
+
+    def hidden_of(self, rows: slice) -> torch.Tensor:
+        """Rows of hidden (R, D); copied only where they are chosen or lie apart."""
+        try:
+            flat = self.hidden.view(-1, self.width)
+            chosen = flat[rows if self.positions is None else self.positions[rows]]
+        except RuntimeError:  # the leading dimensions do not collapse: only these rows are copied
+            positions = self.positions
+            if positions is None:
+                positions = torch.arange(rows.start, rows.stop, device=self.hidden.device)
+            else:
+                positions = positions[rows]
+            chosen = self.hidden[torch.unravel_index(positions, self.hidden.shape[:-1])]
+        return chosen.to(self.dtype)
+
+    def weight_of(self, columns: slice) -> torch.Tensor:
+        """Rows of weight (V, D): the columns of the product."""
+        return self.weight[columns].to(self.dtype)
+
+    def tile(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
+        """hidden (R, D) @ weight[columns]ᵀ + bias[columns]: (R, V), until the next tile."""
+        shape = len(hidden), columns.stop - columns.start
+        out = self.memory[: shape[0] * shape[1]].view(shape)
+        weight = self.weight_of(columns).t()
+        if self.bias is None:
+            return torch.mm(hidden, weight, out=out)
+        return torch.addmm(self.bias[columns].to(self.dtype), hidden, weight, out=out)
+
+
+def gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    loss: torch.Tensor,
+    lse: torch.Tensor,
+    scales: torch.Tensor,
+    wanted: Sequence[bool],
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of sum scales * loss with respect to hidden, weight and bias, as far as they are
+    `wanted`, from tiles of (softmax - onehot) * scales of the rows whose scale is not 0.
+
+    The label's entry is expm1(-loss), for the probability itself would round to 1. Sums over tiles
+    are float32 (float64 in float64): beside the results and a few tiles that takes K * D of them
+    for K rows.
+
+    Args:
+        hidden: (..., D). weight: (C, D). bias: (C,) or None. labels: (...).
+        loss, lse, scales: (N,) of the flattened rows.
+        wanted: of hidden, weight and bias; None stands for the others.
+        dtype: in which products are taken.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    positions = scales.nonzero()[:, 0]
+    product = Product(hidden, weight, bias, positions, dtype)
+    y = labels.reshape(-1).to(torch.int64)[positions]
+    loss, lse, scales = (x[positions].to(wide) for x in (loss, lse, scales))
+    at_label = (torch.expm1(-loss) + (lse - lse)) * scales  # NaN where a logit is +inf
+    by_hidden = lse.new_zeros(len(positions), product.width) if wanted[0] else None
+    by_weight = torch.empty(
+        weight.shape if wanted[1] else 0, dtype=weight.dtype, device=weight.device
+    )
+    by_bias = weight.new_empty(product.classes)
+    for columns in product.column_tiles():
+        weight_tile = product.weight_of(columns)
+        weight_sum = torch.zeros(weight_tile.shape, dtype=wide, device=weight.device)
+        bias_sum = weight_sum.new_zeros(len(weight_tile))
+        for rows in product.row_tiles():
+            h = product.hidden_of(rows)
+            g = (product.tile(h, columns).to(wide) - lse[rows, None]).exp_()
+            g *= scales[rows, None]
+            inside = (y[rows] >= columns.start) & (y[rows] < columns.stop)
+            column = torch.where(inside, y[rows] - columns.start, 0)[:, None]
+            value = torch.where(inside, at_label[rows], g.gather(1, column)[:, 0])
+            g.scatter_(1, column, value[:, None])
+            bias_sum += g.sum(0)
+            g = g.to(dtype)
+            if by_hidden is not None:
+                _add_product(by_hidden[rows], g, weight_tile)
+            if wanted[1]:
+                _add_product(weight_sum, g.t(), h)
+        if wanted[1]:
+            by_weight[columns] = weight_sum
+        by_bias[columns] = bias_sum
+    result = None
+    if by_hidden is not None:
+        result = hidden.new_zeros(hidden.shape)
+        result.view(-1, product.width)[positions] = by_hidden.to(hidden.dtype)
+    return result, by_weight if wanted[1] else None, by_bias if wanted[2] else None
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a @ b."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
