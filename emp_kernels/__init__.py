@@ -5,6 +5,7 @@ keeps the scores over epochs, selects the exact top k and gathers the kept rows.
 """
 
 from . import distributed
+from .contrastive import score_contrastive
 from .dataset import IndexedDataset
 from .diagnostics import Diagnostics
 from .gathering import gather
@@ -32,5 +33,6 @@ __all__ = [
     "sample_statistics",
     "score",
     "score_and_select",
+    "score_contrastive",
     "select",
 ]
