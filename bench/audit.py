@@ -30,7 +30,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from emp_kernels.kernels import launch, plan, select_large
+from emp_kernels.kernels import contrastive, launch, plan, select_large
 
 TARGETS = (80, 90, 100)
 READ = (80, 90)  # whose machine code is checked; sm_100 must compile
@@ -59,6 +59,7 @@ class Code(NamedTuple):
     loads: Counter  # of global loads in the whole kernel, by bits
     loop_loads: Counter  # in the largest loop
     loop_length: int
+    tensor_core: int  # instructions
 
 
 class Recorder:
@@ -85,7 +86,7 @@ def recording() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     kept: list[tuple[Any, str, Any]] = [(launch, "processors", launch.processors)]
     launch.processors = lambda device: 132
-    for module in (launch, select_large):
+    for module in (contrastive, launch, select_large):
         for name, value in list(vars(module).items()):
             if isinstance(value, triton.runtime.jit.JITFunction):
                 kept.append((module, name, value))
@@ -143,6 +144,7 @@ def read_code(cubin: bytes) -> Code:
         loads=_loads(text for _, text in lines),
         loop_loads=_loads(loop),
         loop_length=len(loop),
+        tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA)\b", assembly)),
     )
 
 
@@ -195,6 +197,10 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     histogram = torch.empty(plan.BINS, dtype=torch.int32)
     yield "selection after scoring", lambda: launch.select_many(scores, 9, histogram, ids, state)
     yield "state", lambda: launch.remember(state, ids, [scores[:few]] * 3)
+    for width, dtype in ((128, f32), (512, f32), (128, bf16), (2048, f16)):
+        for itself in (False, True):
+            name = f"similarities D={width} {name_of(dtype)}{' itself' if itself else ''}"
+            yield name, similarities(16384, width, dtype, itself)
     yield "few rows, ignored ones", lambda: launch.finish_few(torch.empty(4, few), 9, ids, state)
 
 
@@ -228,6 +234,12 @@ def gradient(n, classes, dtype) -> Callable[[], Any]:
     return lambda: launch.gradient(rows, labels, values, values, values)
 
 
+def similarities(n, width, dtype, itself) -> Callable[[], Any]:
+    """A launch on two views of n rows; nothing of them is touched."""
+    side = torch.empty(n, width, dtype=dtype), torch.empty(n)
+    return lambda: contrastive.similarity_sums(side, side, 0, itself)
+
+
 def logit_bits(recorded: Launch) -> tuple[int, int]:
     """Of a scoring kernel, the widest load that its rows allow, and how many such loads a thread
     makes for the logits that are in registers at a time."""
@@ -253,6 +265,8 @@ def faults(recorded: Launch, code: Code, max_registers: int) -> list[str]:
             found.append(f"{got - own} loads of {bits} bits for the logits, {wanted} are needed")
         if stream and set(code.loop_loads) != {bits}:
             found.append(f"loads in the loop are {dict(code.loop_loads)}")
+    if recorded.kernel.__name__ == "similarity_rows" and not code.tensor_core:
+        found.append("no tensor-core instruction")
     return found
 
 

@@ -85,6 +85,20 @@ def row_values(
     return RowValues((m - positive) + log_sum, log_sum - t / (1 + u) + (m - m), m + log_sum)
 
 
+def merged(
+    m: torch.Tensor, u: torch.Tensor, t: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums (n,) of rows from those of their parts, (parts, n) float64, each of which leaves one
+    of its maximal elements out and is relative to it. A part without elements is (-inf, 0, 0)."""
+    top, where = m.max(0)
+    below = (m - top).nan_to_num(nan=-torch.inf)
+    factor = below.exp()
+    below = below.clamp(min=-1e4)  # behind every exponential that is not 0
+    left_in = torch.ones_like(m).scatter_(0, where[None], 0.0)  # the largest stays left out
+    whole = u + left_in
+    return top, (factor * whole).sum(0), (factor * (t + below * whole)).sum(0)
+
+
 def combined(problem: Problem, projections: list[RowValues], hidden: list[RowValues]) -> Scores:
     """Scores (n,) as means over the directions; `hidden` is what gives the entropy."""
 

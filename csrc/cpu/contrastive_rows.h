@@ -1,8 +1,8 @@
-// Rows or columns [begin, end) of a tile, for one SIMD target: the body of contrastive_<target>.cpp.
+// Rows or columns [begin, end) of a tile, for one SIMD target: contrastive_<target>.cpp's body.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "contrastive.h"
 #include "row_sums.h"
@@ -12,8 +12,9 @@ namespace emp {
 template <class S>
 struct SimilarityAdder {
   using Kernel = RowKernel<S>;
-  static constexpr int64_t kTogether = 16;  // columns transposed at a time: a cache line of each row
-  static constexpr int64_t kPadding = 16;   // keeps their copies out of one another's cache sets
+  static constexpr int64_t kTogether = 16;  // columns copied at a time: a cache line of each row
+  static constexpr int64_t kDepth = 256;    // rows of them
+  static constexpr int64_t kPadding = 16;   // keeps the copies out of one another's cache sets
 
   // The sums with the smaller maximum move to the larger one, and its left-out element joins them.
   static void merge(const RowSums& tile, double& m, double& u, double& t) {
@@ -50,21 +51,23 @@ struct SimilarityAdder {
     for (int64_t i = begin; i < end; ++i) add(tile.data + i * tile.stride, tile.columns, sums, i);
   }
 
+  // Through copies of kTogether columns, kDepth rows at a time, that fit the first-level cache.
   static void add_columns(const Tile& tile, const SimilaritySums& sums, int64_t begin,
                           int64_t end) {
-    const int64_t length = tile.rows + kPadding;
-    std::vector<float> copies(size_t(kTogether * length));
-    for (int64_t start = begin; start < end; start += kTogether) {
-      const int64_t count = std::min(kTogether, end - start);
-      const float* from = tile.data + start;
-      float* to = copies.data();
-      if (count == kTogether)
-        for (int64_t i = 0; i < tile.rows; ++i)
-          for (int64_t j = 0; j < kTogether; ++j) to[j * length + i] = from[i * tile.stride + j];
-      else
-        for (int64_t i = 0; i < tile.rows; ++i)
-          for (int64_t j = 0; j < count; ++j) to[j * length + i] = from[i * tile.stride + j];
-      for (int64_t j = 0; j < count; ++j) add(to + j * length, tile.rows, sums, start + j);
+    alignas(64) float copies[kTogether][kDepth + kPadding];
+    for (int64_t column = begin; column < end; column += kTogether) {
+      const int64_t count = std::min(kTogether, end - column);
+      for (int64_t row = 0; row < tile.rows; row += kDepth) {
+        const int64_t depth = std::min(kDepth, tile.rows - row);
+        const float* from = tile.data + row * tile.stride + column;
+        if (count == kTogether)
+          for (int64_t i = 0; i < depth; ++i)
+            for (int64_t j = 0; j < kTogether; ++j) copies[j][i] = from[i * tile.stride + j];
+        else
+          for (int64_t i = 0; i < depth; ++i)
+            for (int64_t j = 0; j < count; ++j) copies[j][i] = from[i * tile.stride + j];
+        for (int64_t j = 0; j < count; ++j) add(copies[j], depth, sums, column + j);
+      }
     }
   }
 };
