@@ -25,6 +25,7 @@ SHADES = {
     "topk + sort": COLOURS["LFL"],
     "argpartition + sort": OTHERS[0],
     "index_select": FAINT,
+    "torch dense": COLOURS["LFL"],
 }
 MARKERS = {"topk + sort": "s", "argpartition + sort": "s", "index_select": "D"}
 
@@ -35,6 +36,7 @@ def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
         row
         for row in rows
         if row["benchmark"] in tables.BENCHMARKS
+        and row["benchmark"] != "contrastive"  # bound by arithmetic
         and row["bytes"] >= harness.IN_ROUNDS
         and not row["case"].startswith("growth")
     ]

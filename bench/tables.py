@@ -5,11 +5,11 @@ from typing import Any
 
 Row = dict[str, Any]
 
-BENCHMARKS = ("pruning", "scoring", "selection", "gathering")
+BENCHMARKS = ("pruning", "scoring", "selection", "gathering", "contrastive")
 OPPONENTS = (
     *("torch.compile", "torch", "numpy"),
     *("topk + sort", "argpartition + sort"),
-    "index_select",
+    *("index_select", "torch dense"),
 )
 
 

@@ -9,6 +9,7 @@ from .contrastive import score_contrastive
 from .dataset import IndexedDataset
 from .diagnostics import Diagnostics
 from .gathering import gather
+from .hidden_features import HiddenFeatures
 from .loss import cross_entropy
 from .pruning import score_and_select
 from .results import SampleStatistics, Scores, Selection
@@ -23,6 +24,7 @@ __all__ = [
     "Diagnostics",
     "EMPSampler",
     "EMPState",
+    "HiddenFeatures",
     "IndexedDataset",
     "SampleStatistics",
     "Scores",

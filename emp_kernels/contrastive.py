@@ -114,11 +114,21 @@ def score_contrastive(
 class _Everyone:
     """The ranks of `group`, which agree on all but how many samples each has; or this one."""
 
-    def __init__(self, form, temperature, hidden_temperature, pair, hidden_pair, group) -> None:
-        self.group, self.counts, self.rank = None, [len(pair[0])], 0
+    def __init__(
+        self,
+        form: str,
+        temperature: float,
+        hidden_temperature: float,
+        pair: tuple[torch.Tensor, torch.Tensor],
+        hidden_pair: tuple[torch.Tensor, torch.Tensor] | None,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self.group, self.counts, self.rank = group, [len(pair[0])], 0
         if group is None:
             return
-        from .distributed.group import dist, gather_equal, initialised
+        import torch.distributed as dist
+
+        from .distributed.group import gather_equal, initialised
 
         if not initialised():
             raise RuntimeError(
@@ -144,7 +154,7 @@ class _Everyone:
                     f"{dist.get_rank(group)}"
                 )
         self.counts = [other[0] for other in codes]
-        self.group, self.rank = group, dist.get_rank(group)
+        self.rank = dist.get_rank(group)
 
     def views(self, pair: tuple[torch.Tensor, torch.Tensor]) -> Views:
         """The pair and everyone's: rank after rank, whatever the number of samples of each."""
@@ -178,9 +188,7 @@ def _code(fact: str | int | float) -> int:
     return zlib.crc32(repr(fact).encode())
 
 
-def _pair(
-    name1: str, first: Any, name2: str, second: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(name1: str, first: Any, name2: str, second: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Two views of the same rows, without autograd."""
     for name, tensor in ((name1, first), (name2, second)):
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in FLOAT_DTYPES:

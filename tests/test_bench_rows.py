@@ -21,6 +21,7 @@ GOALS = {  # issue 3 of the project: case, against, required, stretch
     ("score_and_select 1024×128256 bfloat16", "torch.compile", 6, 8),
     ("score_and_select 1024×128256 bfloat16", "share", 0.6, 0.85),
     ("score_and_select 256×10 float32", "torch.compile", 4, 8),
+    ("score_contrastive infonce 16384×128, hidden 512", "torch dense", 2, 4),
     ("select 0.3 of 1e+06", "topk + sort", 16, 25),
     ("select 0.3 of 1e+06", "floor", 6, 3),
     ("select 0.3 of 1e+07", "topk + sort", 25, 40),
@@ -76,6 +77,7 @@ def row_of(clock, benchmark, case, **fields):
     """A whole row: ours 0.5 s, all that a benchmark names three times that."""
     names = {"pruning": tables.OPPONENTS[:3], "selection": tables.OPPONENTS[3:5]}
     names["gathering"] = ("index_select", "numpy")
+    names["contrastive"] = ("torch dense",)
     opponents = {name: clock.work(1.5) for name in names.get(benchmark, ())}
     found = measured(clock, clock.work(0.5), opponents, 2**28, rounds=5)
     return {"benchmark": benchmark, "case": case, **fields, **found, **harness.origin()}
@@ -208,6 +210,7 @@ def rows(monkeypatch):
         row_of(clock, "selection", "select 0.3 of 1e+05", n=10**5),
         row_of(clock, "selection", "select 0.3 of 1e+06", n=10**6),
         row_of(clock, "gathering", "gather rows of 4 B", n=10, row_bytes=[4]),
+        row_of(clock, "contrastive", "score_contrastive infonce 8×2", n=8, c=8),
     ]
 
 

@@ -75,8 +75,9 @@ def views(n, width, dtype=torch.float32, noise=0.5, seed=0):
 
 
 def sizes(backend, tile):
-    small = (1, 2, 3, 17, tile - 1, tile, tile + 1)
-    return small if backend in SLOW else (*small, 2 * tile + 5)
+    return (
+        (3, tile + 1) if backend in SLOW else (1, 2, 3, 17, tile - 1, tile, tile + 1, 2 * tile + 5)
+    )
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_losses_and_entropies_near_zero_keep_their_accuracy(form, backend, small
         want = truth((first, first * 3), form, temperature)
         for field in FIELDS:
             worst = oracle.relative_errors(getattr(scores, field), want[field]).max()
-            assert worst < 1e-5, (temperature, field, worst)
+            assert worst < 1e-6 + 2 * EPS / temperature, (temperature, field, worst)
     assert 0 < want["loss"].max() < 1e-30
 
 
@@ -195,7 +196,7 @@ def test_infonce_is_score_of_the_matrix(backend):
 
 
 def test_clip_and_ntxent_do_not_change_when_the_views_change_places(backend, small_tiles):
-    first, second = views(150, 16)
+    first, second = views(70, 16)
     for form in ("clip", "ntxent"):
         one, other = (
             emp.score_contrastive(*pair, form=form, backend=backend)
@@ -289,7 +290,8 @@ BAD = [
      lambda: (Z, Z.half(), {})),
     (ValueError, r"z2 must have z1's shape \(6, 4\), got \(5, 4\)", lambda: (Z, Z[:5], {})),
     (ValueError, r"z2 must have z1's shape \(6, 4\), got \(6, 3\)", lambda: (Z, Z[:, :3], {})),
-    (ValueError, r"z2 must be on the device of z1 \(cpu\), got meta", lambda: (Z, Z.to("meta"), {})),
+    (ValueError, r"z2 must be on the device of z1 \(cpu\), got meta",
+     lambda: (Z, Z.to("meta"), {})),
     (TypeError, "form must be a str, got int", lambda: (Z, Z, {"form": 1})),
     (ValueError, "form must be one of infonce, clip, ntxent, got 'simclr'",
      lambda: (Z, Z, {"form": "simclr"})),
