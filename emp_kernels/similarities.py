@@ -69,8 +69,9 @@ class RowValues(NamedTuple):
     lse: torch.Tensor
 
 
-def norms(vectors: torch.Tensor, rows: int = 4096) -> torch.Tensor:
-    """Euclidean lengths (n,) float64 of vectors (n, D), never below `SMALLEST_NORM`."""
+def norms(vectors: torch.Tensor, rows: int = 512) -> torch.Tensor:
+    """Euclidean lengths (n,) float64 of vectors (n, D), never below `SMALLEST_NORM`; `rows` at a
+    time are in float64."""
     parts = [
         torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in vectors.split(rows)
     ]

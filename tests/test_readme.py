@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+from collections import OrderedDict
 from pathlib import Path
 from types import FunctionType
 
@@ -104,10 +105,14 @@ def test_python_snippets_run_one_after_the_other():
         "epochs": 3,
         "token_logits": torch.randn(2, 5, 7),
         "tokens": torch.randint(0, 7, (2, 5)),
+        "encoder": torch.nn.Sequential(OrderedDict(layer3=torch.nn.Linear(4, 6))),
+        "head": torch.nn.Linear(6, 2),
+        "view1": x[:100],
+        "view2": x[100:200],
     }
     before = model.weight.detach().clone()
     snippets = [block for language, block in BLOCKS if language == "python"]
-    loop, batch, tokens = snippets
+    loop, batch, tokens, views = snippets
     exec(compile(ast.parse(loop), "README", "exec"), names)
     state = names["state"]
     assert state.updates.min() >= 1
@@ -125,6 +130,11 @@ def test_python_snippets_run_one_after_the_other():
     torch.testing.assert_close(names["log_probability"].double(), taken, rtol=1e-5, atol=1e-6)
     entropy = -(log_p.exp() * log_p).sum(-1)
     torch.testing.assert_close(names["entropy"].double(), entropy, rtol=1e-5, atol=1e-6)
+
+    seen = state.updates[:100].clone()
+    exec(compile(ast.parse(views), "README", "exec"), names)
+    assert torch.equal(state.score[:100], names["scores"].score)
+    assert torch.equal(state.updates[:100], seen + 1)
 
 
 def test_the_loop_is_short():
