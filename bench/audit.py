@@ -31,7 +31,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from emp_kernels.kernels import launch, launch_linear, plan, select_large
+from emp_kernels.kernels import contrastive, launch, launch_linear, plan, select_large
 
 TARGETS = (80, 90, 100)
 READ = (80, 90)  # whose machine code is checked; sm_100 must compile
@@ -60,7 +60,7 @@ class Code(NamedTuple):
     loads: Counter  # of global loads in the whole kernel, by bits
     loop_loads: Counter  # in the largest loop
     loop_length: int
-    products: int  # tensor-core instructions
+    tensor_core: int  # instructions
 
 
 class Recorder:
@@ -89,7 +89,7 @@ def recording() -> Iterator[list[Launch]]:
     for module in (launch, launch_linear):
         kept.append((module, "processors", module.processors))
         module.processors = lambda device: 132
-    for module in (launch, launch_linear, select_large):
+    for module in (contrastive, launch, launch_linear, select_large):
         for name, value in list(vars(module).items()):
             if isinstance(value, triton.runtime.jit.JITFunction):
                 kept.append((module, name, value))
@@ -147,7 +147,7 @@ def read_code(cubin: bytes) -> Code:
         loads=_loads(text for _, text in lines),
         loop_loads=_loads(loop),
         loop_length=len(loop),
-        products=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", assembly)),
+        tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", assembly)),
     )
 
 
@@ -209,6 +209,10 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     histogram = torch.empty(plan.BINS, dtype=torch.int32)
     yield "selection after scoring", lambda: launch.select_many(scores, 9, histogram, ids, state)
     yield "state", lambda: launch.remember(state, ids, [scores[:few]] * 3)
+    for width, dtype in ((128, f32), (512, f32), (128, bf16), (2048, f16)):
+        for itself in (False, True):
+            name = f"similarities D={width} {name_of(dtype)}{' itself' if itself else ''}"
+            yield name, similarities(16384, width, dtype, itself)
     yield "few rows, ignored ones", lambda: launch.finish_few(torch.empty(4, few), 9, ids, state)
 
 
@@ -253,6 +257,12 @@ def product(n, depth, dtype, *, bias=False, ignore=None) -> Callable[[], Any]:
     return lambda: launch_linear.score_linear(hidden, weight, added, labels, 1.0, ignore)
 
 
+def similarities(n, width, dtype, itself) -> Callable[[], Any]:
+    """A launch on two views of n rows; nothing of them is touched."""
+    side = torch.empty(n, width, dtype=dtype), torch.empty(n)
+    return lambda: contrastive.similarity_sums(side, side, 0, itself)
+
+
 def logit_bits(recorded: Launch) -> tuple[int, int]:
     """Of a scoring kernel, the widest load that its rows allow, and how many such loads a thread
     makes for the logits that are in registers at a time."""
@@ -268,7 +278,7 @@ def faults(recorded: Launch, code: Code, max_registers: int) -> list[str]:
     if code.spills or code.local_bytes:
         found.append(f"{code.spills} spills, {code.local_bytes} bytes of local memory")
     is_product = "PRECISION" in recorded.arguments
-    if is_product and recorded.arguments["hidden"].element_size() == 2 and not code.products:
+    if is_product and recorded.arguments["hidden"].element_size() == 2 and not code.tensor_core:
         found.append("no tensor-core instructions")
     if code.registers > max_registers and not (is_product and max_registers == MAX_REGISTERS):
         found.append(f"{code.registers} registers, more than {max_registers}")
@@ -281,6 +291,8 @@ def faults(recorded: Launch, code: Code, max_registers: int) -> list[str]:
             found.append(f"{got - own} loads of {bits} bits for the logits, {wanted} are needed")
         if stream and set(code.loop_loads) != {bits}:
             found.append(f"loads in the loop are {dict(code.loop_loads)}")
+    if recorded.kernel.__name__ == "similarity_rows" and not code.tensor_core:
+        found.append("no tensor-core instruction")
     return found
 
 

@@ -29,6 +29,7 @@ SHADES = {
     "select": INK,
     "matmul, score": COLOURS["LFL"],
     "matmul": FAINT,
+    "torch dense": COLOURS["LFL"],
 }
 MARKERS = {
     "topk + sort": "s",
@@ -47,7 +48,7 @@ def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
         row
         for row in rows
         if row["benchmark"] in tables.BENCHMARKS
-        and row["benchmark"] != "linear"
+        and row["benchmark"] not in ("contrastive", "linear")  # bound by arithmetic
         and row["bytes"] >= harness.IN_ROUNDS
         and not row["case"].startswith("growth")
     ]

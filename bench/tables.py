@@ -5,13 +5,15 @@ from typing import Any
 
 Row = dict[str, Any]
 
-BENCHMARKS = ("pruning", "scoring", "selection", "gathering", "training", "linear")
+BENCHMARKS = (
+    *("pruning", "scoring", "selection", "gathering", "training", "linear", "contrastive"),
+)
 OPPONENTS = (
     *("torch.compile", "torch", "numpy"),
     *("topk + sort", "argpartition + sort"),
     "index_select",
     *("InfoBatch", "select"),
-    *("matmul, score", "matmul"),
+    *("matmul, score", "matmul", "torch dense"),
 )
 
 

@@ -5,9 +5,11 @@ keeps the scores over epochs, selects the exact top k and gathers the kept rows.
 """
 
 from . import distributed
+from .contrastive import score_contrastive
 from .dataset import IndexedDataset
 from .diagnostics import Diagnostics
 from .gathering import gather
+from .hidden_features import HiddenFeatures
 from .linear import linear_cross_entropy, score_linear
 from .loss import cross_entropy
 from .pruning import score_and_select
@@ -23,6 +25,7 @@ __all__ = [
     "Diagnostics",
     "EMPSampler",
     "EMPState",
+    "HiddenFeatures",
     "IndexedDataset",
     "SampleStatistics",
     "Scores",
@@ -34,6 +37,7 @@ __all__ = [
     "sample_statistics",
     "score",
     "score_and_select",
+    "score_contrastive",
     "score_linear",
     "select",
 ]

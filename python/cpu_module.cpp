@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/contrastive.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/gathering.h"
 #include "cpu/pruning.h"
@@ -228,6 +229,17 @@ void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& lab
       at<void>(out), threads);
 }
 
+// `tile_args` are (address, rows, columns, stride); `sums_args` the addresses of m, u and t.
+void add_tile(const std::tuple<Address, int64_t, int64_t, int64_t>& tile_args,
+              const std::array<Address, 3>& sums_args, bool columns, int threads) {
+  const auto [address, tile_rows, tile_columns, stride] = tile_args;
+  const emp::Tile tile{at<const float>(address), tile_rows, tile_columns, stride};
+  const emp::SimilaritySums sums{at<double>(sums_args[0]), at<double>(sums_args[1]),
+                                 at<double>(sums_args[2])};
+  py::gil_scoped_release released;
+  (columns ? emp::add_tile_columns : emp::add_tile_rows)(tile, sums, threads);
+}
+
 }  // namespace bindings
 
 // pybind11's own casters of tuples and arrays take a microsecond for such a call.
@@ -260,6 +272,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy", &bindings::cross_entropy);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);
+  module.def("add_tile", &bindings::add_tile);
   module.def("mark_forked", &emp::mark_forked,
              "This process was forked before it loaded the library: one thread from now on.");
   module.def(

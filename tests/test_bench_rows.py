@@ -22,6 +22,7 @@ GOALS = {  # issues 3 and 5 of the project: case, against, required, stretch
     ("score_and_select 1024×128256 bfloat16", "torch.compile", 6, 8),
     ("score_and_select 1024×128256 bfloat16", "share", 0.6, 0.85),
     ("score_and_select 256×10 float32", "torch.compile", 4, 8),
+    ("score_contrastive infonce 16384×128, hidden 512", "torch dense", 2, 4),
     ("select 0.3 of 1e+06", "topk + sort", 16, 25),
     ("select 0.3 of 1e+06", "floor", 6, 3),
     ("select 0.3 of 1e+07", "topk + sort", 25, 40),
@@ -88,6 +89,7 @@ def row_of(clock, benchmark, case, **fields):
     names = {"pruning": tables.OPPONENTS[:3], "selection": tables.OPPONENTS[3:5]}
     names |= {"gathering": ("index_select", "numpy"), "training": ("InfoBatch", "select")}
     names["linear"] = ("matmul, score", "matmul")
+    names["contrastive"] = ("torch dense",)
     opponents = {name: clock.work(1.5) for name in names.get(benchmark, ())}
     found = measured(clock, clock.work(0.5), opponents, 2**28, rounds=5)
     return {"benchmark": benchmark, "case": case, **fields, **found, **harness.origin()}
@@ -222,6 +224,7 @@ def rows(monkeypatch):
         row_of(clock, "gathering", "gather rows of 4 B", n=10, row_bytes=[4]),
         row_of(clock, "training", "epoch's order", n=10),
         row_of(clock, "linear", "score_linear 2×3×4", peak_bytes=3 << 20, logits_bytes=9 << 30),
+        row_of(clock, "contrastive", "score_contrastive infonce 8×2", n=8, c=8),
     ]
 
 

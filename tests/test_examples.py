@@ -17,6 +17,7 @@ EXPECTED = {
     "ddp.py": "rank 1: 1000 samples scored",
     "huggingface.py": "45 steps; shares [1.0, 0.3, 0.3, 0.3, 1.0]",
     "vocab_parallel.py": "rank 1: state restored True",
+    "simclr.py": "| EMP | 0.3 |",
     "lightning_module.py": "36 steps; shares [1.0, 0.3, 0.3, 0.3, 0.3]",
 }
 
@@ -31,7 +32,7 @@ def test_example(name, tmp_path):
     if name in ("ddp.py", "vocab_parallel.py"):
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(ROOT / "examples" / name)],
+        [*command, str(ROOT / "examples" / name), *(["--quick"] if name == "simclr.py" else [])],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -40,3 +41,5 @@ def test_example(name, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert EXPECTED[name] in done.stdout
+    if name == "simclr.py":
+        assert len((tmp_path / "out/simclr/simclr.jsonl").read_text().splitlines()) == 4

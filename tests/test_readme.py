@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import textwrap
+from collections import OrderedDict
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 
@@ -111,10 +112,14 @@ def test_python_snippets_run_one_after_the_other():
         "tokens": torch.randint(0, 7, (2, 5)),
         "hidden": torch.randn(2, 5, 3, requires_grad=True),
         "head": torch.nn.Linear(3, 7, bias=False),
+        "encoder": torch.nn.Sequential(OrderedDict(layer3=torch.nn.Linear(4, 6))),
+        "projection": torch.nn.Linear(6, 2),
+        "view1": x[:100],
+        "view2": x[100:200],
     }
     before = model.weight.detach().clone()
     snippets = [block for language, block in BLOCKS if language == "python"]
-    loop, batch, tokens, product, training = snippets
+    loop, batch, tokens, product, training, views = snippets
     exec(compile(ast.parse(loop), "README", "exec"), names)
     state = names["state"]
     assert state.updates.min() >= 1
@@ -141,6 +146,11 @@ def test_python_snippets_run_one_after_the_other():
     trained = names["hidden"].grad.flatten(0, 1).abs().sum(1).nonzero()[:, 0]
     assert torch.equal(trained, names["kept"])
     assert len(trained) == 3
+
+    seen = state.updates[:100].clone()
+    exec(compile(ast.parse(views), "README", "exec"), names)
+    assert torch.equal(state.score[:100], names["scores"].score)
+    assert torch.equal(state.updates[:100], seen + 1)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 
 from ..keep import Keep, kept_count
 from ..results import SampleStatistics, Scores, Selection
+from ..similarities import Problem, RowValues, Views, combined, merged, norms, row_values
 from ..tiles import gradients
 from ..validation import raise_id_out_of_range, raise_label_out_of_range
 from . import Unavailable
@@ -265,3 +266,43 @@ def _nothing(state, device) -> Selection:
         threshold=torch.full((), torch.inf, device=device),
         num_invalid=torch.zeros((), dtype=torch.int32, device=device),
     )
+
+
+def score_contrastive(problem: Problem) -> Scores:
+    """Scores (n,) of two views; a launch for each of the form's blocks."""
+    _check_device(problem.projections.own[0].device)
+    projections = _similarity_rows(problem, problem.projections, problem.temperature)
+    hidden = projections
+    if problem.hidden is not None:
+        hidden = _similarity_rows(problem, problem.hidden, problem.hidden_temperature)
+    return combined(problem, projections, hidden)
+
+
+def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list[RowValues]:
+    """Of each direction."""
+    from ..kernels import contrastive
+
+    if len(views.own[0]) == 0:
+        nothing = torch.empty(0, dtype=torch.float64, device=views.own[0].device)
+        return [RowValues(nothing, nothing, nothing)] * len(problem.directions)
+    columns = [contrastive.scaled(vectors, norms(vectors)) for vectors in views.all]
+    rows = columns
+    if not views.alone:
+        rows = [contrastive.scaled(vectors, norms(vectors)) for vectors in views.own]
+    results = []
+    with torch.cuda.device_of(views.own[0]):
+        for v in problem.directions:
+            vectors, factors = rows[v]
+            sums = [
+                contrastive.similarity_sums(
+                    (vectors, (factors / temperature).float()),
+                    (columns[w][0], columns[w][1].float()),
+                    views.start,
+                    w == v,
+                )
+                for x, w in problem.blocks
+                if x == v
+            ]
+            m, u, t, positive = torch.cat(sums).double().unbind(1)
+            results.append(row_values(*merged(m, u, t), positive.sum(0)))
+    return results

@@ -12,6 +12,7 @@
 #include <random>
 #include <vector>
 
+#include "cpu/contrastive.h"
 #include "cpu/gathering.h"
 #include "cpu/pruning.h"
 #include "cpu/row_parts.h"
@@ -252,6 +253,45 @@ void test_pruning(std::mt19937& random) {
   check(selections == k, "selections", selections);
 }
 
+void test_similarities(std::mt19937& random) {
+  std::normal_distribution<float> normal(0, 5);
+  for (const int64_t rows : {1, 15, 33, 300})
+    for (const int64_t columns : {1, 16, 31, 277}) {
+      const int64_t stride = columns + 3;
+      const auto z = exactly<float>((rows - 1) * stride + columns);
+      for (int64_t i = 0; i < (rows - 1) * stride + columns; ++i) z[i] = normal(random);
+      if (columns > 1) z[columns - 1] = -kInf;
+      for (const bool transposed : {false, true}) {
+        const int64_t n = transposed ? columns : rows, terms = transposed ? rows : columns;
+        const auto m = exactly<double>(n), u = exactly<double>(n), t = exactly<double>(n);
+        std::fill(m.get(), m.get() + n, -double(kInf));
+        const auto add = transposed ? emp::add_tile_columns : emp::add_tile_rows;
+        // The whole tile, then its first part once more.
+        add({z.get(), rows, columns, stride}, {m.get(), u.get(), t.get()}, 2);
+        const int64_t half = (terms + 1) / 2;
+        add({z.get(), transposed ? half : rows, transposed ? columns : half, stride},
+            {m.get(), u.get(), t.get()}, 2);
+        for (int64_t i = 0; i < n; ++i) {
+          double highest = -double(kInf), s = 0, st = 0;
+          const auto at = [&](int64_t j) {
+            return double(transposed ? z[j * stride + i] : z[i * stride + j]);
+          };
+          for (int64_t j = 0; j < terms; ++j) highest = std::max(highest, at(j));
+          if (highest == -double(kInf)) continue;
+          for (int64_t j = 0; j < terms; ++j) {
+            if (at(j) == -double(kInf)) continue;
+            const double e = std::exp(at(j) - highest) * (j < half ? 2 : 1);
+            s += e;
+            st += e * (at(j) - highest);
+          }
+          check(m[i] == highest, "a row's highest similarity", i);
+          check(close(1 + u[i], s), "a row's sum of exponentials", i);
+          check(close(1 + std::fabs(t[i]), 1 + std::fabs(st)), "a row's weighted sum", i);
+        }
+      }
+    }
+}
+
 }  // namespace
 
 // Rows in pieces of columns score as whole ones.
@@ -328,6 +368,7 @@ int main() {
   test_tokens(random);
   test_row_parts<float>(emp::LogitDtype::kFloat32, random);
   test_row_parts<emp::BFloat16>(emp::LogitDtype::kBFloat16, random);
+  test_similarities(random);
   std::printf("native kernels (%s): %d failures\n", emp::target_name(emp::target()), failures);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

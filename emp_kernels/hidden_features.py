@@ -1,0 +1,154 @@
+"""Features of an encoder's hidden layer, captured while it runs: the memory term's input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+_CLASS = "HiddenFeatures"
+
+
+class HiddenFeatures:
+    """Captures the pooled output of a named submodule on each forward pass of a model.
+
+    A forward hook: the model's class, parameters, state_dict and result stay as they are, and
+    leaving the context removes the hook. Use it as a context manager, or keep it as long as the
+    model and call :meth:`close`::
+
+        with HiddenFeatures(encoder, "layer3") as features:
+            z1, z2 = head(encoder(x1)), head(encoder(x2))
+            h1, h2 = features.take()
+        scores = emp.score_contrastive(z1, z2, hidden=(h1, h2))
+
+    Images (B, C, height, width) and volumes (B, C, depth, height, width), as convolutions give
+    them, are averaged over their positions, sequences (B, T, C), as transformers give them, over
+    T; (B, C) is taken as it is. Of a tuple, list or mapping the first entry counts. Features have
+    the output's dtype and are detached: scores need no gradient, and no pass's graph is kept.
+
+    Under DistributedDataParallel the submodule is named as in the model that was wrapped; each
+    rank captures its own samples, which ``score_contrastive(..., group=group)`` gathers. Under
+    torch.compile the hook stays out of the graph, which is cut there: a graph that must be whole
+    (``fullgraph=True``) is an error of the compiler's. Capture before the model's first call, for
+    what was compiled without the hook does not run it.
+
+    Args:
+        model: any module, DistributedDataParallel and compiled ones included.
+        name: of the submodule, as `model.named_modules()` spells it; "" is the model itself.
+        pool: makes features (B, C) of the submodule's output, for other shapes than those above.
+
+    Raises:
+        TypeError: `model` is no module, `name` no string or `pool` not callable.
+        ValueError: the model has no such submodule; and, from the model's forward pass, an output
+            of another shape.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        pool: Callable[[Any], torch.Tensor] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"{_CLASS}: model must be a torch.nn.Module, got {type(model).__name__}"
+            )
+        if not isinstance(name, str):
+            raise TypeError(f"{_CLASS}: name must be a str, got {type(name).__name__}")
+        if pool is not None and not callable(pool):
+            raise TypeError(f"{_CLASS}: pool must be callable or None, got {type(pool).__name__}")
+        self.name, self._pool = name, pool
+        self._captured: list[torch.Tensor] = []
+        # Traced, what has been captured so far would become a guard, and each pass a compilation.
+        hook = torch.compiler.disable(self._capture)
+        self._hook = _submodule(model, name).register_forward_hook(hook)
+
+    def _capture(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        pool = self._pool
+        features = pooled(output, self.name) if pool is None else pool(output).detach()
+        self._captured.append(features)
+
+    def take(self) -> tuple[torch.Tensor, ...]:
+        """The features (B, C) of every pass since the last call, oldest first; then none."""
+        captured = tuple(self._captured)
+        self._captured.clear()
+        return captured
+
+    @property
+    def last(self) -> torch.Tensor:
+        """The features (B, C) of the last pass.
+
+        Raises:
+            RuntimeError: the submodule has not run since they were taken.
+        """
+        if not self._captured:
+            raise RuntimeError(
+                f"{_CLASS}: {self.name!r} has captured nothing; run the model first (a compiled "
+                "model has to be captured before its first call)"
+            )
+        return self._captured[-1]
+
+    def close(self) -> None:
+        """Removes the hook; what was captured stays."""
+        self._hook.remove()
+
+    def __enter__(self) -> HiddenFeatures:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def pooled(output: Any, name: str = "") -> torch.Tensor:
+    """One vector (B, C) a sample, detached, of a submodule's output."""
+    while not isinstance(output, torch.Tensor):
+        if isinstance(output, dict):
+            output = tuple(output.values())
+        if not isinstance(output, tuple | list) or len(output) == 0:
+            raise ValueError(
+                f"{_CLASS}: the output of {name!r} must hold a tensor, got {type(output).__name__}"
+            )
+        output = output[0]
+    if output.dim() not in (2, 3, 4, 5):
+        raise ValueError(
+            f"{_CLASS}: the output of {name!r} must have 2 to 5 dimensions, "
+            f"got shape {tuple(output.shape)}"
+        )
+    output = output.detach()
+    if output.dim() == 2:
+        return output.clone()  # a later layer may work in place
+    return output.mean(1) if output.dim() == 3 else output.flatten(2).mean(2)
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    """The submodule `name` of a model that may be wrapped."""
+    modules = dict(model.named_modules())
+    wrapped: Any = model
+    while name not in modules or (name == "" and _inside(wrapped) is not None):
+        wrapped = _inside(wrapped)
+        if wrapped is None:
+            known = ", ".join(repr(x) for x in list(modules)[1:6])
+            raise ValueError(
+                f"{_CLASS}: name must be of a submodule, got {name!r}; "
+                f"the model has {known or 'none'}{', ...' if len(modules) > 6 else ''}"
+            )
+        modules = dict(wrapped.named_modules())
+    return modules[name]
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """What a wrapper wraps: DistributedDataParallel's `module`, torch.compile's `_orig_mod`."""
+    for attribute in ("module", "_orig_mod"):
+        inner = getattr(model, attribute, None)
+        if isinstance(inner, nn.Module):
+            return inner
+    return None
