@@ -17,7 +17,7 @@ def cases(rows: Sequence[Row]) -> str:
     """A line for each case: its time, its rate and how many times as long each opponent takes."""
     names = [name for name in OPPONENTS if any(name in row["opponents"] for row in rows)]
     headings = ["case", "median ms (p20 – p80)", "GB/s", "share of read", *_times(names)]
-    return _markdown(headings, [[*_line(row), *_ratios(row, names)] for row in rows])
+    return markdown(headings, [[*_line(row), *_ratios(row, names)] for row in rows])
 
 
 def goals(rows: Sequence[Row]) -> str:
@@ -28,7 +28,7 @@ def goals(rows: Sequence[Row]) -> str:
             stretch = "–" if goal["stretch"] is None else _goal(name, goal["stretch"])
             required, measured = (_goal(name, goal[key]) for key in ("required", "measured"))
             lines.append([row["case"], _meaning(name), required, stretch, measured, _verdict(goal)])
-    return _markdown(["case", "against", "required", "stretch", "measured", "reaches"], lines)
+    return markdown(["case", "against", "required", "stretch", "measured", "reaches"], lines)
 
 
 def readme(rows: Sequence[Row], folder: str) -> str:
@@ -46,7 +46,7 @@ def readme(rows: Sequence[Row], folder: str) -> str:
             [row["case"], _ms(row["seconds"]["median"]), *_line(row)[2:], *_ratios(row, names)]
             for row in found
         ]
-        parts.append(_markdown(headings, lines))
+        parts.append(markdown(headings, lines))
     parts.append(
         f"![Time to select against n]({folder}/cpu-selection.png)\n"
         f"![Cost against N·C]({folder}/cpu-growth.png)"
@@ -111,6 +111,7 @@ def _verdict(goal: dict[str, float | None]) -> str:
     return "required" if sign * measured >= sign * required else "neither"
 
 
-def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose columns stand right, but for the first."""
     marks = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))

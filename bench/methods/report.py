@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from bench.methods.choosing import PER_BATCH, STALE
-from bench.tables import _markdown as markdown
+from bench.tables import markdown
 from emp_kernels.cli.summary import cell
 
 Row = dict[str, Any]
