@@ -117,10 +117,18 @@ def test_a_ranking_per_batch_trains_the_top_of_each_large_batch(monkeypatch, met
         return select(scores, count)
 
     monkeypatch.setattr(choosing.emp, "select", select)
-    steps = []
-    experiment.run(watched(plan.by_batch(method), steps), KEEP, 5, stripes(), RECIPE)
+    forwards = []
+
+    def network(*arguments):
+        model = experiment.small_cnn(*arguments)
+        model.register_forward_pre_hook(lambda m, x: forwards.append((m.training, len(x[0]))))
+        return model
+
+    steps, recipe = [], dataclasses.replace(RECIPE, network=network)
+    experiment.run(watched(plan.by_batch(method), steps), KEEP, 5, stripes(), recipe)
     # 16 / 0.3 = 53 candidates, of which 16 are kept; the 37 left of a pass give 11.
     assert [len(batch.ids) for batch, *_ in steps[6:]] == [16, 11, 16, 11, 16, 11]
+    assert forwards[6:-1] == [(False, 53), (True, 16), (False, 37), (True, 11)] * 3
     assert [(len(scores), count) for scores, count in seen] == [(53, 16), (37, 11)] * 3
     assert len(set(ids_of(steps[6:8]).tolist())) == KEPT
     highest = {"entropy": math.log(3), "el2n": math.sqrt(2)}.get(statistic, math.inf)
@@ -142,6 +150,12 @@ def test_gumbel_draws_in_proportion_to_the_score():
     torch.testing.assert_close(
         second / second.sum(), torch.tensor([0, 3, 2, 1, 0]) / 6, rtol=0, atol=0.05
     )
+
+
+@pytest.mark.parametrize("method", [plan.GUMBEL, plan.HALF_3, plan.AGED], ids=lambda m: m.name)
+def test_a_draw_leaves_the_scores_as_they_were(method):
+    state = experiment.run(method, KEEP, 5, stripes(), RECIPE).state
+    torch.testing.assert_close(state.score, state.loss + method.beta * state.entropy)
 
 
 def test_half_random_keeps_the_top_half_and_draws_the_rest_evenly():

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from bench import harness
 from bench.methods import worker
+from bench.methods.choosing import PER_BATCH
 from bench.methods.plan import STUDIES, Trial, trials
 from emp_kernels.cli import provenance
 from emp_kernels.cli.requirements import CommandError
@@ -116,9 +117,11 @@ def _collect(
                 )
 
 
-def _turn(found: Trial) -> tuple[bool, int]:
-    """Whole seeds first, over all data sets; last the ceilings that take hours."""
-    return STUDIES[found.data].large and found.keep == 1.0, found.seed
+def _turn(found: Trial) -> tuple[bool, bool, int]:
+    """First the cell that pages show first, then whole seeds, over all data sets; last the ceilings
+    that take hours."""
+    head = (found.keep, found.noise) == (0.3, 0.0) and found.protocol != PER_BATCH
+    return STUDIES[found.data].large and found.keep == 1.0, not head, found.seed
 
 
 def _steps(found: Trial) -> int:
