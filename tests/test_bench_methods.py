@@ -15,7 +15,7 @@ import torch
 
 import emp_kernels as emp
 from bench import harness, readme_tables
-from bench.methods import choosing, networks, plan, report, signals, trial
+from bench.methods import cells, choosing, networks, plan, report, signals, trial
 from bench.methods.choosing import PER_BATCH
 from emp_kernels.cli import experiment, images
 
@@ -372,8 +372,8 @@ def test_committed_rows(file):
 def test_committed_tables_are_those_of_the_rows(folder):
     from bench.methods import draw
 
-    pages = [draw.page(harness.read_rows(f)) for f in sorted(folder.glob("methods-*.jsonl"))]
-    assert (folder / "methods.md").read_text(encoding="utf-8") == "\n\n".join(pages) + "\n"
+    text = draw.book(draw.read(folder).values())
+    assert (folder / "methods.md").read_text(encoding="utf-8") == text
 
 
 # Tables
@@ -425,16 +425,16 @@ def rows():
 
 
 def test_differences_are_paired_by_seed(rows):
-    emp_method = report.Method("EMP", 1.0)
-    found = report.difference(rows, emp_method, "LFL")
+    emp_method = cells.Method("EMP", 1.0)
+    found = cells.difference(rows, emp_method, "LFL")
     assert found.mean == pytest.approx(2)
     assert found.error == pytest.approx(statistics.stdev((1, 2, 3)) / math.sqrt(3))
     assert found.clear
     assert str(found) == "+2.0 ± 0.6"
-    partial = report.difference(rows[1:], emp_method, "random")  # seed 0 has no partner
+    partial = cells.difference(rows[1:], emp_method, "random")  # seed 0 has no partner
     assert partial.seeds == 2
     assert not partial.clear
-    assert report.difference(rows, report.Method("LFL", 0.0), "LFL") is None
+    assert cells.difference(rows, cells.Method("LFL", 0.0), "LFL") is None
 
 
 def test_tables_of_rows(rows):
@@ -448,6 +448,17 @@ def test_tables_of_rows(rows):
     why = report.why(rows)
     assert "| 97.0 ± 6.0 | +3.0 ± 0.6 | 70.0 | 21.1 | 50.0 | 80.0 | 90.0 | 75.0 | – |" in why
     assert report.time_to_accuracy(rows) == "Not measured."
+
+
+def test_the_verdict_asks_for_two_data_sets(rows):
+    other = [row | {"data": "mnist1d"} for row in rows]
+    cell = "- EMP, β = 1 at keep 0.3, 0 % wrong labels, stale: digits and mnist1d"
+    assert report.verdict([rows, other]) == cell
+    assert report.verdict([rows]) == "None."
+    elsewhere = [row | {"noise": 0.1} for row in other]
+    assert report.verdict([rows, elsewhere]) == "None."
+    close = [row | {"accuracy": row["accuracy"] + 3 * (row["method"] == "LFL")} for row in other]
+    assert report.verdict([rows, close]) == "None."
 
 
 def test_time_to_accuracy_takes_runs_that_were_alone(rows):
@@ -473,9 +484,9 @@ def test_two_rows_of_one_run_make_no_table(rows):
 
 
 def test_shares_of_counts():
-    assert report.at_most([0, 50, 20, 20, 10], 2) == 0.7
-    assert report.most_trained([0, 50, 20, 20, 10], 0.1) == 40 / 190
-    assert report.most_trained([0, 50, 20, 20, 10], 0.2) == 70 / 190
+    assert cells.at_most([0, 50, 20, 20, 10], 2) == 0.7
+    assert cells.most_trained([0, 50, 20, 20, 10], 0.1) == 40 / 190
+    assert cells.most_trained([0, 50, 20, 20, 10], 0.2) == 70 / 190
 
 
 def test_plots_are_made_of_rows(rows, tmp_path):

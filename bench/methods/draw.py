@@ -5,7 +5,7 @@ measured here.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +14,32 @@ import torch
 from matplotlib.figure import Figure
 
 from bench import harness
-from bench.methods import report
+from bench.methods import cells, report
 from bench.methods.choosing import PER_BATCH, STALE
 from emp_kernels.plots import COLOURS, FAINT, INK, OTHERS, STYLE, training_counts
 
 SHADES = {0.5: OTHERS[0], 0.3: COLOURS["EMP"], 0.1: COLOURS["LFL"]}
 COUNTED = ("random", "LFL", "InfoBatch", "EMP, β = 1", "EMP Gumbel, β = 1")
-ALONE = "-alone"
 
 
-def differences(rows: Sequence[report.Row]) -> Figure:
+def differences(rows: Sequence[cells.Row]) -> Figure:
     """Paired differences to LFL with their standard errors: a panel for each protocol and noise."""
     settings = [
         (protocol, noise)
         for protocol in (STALE, PER_BATCH)
         for noise in (0.0, 0.1)
-        if any(report.in_cell(rows, keep, noise, protocol) for keep in SHADES)
+        if any(cells.in_cell(rows, keep, noise, protocol) for keep in SHADES)
     ]
-    names = [m for m in report.methods(r for r in rows if r["keep"] < 1) if m.name != "LFL"]
+    names = [m for m in cells.methods(r for r in rows if r["keep"] < 1) if m.name != "LFL"]
     height = 1.5 + 0.27 * len(names)
     figure = Figure(figsize=(2.6 + 2.5 * len(settings), height), dpi=130, layout="constrained")
     panels: Any = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
     labelled = set()
     for axes, (protocol, noise) in zip(panels, settings, strict=True):
         for place, (keep, shade) in enumerate(SHADES.items()):
-            cell = report.in_cell(rows, keep, noise, protocol)
-            found = [report.difference(cell, name, "LFL") for name in names]
-            points = [(i, gain) for i, gain in enumerate(found) if gain is not None]
+            found = cells.in_cell(rows, keep, noise, protocol)
+            over = [cells.difference(found, name, "LFL") for name in names]
+            points = [(i, gain) for i, gain in enumerate(over) if gain is not None]
             axes.errorbar(
                 [gain.mean for _, gain in points],
                 [i + 0.22 * (place - 1) for i, _ in points],
@@ -65,13 +64,13 @@ def differences(rows: Sequence[report.Row]) -> Figure:
     return figure
 
 
-def counts(rows: Sequence[report.Row]) -> Figure:
+def counts(rows: Sequence[cells.Row]) -> Figure:
     """How often each sample was trained, at the keep that the tables show, without noise."""
-    head = report.in_cell(rows, report.HEAD_KEEP, 0.0)
+    head = cells.in_cell(rows, report.HEAD_KEEP, 0.0)
     found = {}
-    for method in report.methods(head):
+    for method in cells.methods(head):
         if str(method) in COUNTED or method.name in COUNTED:
-            runs = report.of_method(head, method).values()
+            runs = cells.of_method(head, method).values()
             found[str(method)] = torch.cat([_times(row["counts"]) for row in runs])
     return training_counts({report.HEAD_KEEP: found})
 
@@ -81,7 +80,7 @@ def _times(histogram: Sequence[int]) -> torch.Tensor:
     return torch.arange(len(histogram)).repeat_interleave(torch.tensor(histogram))
 
 
-def page(rows: Sequence[report.Row]) -> str:
+def page(rows: Sequence[cells.Row]) -> str:
     """All tables of one data set."""
     title = rows[0]["data"] + (", alone on the machine" if rows[0]["alone"] else "")
     parts = [
@@ -99,19 +98,33 @@ def page(rows: Sequence[report.Row]) -> str:
     return "\n\n".join(parts)
 
 
+def book(sets: Collection[Sequence[cells.Row]]) -> str:
+    """What the data sets say together, and a page for each."""
+    together = report.verdict(rows for rows in sets if not rows[0]["alone"])
+    title = (
+        "Methods that beat LFL and random selection, both by more than two standard errors, in the "
+        "same setting of two data sets:"
+    )
+    return "\n\n".join([title, together, *map(page, sets)]) + "\n"
+
+
+def read(folder: Path) -> dict[str, list[cells.Row]]:
+    """The rows of each file of `folder`, by its name."""
+    files = sorted(folder.glob("methods-*.jsonl"))
+    return {file.stem: harness.read_rows(file) for file in files}
+
+
 def draw(folder: Path) -> None:
     """Write the tables and plots of the rows in `folder` beside them."""
-    pages = []
-    for file in sorted(folder.glob("methods-*.jsonl")):
-        rows = harness.read_rows(file)
-        pages.append(page(rows))
-        if file.stem.endswith(ALONE):
-            continue
+    found = read(folder)
+    (folder / "methods.md").write_text(book(found.values()), encoding="utf-8")
+    for name, rows in found.items():
+        if rows[0]["alone"]:
+            continue  # a few runs, for their times
         with matplotlib.rc_context(STYLE):
-            for name, figure in (("", differences), ("-counts", counts)):
-                path = folder / f"{file.stem}{name}.png"
+            for part, figure in (("", differences), ("-counts", counts)):
+                path = folder / f"{name}{part}.png"
                 figure(rows).savefig(path, metadata={"Software": None})
-    (folder / "methods.md").write_text("\n\n".join(pages) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,101 +1,29 @@
-"""Tables of the comparison, from its rows alone.
+"""Tables of the comparison, from its rows alone."""
 
-A cell is what shares data set, protocol, keep and noise; a method's runs in it differ by the seed.
-Methods without a protocol (full data, InfoBatch) stand in the stale cells.
-"""
-
-import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from bench.methods.cells import (
+    BASELINES,
+    Difference,
+    Method,
+    Row,
+    at_most,
+    cells,
+    difference,
+    gains,
+    in_cell,
+    methods,
+    most_trained,
+    of_method,
+)
 from bench.methods.choosing import PER_BATCH, STALE
 from bench.tables import markdown
 from emp_kernels.cli.summary import cell
 
-Row = dict[str, Any]
 HEAD_KEEP = 0.3  # of the tables that show one keep
-CLEAR = 2.0  # a difference counts from so many of its standard errors
-FEWEST = 3  # seeds without which no difference is called clear
-BASELINES = ("LFL", "random")
 NOTHING = "–"
-
-
-class Method(NamedTuple):
-    """A method as rows name it."""
-
-    name: str
-    beta: float | None
-
-    def __str__(self) -> str:
-        if self.name == "LFL":
-            return "loss only (LFL)"
-        if self.name == "LFL Gumbel":
-            return "loss, Gumbel"
-        shown = self.beta is not None and self.name.startswith("EMP")
-        return f"{self.name}, β = {self.beta:g}" if shown else self.name
-
-
-class Difference(NamedTuple):
-    """Mean over seeds of paired differences in points, and its standard error (None: one seed)."""
-
-    mean: float
-    error: float | None
-    seeds: int
-
-    def __str__(self) -> str:
-        error = "" if self.error is None else f" ± {self.error:.1f}"
-        return f"{self.mean:+.1f}{error}"
-
-    @property
-    def clear(self) -> bool:
-        """Above zero by more than two standard errors."""
-        return (
-            self.error is not None
-            and self.seeds >= FEWEST
-            and self.mean > CLEAR * self.error
-            and self.mean > 0
-        )
-
-
-def methods(rows: Iterable[Row]) -> list[Method]:
-    """In the order of the rows."""
-    return list(dict.fromkeys(Method(row["method"], row["beta"]) for row in rows))
-
-
-def in_cell(rows: Iterable[Row], keep: float, noise: float, protocol: str = STALE) -> list[Row]:
-    return [
-        row
-        for row in rows
-        if (row["keep"], row["noise"]) == (keep, noise)
-        and row["protocol"] in ((protocol,) if protocol == PER_BATCH else (None, protocol))
-    ]
-
-
-def of_method(rows: Iterable[Row], method: Method) -> dict[int, Row]:
-    """A cell's rows of one method, by seed."""
-    found = {}
-    for row in rows:
-        if (row["method"], row["beta"]) == method:
-            if row["seed"] in found:
-                raise ValueError(f"of_method: a seed must stand once a cell, got two of {method}")
-            found[row["seed"]] = row
-    return found
-
-
-def difference(rows: Sequence[Row], method: Method, baseline: str) -> Difference | None:
-    """`method` less the baseline within a cell's `rows`, over the seeds that both have."""
-    base = Method(baseline, {"LFL": 0.0, "random": None}[baseline])
-    ours, theirs = of_method(rows, method), of_method(rows, base)
-    seeds = sorted(set(ours) & set(theirs))
-    if method == base or not seeds:
-        return None
-    found = [ours[seed]["accuracy"] - theirs[seed]["accuracy"] for seed in seeds]
-    error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
-    return Difference(statistics.fmean(found), error, len(found))
-
-
-# --- tables -----------------------------------------------------------------------------------
 
 
 def accuracy(rows: Sequence[Row], folder: str = "") -> str:
@@ -178,21 +106,33 @@ def why(rows: Sequence[Row], folder: str = "") -> str:
 def clear_gains(rows: Sequence[Row], folder: str = "") -> str:
     """Every cell in which a method beats LFL and random selection, both clearly."""
     lines, compared = [], 0
-    for keep, noise, protocol in _cells(rows):
-        found = in_cell(rows, keep, noise, protocol)
-        for method in methods(found):
-            gains = [difference(found, method, name) for name in BASELINES]
-            if None in gains or gains[0].seeds < FEWEST:
-                continue
-            compared += 1
-            if all(gain.clear for gain in gains):
-                setting = [f"{keep:g}", f"{100 * noise:g} %", protocol]
-                lines.append([str(method), *setting, *map(str, gains), str(gains[0].seeds)])
+    for method, (keep, noise, protocol), over in gains(rows):
+        compared += 1
+        if all(gain.clear for gain in over):
+            setting = [f"{keep:g}", f"{100 * noise:g} %", protocol]
+            lines.append([str(method), *setting, *map(str, over), str(over[0].seeds)])
     if not compared:
         return "No method has three seeds beside both baselines yet."
     headings = ["method", "keep", "wrong labels", "protocol", "− LFL", "− random", "seeds"]
     said = f"{len(lines)} of {compared} comparisons"
     return f"{markdown(headings, lines)}\n\n{said}." if lines else f"None: {said}."
+
+
+def verdict(sets: Iterable[Sequence[Row]]) -> str:
+    """Which methods beat both baselines clearly in the same cell of two data sets."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for rows in sets:
+        for method, place, over in gains(rows):
+            won = found.setdefault((method, *place), [])
+            if all(gain.clear for gain in over):
+                won.append(rows[0]["data"])
+    lines = [
+        f"- {method} at keep {keep:g}, {100 * noise:g} % wrong labels, {protocol}: "
+        + " and ".join(won)
+        for (method, keep, noise, protocol), won in found.items()
+        if len(won) > 1
+    ]
+    return "\n".join(lines) or "None."
 
 
 def everything(rows: Sequence[Row], folder: str = "") -> str:
@@ -202,7 +142,7 @@ def everything(rows: Sequence[Row], folder: str = "") -> str:
         *("− LFL", "− random", "steps", "samples trained", "s a run", "of it choosing"),
     ]
     lines = []
-    for keep, noise, protocol in _cells(rows):
+    for keep, noise, protocol in cells(rows):
         found = in_cell(rows, keep, noise, protocol)
         for method in methods(found):
             own = list(of_method(found, method).values())
@@ -230,7 +170,7 @@ def time_to_accuracy(rows: Sequence[Row], folder: str = "") -> str:
     target = statistics.fmean(row["accuracy"] for row in full.values()) - 1
     headings = ["method", "keep", f"s to {target:.1f} %", "s a run", "choosing, s", "loss, s"]
     lines = []
-    for keep, noise, protocol in _cells(rows):
+    for keep, noise, protocol in cells(rows):
         for method in methods(in_cell(rows, keep, noise, protocol)):
             own = list(of_method(in_cell(rows, keep, noise, protocol), method).values())
             reached = [_reached(row["curve"], target) for row in own]
@@ -267,28 +207,6 @@ def origin(rows: Sequence[Row]) -> str:
         f"{first['threads']} thread{'s' if first['threads'] > 1 else ''} a run{times}; {known}; "
         f"commit {', '.join(_shown(commit) for commit in commits)}."
     )
-
-
-# --- numbers ----------------------------------------------------------------------------------
-
-
-def at_most(counts: Sequence[int], times: int) -> float:
-    """Share of the samples that were trained at most `times` times, by `counts` of a row."""
-    return sum(counts[: times + 1]) / sum(counts)
-
-
-def most_trained(counts: Sequence[int], share: float) -> float:
-    """Share of all training that went to the `share` of the samples that had most of it."""
-    left, taken = round(share * sum(counts)), 0
-    for times in reversed(range(len(counts))):
-        some = min(left, counts[times])
-        taken, left = taken + some * times, left - some
-    return taken / sum(times * count for times, count in enumerate(counts))
-
-
-def _cells(rows: Iterable[Row]) -> list[tuple[float, float, str]]:
-    found = {(row["keep"], row["noise"], row["protocol"] or STALE) for row in rows}
-    return sorted(found, key=lambda c: (c[2] != STALE, c[1], -c[0]))
 
 
 def _reached(curve: Sequence[Sequence[float]], target: float) -> float | None:
