@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bench.methods.choosing import PER_BATCH, STALE
+from bench.methods.plan import BY_EPOCH
 
 Row = dict[str, Any]
 CLEAR = 2.0  # a difference counts from so many of its standard errors
@@ -30,6 +31,9 @@ class Method(NamedTuple):
             return "loss, Gumbel"
         shown = self.beta is not None and self.name.startswith("EMP")
         return f"{self.name}, β = {self.beta:g}" if shown else self.name
+
+
+PLANNED = [Method(method.name, method.beta) for method in BY_EPOCH]
 
 
 class Difference(NamedTuple):
@@ -55,8 +59,9 @@ class Difference(NamedTuple):
 
 
 def methods(rows: Iterable[Row]) -> list[Method]:
-    """In the order of the rows."""
-    return list(dict.fromkeys(Method(row["method"], row["beta"]) for row in rows))
+    """Each that has a row, in the order of the plan."""
+    found = {Method(row["method"], row["beta"]) for row in rows}
+    return [method for method in PLANNED if method in found]
 
 
 def in_cell(rows: Iterable[Row], keep: float, noise: float, protocol: str = STALE) -> list[Row]:
