@@ -272,6 +272,53 @@ def test_networks_depend_on_their_seed_alone(network, shape):
     assert not torch.equal(first, other)
 
 
+# What a run trained on
+
+
+def done_with(selections, method=plan.LFL, keep=0.25) -> experiment.Run:
+    """A run of 40 samples that is over: its network answers with the image."""
+    state = emp.EMPState(40, beta=method.beta)
+    state.selections.copy_(torch.as_tensor(selections))
+    curve = (experiment.Point(1, 1.0, 50.0),)
+    return experiment.Run(method, keep, 0, curve, 1, 40, {}, state, torch.nn.Identity())
+
+
+def test_rarely_trained_samples_are_the_least_selected_tenth():
+    labels = torch.arange(40) % 4
+    answers = torch.nn.functional.one_hot(labels, 4).float()
+    rare = torch.tensor([3, 17, 20, 39])
+    answers[rare[:3]] *= -1  # answered wrongly
+    answers[[0, 5, 9]] *= -1
+    selections = torch.full((40,), 5)
+    selections[rare] = 1
+    clean = images.Images("answers", answers, labels, answers, labels, 4, 0, False)
+    wrong = labels.clone()
+    wrong[[3, 0]] = (wrong[[3, 0]] + 1) % 4
+    noisy = clean._replace(train_labels=wrong)
+    found = trial.frequencies(done_with(selections), clean, noisy)
+    assert found["counts"] == [0, 4, 0, 0, 0, 36]
+    assert found["rare_accuracy"] == 25
+    assert found["other_accuracy"] == pytest.approx(100 * 33 / 36, abs=1e-3)
+    assert found["wrong_share"] == pytest.approx(6 / 184, abs=1e-6)
+
+
+def test_overlap_is_of_pruned_epochs_and_agreement_of_final_scores():
+    done = done_with([0] * 40, plan.EMP[1])
+    state = done.state
+    for ids in (range(40), range(10), range(4, 14), range(4, 14)):  # the warm-up, three epochs
+        state.close_window()
+        state.selections[list(ids)] += 1
+    loss = torch.arange(40.0)
+    entropy = torch.zeros(40)
+    entropy[:4] = 1000  # four of the top ten by score, none of the top ten by loss
+    state.update(torch.arange(40), emp.Scores(loss + entropy, loss, entropy, loss))
+    found = trial.selections(done)
+    assert found["overlap"] == pytest.approx((0.6 + 1) / 2)
+    assert found["chance_overlap"] == 0.25
+    assert found["as_by_loss"] == 0.6
+    assert trial.selections(done_with([1] * 40))["overlap"] is None
+
+
 # Plan and command
 
 
@@ -390,7 +437,7 @@ def row_of(method, seed, accuracy, **fields):
         "noise": 0.0,
         "seed": seed,
         "accuracy": accuracy,
-        "curve": [[50, 1.0, accuracy - 3], [100, 2.0, accuracy]],
+        "curve": [[50, 1.0, accuracy - 3], [75, 1.5, accuracy - 0.5], [100, 2.0, accuracy]],
         "steps": 100,
         "samples_trained": 400,
         "seconds": 2.0,
@@ -466,7 +513,7 @@ def test_time_to_accuracy_takes_runs_that_were_alone(rows):
     alone = [row | {"alone": True} for row in (*rows, *full)]
     text = report.time_to_accuracy(alone)
     assert "s to 97.0 %" in text
-    assert "| full | 1 | 2 | 2.0 | 0.5 | 0.2 |" in text
+    assert "| full | 1 | 1.5 | 2.0 | 0.5 | 0.2 |" in text
     assert "| random | 0.3 | not reached |" in text
     assert report.time_to_accuracy([*alone[:-1], alone[-1] | {"alone": False}]) == "Not measured."
 

@@ -71,7 +71,8 @@ def counts(rows: Sequence[cells.Row]) -> Figure:
     for method in cells.methods(head):
         if str(method) in COUNTED or method.name in COUNTED:
             runs = cells.of_method(head, method).values()
-            found[str(method)] = torch.cat([_times(row["counts"]) for row in runs])
+            known = method.name if method.name in COLOURS else str(method)
+            found[known] = torch.cat([_times(row["counts"]) for row in runs])
     return training_counts({report.HEAD_KEEP: found})
 
 

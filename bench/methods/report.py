@@ -178,7 +178,7 @@ def time_to_accuracy(rows: Sequence[Row], folder: str = "") -> str:
                 [
                     str(method),
                     f"{keep:g}",
-                    "not reached" if None in reached else f"{statistics.fmean(reached):.0f}",
+                    "not reached" if None in reached else f"{statistics.fmean(reached):.1f}",
                     *(
                         f"{statistics.fmean(row[name] for row in own):.1f}"
                         for name in ("seconds", "choosing_seconds", "loss_seconds")
