@@ -10,7 +10,7 @@ export PATH := $(abspath $(RUN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo sanitize bench audit gpu-check clean
+.PHONY: venv build test lint format demo sanitize bench evidence-quick evidence audit gpu-check clean
 
 # The environment with the package in it, editable; made anew when either description changes.
 venv: $(VENV)/complete
@@ -57,6 +57,22 @@ bench: build
 	results=$$($(RUN)/python -m bench.harness) && \
 	$(RUN)/python -m pytest bench --rows $$results && \
 	$(RUN)/python -m bench.draw $$results && \
+	$(RUN)/python -m bench.readme_tables $$results
+
+# Pruning methods compared, on digits and mnist1d: RESULTS (by default today's folder) is filled up,
+# so both can be stopped and started again. The quick one runs keep 0.3 with three seeds; the other
+# one all, and CIFAR-100 where it is: make evidence CIFAR100=FOLDER.
+METHODS = results=$(or $(RESULTS),$$($(RUN)/python -m bench.harness)) && \
+	$(RUN)/python -m bench.methods --rows $$results
+evidence-quick: build
+	$(METHODS) --quick && \
+	$(RUN)/python -m bench.methods.draw $$results
+
+evidence: build
+	$(METHODS) && \
+	$(if $(CIFAR100),$(RUN)/python -m bench.methods --rows $$results \
+	    --data cifar100 --data-dir $(CIFAR100) &&) \
+	$(RUN)/python -m bench.methods.draw $$results && \
 	$(RUN)/python -m bench.readme_tables $$results
 
 # What the compiler made of the Triton kernels; needs no GPU.

@@ -1,8 +1,8 @@
-"""Write the README's result tables anew from the committed rows: python -m bench.readme_tables
+"""Write the pages' result tables anew from the committed rows: python -m bench.readme_tables
 
 A table stands between ``<!-- table NAME FILE -->`` and ``<!-- end -->``: NAME is one of `TABLES`,
-FILE the rows (JSON lines) under the repository. tests/test_readme.py fails where README and rows
-disagree. With a folder as argument, tables whose rows lie there are first pointed at it.
+FILE the rows (JSON lines) under the repository. Tests fail where a page and its rows disagree.
+With a folder as argument, tables whose rows lie there are first pointed at it.
 """
 
 import json
@@ -13,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from bench import tables
+from bench.methods import report
 from emp_kernels.cli import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "demo": lambda rows, folder: summary.markdown(rows),
     "cpu": tables.readme,
+    "methods": report.accuracy,
+    "methods-gains": report.clear_gains,
+    "methods-why": report.why,
+    "methods-time": report.time_to_accuracy,
 }
+PAGES = ("README.md", "bench/methods/FINDINGS.md")
 BLOCK = re.compile(r"(<!-- table (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
 MISSING = "Not measured."
 
@@ -48,8 +54,8 @@ def pointed(text: str, folder: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    content = readme.read_text(encoding="utf-8")
-    for argument in sys.argv[1:]:
-        content = pointed(content, argument.rstrip("/"))
-    readme.write_text(rewritten(content), encoding="utf-8")
+    for page in PAGES:
+        content = (ROOT / page).read_text(encoding="utf-8")
+        for argument in sys.argv[1:]:
+            content = pointed(content, argument.rstrip("/"))
+        (ROOT / page).write_text(rewritten(content), encoding="utf-8")

@@ -21,7 +21,7 @@ def cases(rows: Sequence[Row]) -> str:
     """A line for each case: its time, its rate and how many times as long each opponent takes."""
     names = [name for name in OPPONENTS if any(name in row["opponents"] for row in rows)]
     headings = ["case", "median ms (p20 – p80)", "GB/s", "share of read", *_times(names)]
-    return _markdown(headings, [[*_line(row), *_ratios(row, names)] for row in rows])
+    return markdown(headings, [[*_line(row), *_ratios(row, names)] for row in rows])
 
 
 def goals(rows: Sequence[Row]) -> str:
@@ -32,7 +32,7 @@ def goals(rows: Sequence[Row]) -> str:
             stretch = "–" if goal["stretch"] is None else _goal(name, goal["stretch"])
             required, measured = (_goal(name, goal[key]) for key in ("required", "measured"))
             lines.append([row["case"], _meaning(name), required, stretch, measured, _verdict(goal)])
-    return _markdown(["case", "against", "required", "stretch", "measured", "reaches"], lines)
+    return markdown(["case", "against", "required", "stretch", "measured", "reaches"], lines)
 
 
 def readme(rows: Sequence[Row], folder: str) -> str:
@@ -53,7 +53,7 @@ def readme(rows: Sequence[Row], folder: str) -> str:
             [row["case"], _ms(row["seconds"]["median"]), *_rate(row), *_ratios(row, names)]
             for row in found
         ]
-        parts.append(_markdown(headings, lines))
+        parts.append(markdown(headings, lines))
     parts.append(memory(rows))
     parts.append(
         f"![Time to select against n]({folder}/cpu-selection.png)\n"
@@ -70,7 +70,7 @@ def memory(rows: Sequence[Row]) -> str:
         [row["case"], *(f"{row[key] / 2**20:.0f}" for key in ("peak_bytes", "logits_bytes"))]
         for row in found
     ]
-    return _markdown(["memory", "peak, MiB", "its logits, MiB"], lines)
+    return markdown(["memory", "peak, MiB", "its logits, MiB"], lines)
 
 
 def origin(rows: Sequence[Row]) -> str:
@@ -135,6 +135,7 @@ def _verdict(goal: dict[str, float | None]) -> str:
     return "required" if sign * measured >= sign * required else "neither"
 
 
-def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose columns stand right, but for the first."""
     marks = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))

@@ -220,10 +220,11 @@ class Watched(experiment.Method):
         super().__init__(method.name, method.beta)
         object.__setattr__(self, "steps", [])
 
-    def loss(self, logits, labels, ids, state):
+    def loss(self, logits, batch, state):
         before = state.score.clone()
-        loss = super().loss(logits, labels, ids, state)
-        self.steps.append((ids.clone(), logits.detach(), labels, before, state.score.clone()))
+        loss = super().loss(logits, batch, state)
+        after = state.score.clone()
+        self.steps.append((batch.ids, logits.detach(), batch.labels, before, after))
         return loss
 
 

@@ -2,24 +2,28 @@
 
 The *stale* protocol: a warm-up epoch trains on everything; each later epoch draws the method's
 share, shuffled, and a sample's score is refreshed only when it is trained. Two runs that share
-seed and keep share their initial weights, steps, schedule and augmentation, whatever the method.
+seed and keep share their initial weights, steps, schedule and the generators of their draws,
+whatever the method.
 """
 
+import contextlib
+import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import emp_kernels as emp
 
 from .images import Images
+from .networks import small_cnn
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
-WIDTH = 16  # channels of the first convolution
 EVALUATION_BATCH = 2048
 
 
@@ -31,11 +35,13 @@ class Recipe:
         epochs: in all, the warm-up one included.
         batch_size: samples a step.
         learning_rate: the highest, of one rise and one fall over the run (SGD with momentum).
+        network: of (channels, classes, seed), the model with its initial weights.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float = 0.1
+    network: Callable[[int, int, int], nn.Module] = small_cnn
 
     def steps(self, num_samples: int, keep: float) -> int:
         """Optimiser steps: a warm-up epoch on everything, the rest on the kept share."""
@@ -43,36 +49,106 @@ class Recipe:
         return sampler.total_steps(self.batch_size)
 
 
+class Batch(NamedTuple):
+    """What one step trains on: ids (B,), augmented images (B, ...), labels (B,), and by how much
+    each sample's gradient counts, (B,) or None for equally."""
+
+    ids: torch.Tensor
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor | None = None
+
+
+@dataclass
+class Course:
+    """A run under way: all that a method may look at while it chooses.
+
+    Attributes:
+        data, keep, seed, recipe, device: as given to `run`.
+        steps: how many batches will be taken of the method.
+        model: what is being trained, in training mode.
+        state: the samples' scores, and how often each was trained.
+        draws, augmentation: generators of the method's random choices and of the images'.
+        seconds: wall time so far of the named parts of the training.
+    """
+
+    data: Images
+    keep: float
+    seed: int
+    recipe: Recipe
+    device: str
+    steps: int
+    model: nn.Module
+    state: emp.EMPState
+    draws: torch.Generator
+    augmentation: torch.Generator
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time spent inside to `seconds[part]`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
+    def batch(self, ids: torch.Tensor, weights: torch.Tensor | None = None) -> Batch:
+        """The samples `ids` (B,), their images augmented."""
+        data = self.data
+        images = augmented(data.train_images[ids], data.shift, data.flip, self.augmentation)
+        labels = data.train_labels[ids].to(self.device)
+        return Batch(ids, images.to(self.device), labels, weights)
+
+    def epoch(self, sampler: emp.EMPSampler, keys: torch.Tensor) -> Iterator[Batch]:
+        """The batches of the sampler's next epoch, drawn as if `keys` (N,) were the scores."""
+        with self.timed("choosing"):
+            remembered = self.state.score.clone()
+            self.state.score.copy_(keys)
+            ids = iter(sampler)  # fixes the order
+            self.state.score.copy_(remembered)
+        while drawn := list(itertools.islice(ids, self.recipe.batch_size)):
+            yield self.batch(torch.tensor(drawn))
+
+
 @dataclass(frozen=True)
 class Method:
-    """What an epoch trains on: the samples of the highest scores.
+    """Trains on the samples of the highest scores.
 
     Attributes:
         name: what rows and plots call it.
         beta: weight of the memory term in the score; None gives every sample a random score
-            before each epoch, and refreshes nothing.
+            before each epoch, and remembers nothing.
     """
 
     name: str
     beta: float | None
 
-    def before_epoch(self, state: emp.EMPState, generator: torch.Generator) -> None:
-        """Whatever the method does to the state before the sampler draws an epoch from it."""
-        if self.beta is None:
-            state.score.copy_(torch.rand(state.num_samples, generator=generator))
+    def batches(self, course: Course) -> Iterator[Batch]:
+        """What the steps of a run train on, one after the other; more than a run takes."""
+        sampler = emp.EMPSampler(course.state, course.keep, seed=course.seed)
+        while True:
+            score = course.state.score
+            if self.beta is None:
+                score = torch.rand(len(score), generator=course.draws)
+            yield from course.epoch(sampler, score)
 
-    def loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, state: emp.EMPState
-    ) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, batch: Batch, state: emp.EMPState) -> torch.Tensor:
         """Mean training loss of a batch; the same pass refreshes the samples' scores."""
         if self.beta is None:
-            return emp.cross_entropy(logits, labels)
-        return emp.cross_entropy(logits, labels, state, indices=ids)
+            return emp.cross_entropy(logits, batch.labels)
+        return emp.cross_entropy(logits, batch.labels, state, indices=batch.ids)
 
 
 def methods(beta: float) -> tuple[Method, ...]:
     """What the demo compares; LFL, low-frequency learning, is selection by loss alone."""
     return Method("random", None), Method("LFL", 0.0), Method("EMP", beta)
+
+
+class Point(NamedTuple):
+    """The test accuracy in percent after so many steps and seconds of training."""
+
+    step: int
+    seconds: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -81,44 +157,34 @@ class Run:
 
     Attributes:
         method, keep, seed: what was run.
-        accuracy: on the test split after the last epoch, in percent.
+        curve: how the accuracy on the test split grew; the last point is the result.
         steps, samples_trained: how much was trained.
-        seconds: wall time of the training, evaluation left out.
-        state: at the end: the scores (of random: random ones), and how often each training
-            sample was trained (`selections`).
+        parts: seconds of the training's parts: "choosing" the samples, and "loss", where scores
+            are refreshed too.
+        state: at the end: the scores, and how often each training sample was trained
+            (`selections`).
+        model: as trained.
     """
 
     method: Method
     keep: float
     seed: int
-    accuracy: float
+    curve: tuple[Point, ...]
     steps: int
     samples_trained: int
-    seconds: float
+    parts: dict[str, float]
     state: emp.EMPState
+    model: nn.Module
 
+    @property
+    def accuracy(self) -> float:
+        """On the test split after the last step, in percent."""
+        return self.curve[-1].accuracy
 
-def small_cnn(channels: int, classes: int, seed: int) -> nn.Module:
-    """Three convolutions, pooled to one vector; images (B, channels, H, W), H and W at least 4."""
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        ]
-
-    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            *block(channels, WIDTH),
-            *block(WIDTH, 2 * WIDTH),
-            nn.MaxPool2d(2),
-            *block(2 * WIDTH, 4 * WIDTH),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(4 * WIDTH, classes),
-        )
+    @property
+    def seconds(self) -> float:
+        """Wall time of the training, evaluation left out."""
+        return self.curve[-1].seconds
 
 
 def augmented(
@@ -144,9 +210,10 @@ def run(
     recipe: Recipe,
     *,
     device: str = "cpu",
+    evaluations: int = 1,
     on_step: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Train a small CNN on `data` with the samples that `method` chooses, and test it.
+    """Train a network on `data` with the samples that `method` chooses, and test it.
 
     Args:
         method: chooses the samples.
@@ -155,62 +222,73 @@ def run(
         data: the images.
         recipe: how to train.
         device: where the model and the state live.
+        evaluations: how many times to test, evenly spread over the steps, the last at the end.
         on_step: called after each optimiser step.
     """
     num_samples = len(data.train_labels)
     steps = recipe.steps(num_samples, keep)
-    model = small_cnn(data.train_images.shape[1], data.num_classes, seed).to(device)
+    model = recipe.network(data.train_images.shape[1], data.num_classes, seed).to(device)
     rate = recipe.learning_rate
     optimizer = torch.optim.SGD(
         model.parameters(), rate, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     state = emp.EMPState(num_samples, beta=method.beta or 0.0, device=device)
-    augmentation, draws, workers = (
-        torch.Generator().manual_seed((seed << 2) + stream) for stream in range(3)
+    augmentation, draws = (
+        torch.Generator().manual_seed((seed << 2) + stream) for stream in range(2)
     )
-    loader = DataLoader(
-        emp.IndexedDataset(TensorDataset(data.train_images, data.train_labels)),
-        batch_size=recipe.batch_size,
-        sampler=emp.EMPSampler(state, keep, seed=seed),
-        generator=workers,
-    )
+    course = Course(data, keep, seed, recipe, device, steps, model, state, draws, augmentation)
+    tested_at = {-(-steps * part // evaluations) for part in range(1, evaluations + 1)}
 
+    curve: list[Point] = []
+    trained = 0
     model.train()
-    start = time.perf_counter()
-    for _ in range(recipe.epochs):
-        method.before_epoch(state, draws)
-        for ids, (images, labels) in loader:
-            images = augmented(images, data.shift, data.flip, augmentation)
-            logits = model(images.to(device))
-            loss = method.loss(logits, labels.to(device), ids, state)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            on_step()
-    if device != "cpu":
-        torch.accelerator.synchronize(device)
-    seconds = time.perf_counter() - start
+    batches = itertools.islice(method.batches(course), steps)
+    seconds, start = 0.0, time.perf_counter()
+    for step, batch in enumerate(batches, 1):
+        logits = model(batch.images)
+        with course.timed("loss"):
+            loss = method.loss(logits, batch, state)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        trained += len(batch.ids)
+        on_step()
+        if step in tested_at:
+            if device != "cpu":
+                torch.accelerator.synchronize(device)
+            seconds += time.perf_counter() - start
+            tested = accuracy(model, data.test_images, data.test_labels, device)
+            curve.append(Point(step, seconds, tested))
+            model.train()
+            start = time.perf_counter()
 
     return Run(
         method=method,
         keep=keep,
         seed=seed,
-        accuracy=accuracy(model, data.test_images, data.test_labels, device),
+        curve=tuple(curve),
         steps=steps,
-        samples_trained=int(state.selections.sum()),
-        seconds=seconds,
+        samples_trained=trained,
+        parts=dict(course.seconds),
         state=state,
+        model=model,
     )
 
 
-@torch.no_grad()
 def accuracy(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: str = "cpu"
 ) -> float:
     """Share of the images whose highest logit is the label, in percent."""
+    return 100.0 * float(correct(model, images, labels, device).double().mean())
+
+
+@torch.no_grad()
+def correct(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: str = "cpu"
+) -> torch.Tensor:
+    """Whether each image's highest logit is its label, (N,) bool; leaves `model` in eval mode."""
     model.eval()
-    batches = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-    correct = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in batches)
-    return 100.0 * correct / len(labels)
+    batches = images.split(EVALUATION_BATCH)
+    return torch.cat([model(x.to(device)).argmax(1).cpu() for x in batches]) == labels

@@ -63,7 +63,7 @@ def digits() -> Images:
         stratify=source.target,
     )
     train, test, train_labels, test_labels = split
-    return _normalised("digits", train, train_labels, test, test_labels, 10, 1, False)
+    return normalised("digits", train, train_labels, test, test_labels, 10, 1, False)
 
 
 def cifar100(directory: Path | None) -> Images:
@@ -83,7 +83,7 @@ def cifar100(directory: Path | None) -> Images:
             f"test.jpg and labels.npz, got {directory}"
         )
     (train, train_labels), (test, test_labels) = splits
-    return _normalised(
+    return normalised(
         "cifar100",
         _halved(train),
         train_labels,
@@ -185,7 +185,7 @@ def _halved(images: np.ndarray) -> np.ndarray:
     return blocks.mean(axis=(3, 5), dtype=np.float32)
 
 
-def _normalised(
+def normalised(
     name: str,
     train: np.ndarray,
     train_labels: np.ndarray,
@@ -195,6 +195,11 @@ def _normalised(
     shift: int,
     flip: bool,
 ) -> Images:
+    """The set of these splits, (N, channels, H, W) and (N,), by the training split's numbers.
+
+    Raises:
+        CommandError: images and labels do not belong together, or a label is out of range.
+    """
     for split, images, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if len(images) != len(labels) or len(images) == 0:
             raise CommandError(

@@ -62,9 +62,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """Commit of the checkout that the package runs from, with ``-dirty`` when the package or its
-    native sources differ from it; None outside a checkout."""
+def commit(*also: str) -> str | None:
+    """Commit of the checkout that the package runs from, with ``-dirty`` when the package, its
+    native sources or the paths `also` differ from it; None outside a checkout."""
     top = PACKAGE.parent
 
     def git(*arguments: str) -> str:
@@ -73,7 +73,7 @@ def commit() -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", "emp_kernels/__init__.py")
-        changed = git("status", "--porcelain", "--", "emp_kernels", "csrc", "python")
+        changed = git("status", "--porcelain", "--", "emp_kernels", "csrc", "python", *also)
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,0 +1,152 @@
+"""Run what is missing of the comparison: python -m bench.methods --data digits mnist1d
+
+A finished run is one line in FOLDER/methods-DATA.jsonl, and a run whose line is there is not
+repeated: stop it at any time and start it again.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench import harness
+from bench.methods import worker
+from bench.methods.choosing import PER_BATCH
+from bench.methods.plan import STUDIES, Trial, trials
+from emp_kernels.cli import provenance
+from emp_kernels.cli.requirements import CommandError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    keeps = (0.3,) if options.quick else (0.3, 0.5, 0.1)
+    plan = []
+    for data in options.data:
+        wanted = [
+            found
+            for found in trials(data, keeps)
+            if (not options.quick or found.seed < 3)
+            and (not options.methods or found.method.name in options.methods)
+        ]
+        done = [_key(row, wanted[0]) for row in rows_of(rows_file(options, data))]
+        plan += [found for found in wanted if found.key not in done]
+    plan.sort(key=_turn)
+    if not plan:
+        print("every run is there already")
+        return
+    workers = 1 if options.alone else options.workers
+    spawn = multiprocessing.get_context("spawn")  # forked processes have no OpenMP threads
+    steps = spawn.Value("q", 0)
+    origin = harness.origin() | {
+        "commit": provenance.commit("bench/methods"),
+        "alone": options.alone,
+        "workers": workers,
+    }
+    with ProcessPoolExecutor(workers, spawn, worker.begin, (steps,)) as pool:
+        tasks = {
+            pool.submit(worker.measure, found, options.data_dir, options.alone): found
+            for found in plan
+        }
+        try:
+            _collect(tasks, steps, options, origin)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def rows_file(options: argparse.Namespace, data: str) -> Path:
+    """Runs with the machine to themselves, whose times count, have a file of their own."""
+    return options.rows / f"methods-{data}{'-alone' if options.alone else ''}.jsonl"
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return harness.read_rows(file) if file.exists() else []
+
+
+def _key(row: dict[str, Any], like: Trial) -> dict[str, Any]:
+    return {name: row[name] for name in like.key}
+
+
+def _collect(
+    tasks: dict[Future[dict[str, Any]], Trial],
+    steps: Any,
+    options: argparse.Namespace,
+    origin: dict[str, Any],
+) -> None:
+    """Append each row as its run ends, under a bar of all steps with the time left."""
+    console = Console()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>4.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=600,
+    )
+    total, start, pending = sum(map(_steps, tasks.values())), time.monotonic(), set(tasks)
+    with bar:
+        task = bar.add_task(f"{len(tasks)} runs", total=total)
+        while pending:
+            ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            bar.update(task, completed=steps.value)
+            for future in ended:
+                row = origin | future.result()
+                file = rows_file(options, row["data"])
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("a", encoding="utf-8") as rows:
+                    rows.write(json.dumps(row) + "\n")
+                left = (time.monotonic() - start) * (total / max(1, steps.value) - 1)
+                bar.update(task, description=f"{len(pending)} of {len(tasks)} runs to go")
+                console.print(
+                    f"{row['data']}, {row['method']} β={row['beta']} {row['protocol'] or ''}, "
+                    f"keep {row['keep']:g}, noise {row['noise']:g}, seed {row['seed']}: "
+                    f"{row['accuracy']:.2f} % in {row['seconds']:.1f} s; {len(pending)} to go, "
+                    f"about {left / 60:.0f} min",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+
+def _turn(found: Trial) -> tuple[bool, bool, int]:
+    """First the cell that pages show first, then whole seeds, over all data sets; last the ceilings
+    that take hours."""
+    head = (found.keep, found.noise) == (0.3, 0.0) and found.protocol != PER_BATCH
+    return STUDIES[found.data].large and found.keep == 1.0, not head, found.seed
+
+
+def _steps(found: Trial) -> int:
+    study = STUDIES[found.data]
+    return study.recipe.steps(study.samples, found.keep)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__)
+    parser.add_argument("--data", nargs="+", choices=STUDIES, default=["digits", "mnist1d"])
+    parser.add_argument("--data-dir", type=Path, help="the folder that holds CIFAR-100")
+    parser.add_argument("--rows", type=Path, default=harness.results_folder(), metavar="FOLDER")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--methods", nargs="+", help="only those of these names")
+    parser.add_argument("--quick", action="store_true", help="keep 0.3 and three seeds")
+    parser.add_argument(
+        "--alone",
+        action="store_true",
+        help="one run at a time on all threads of an idle machine; rows whose times count",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CommandError as error:
+        sys.exit(f"python -m bench.methods: {error}")

@@ -1,0 +1,161 @@
+"""The pruning methods that are compared: what ranks a sample, how ranks are drawn from, and when.
+
+A method is one of :class:`Ranking` (every method that keeps a fixed share), :class:`Full` and
+:class:`InfoBatch`; all take the same number of steps, see :mod:`emp_kernels.cli.experiment`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+import emp_kernels as emp
+from emp_kernels.cli.experiment import Batch, Course, Method
+
+STALE, PER_BATCH = "stale", "per batch"
+TINY = 1e-12  # scores below this are drawn as if they were this: a logarithm has to exist
+
+
+@dataclass(frozen=True)
+class Ranking(Method):
+    """Keeps the share of the highest ranks.
+
+    Attributes:
+        statistic: what is remembered of a sample: "score" (loss + beta * entropy), "entropy" or
+            "el2n"; without a beta, nothing, and ranks are random.
+        draw: how scores become ranks. "top": the highest. "gumbel": without replacement with
+            probability in proportion to the score (Gumbel top-k). "mixed": half of the share the
+            highest, the other half at random from the rest. "aged": a score grows by its own value
+            with every epoch in which it was not refreshed.
+        protocol: "stale": the share is drawn once an epoch, from scores refreshed only when their
+            sample is trained. "per batch": a forward pass over a batch 1 / keep times as large,
+            in evaluation mode, ranks it, and the share of it is trained.
+    """
+
+    statistic: str = "score"
+    draw: str = "top"
+    protocol: str = STALE
+
+    def batches(self, course: Course) -> Iterator[Batch]:
+        state = course.state
+        sampler = emp.EMPSampler(state, course.keep, seed=course.seed)
+        yield from course.epoch(sampler, state.score)  # the warm-up
+        if self.protocol == PER_BATCH:
+            yield from self._batch_by_batch(course)
+        count = round(course.keep * state.num_samples)
+        steps = -(-count // course.recipe.batch_size)
+        while True:
+            with course.timed("choosing"):
+                age = state.age().clamp_min(0) // steps
+                keys = self.keys(state.score, age, count, course.draws)
+            yield from course.epoch(sampler, keys)
+
+    def _batch_by_batch(self, course: Course) -> Iterator[Batch]:
+        """For ever: passes over all samples, of each candidate batch its share."""
+        state, model = course.state, course.model
+        candidates = round(course.recipe.batch_size / course.keep)
+        while True:
+            state.close_window()
+            for ids in torch.randperm(state.num_samples, generator=course.draws).split(candidates):
+                batch = course.batch(ids)
+                with course.timed("choosing"), torch.no_grad():
+                    count = max(1, round(course.keep * len(ids)))
+                    score = torch.zeros(len(ids))
+                    if self.beta is not None:
+                        model.eval()
+                        score = self.scores(model(batch.images), batch.labels).score
+                        model.train()
+                    keys = self.keys(score, torch.zeros_like(score), count, course.draws)
+                    kept = emp.select(keys, count)
+                state.selections[ids[kept]] += 1
+                yield Batch(*emp.gather(batch[:3], kept))
+
+    def scores(self, logits: torch.Tensor, labels: torch.Tensor) -> emp.Scores:
+        """Of each row its loss and entropy, and as the score whatever this method ranks by."""
+        scores = emp.score(logits, labels, beta=self.beta or 0.0)
+        if self.statistic == "entropy":
+            return scores._replace(score=scores.entropy)
+        if self.statistic == "el2n":
+            return scores._replace(score=emp.sample_statistics(logits, labels).el2n)
+        return scores
+
+    def keys(
+        self, scores: torch.Tensor, age: torch.Tensor, count: int, draws: torch.Generator
+    ) -> torch.Tensor:
+        """Ranks (N,): the `count` highest are to be trained.
+
+        Args:
+            scores: (N,) as remembered, +inf for a sample never scored.
+            age: (N,) whole epochs since each was refreshed.
+        """
+        if self.beta is None:
+            return torch.rand(len(scores), generator=draws)
+        if self.draw == "gumbel":
+            exponential = torch.empty(len(scores)).exponential_(generator=draws)
+            return scores.clamp_min(TINY).log() - exponential.log()
+        if self.draw == "mixed":
+            keys = torch.rand(len(scores), generator=draws)
+            keys[emp.select(scores, max(1, count // 2))] = 2.0
+            return keys
+        if self.draw == "aged":
+            return scores * (1 + age)
+        return scores
+
+    def loss(self, logits: torch.Tensor, batch: Batch, state: emp.EMPState) -> torch.Tensor:
+        if self.beta is None or self.statistic == "score":
+            return super().loss(logits, batch, state)
+        state.update(batch.ids, self.scores(logits.detach(), batch.labels))
+        return emp.cross_entropy(logits, batch.labels)
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    """Trains on everything, in shuffled passes, until the steps are spent."""
+
+    def batches(self, course: Course) -> Iterator[Batch]:
+        sampler = emp.EMPSampler(course.state, 1.0, seed=course.seed)
+        while True:
+            yield from course.epoch(sampler, course.state.score)
+
+
+@dataclass(frozen=True)
+class InfoBatch(Method):
+    """InfoBatch (Qin et al., ICLR 2024, arXiv 2303.04947), written from its published algorithm.
+
+    An epoch prunes each sample whose last loss is below the mean of all last losses with
+    probability `prune`, and multiplies the losses of those among them that it keeps by
+    1 / (1 - prune), so that the expected gradient is that of all samples. The first epoch prunes
+    nothing, for nothing is known then, and neither do the last steps (`anneal` of all).
+
+    How much an epoch keeps follows from this, not from `keep`. To be compared at equal steps it
+    runs as many of its own, longer epochs as the budget of the others pays for, and anneals within
+    that budget; so it sees a sample less often, and is not tuned to the budget.
+    """
+
+    prune: float = 0.5
+    anneal: float = 0.125
+
+    def batches(self, course: Course) -> Iterator[Batch]:
+        state, size = course.state, course.recipe.batch_size
+        anneal_from = round((1 - self.anneal) * course.steps)
+        done = 0
+        while True:
+            with course.timed("choosing"):
+                state.close_window()
+                n = state.num_samples
+                pruning = done < anneal_from
+                below = (state.loss < state.loss.mean()) & pruning
+                kept = ~below | (torch.rand(n, generator=course.draws) >= self.prune)
+                weights = torch.where(below, 1 / (1 - self.prune), 1.0)
+                ids = kept.nonzero()[:, 0]
+                ids = ids[torch.randperm(len(ids), generator=course.draws)]
+            for part in ids.split(size):
+                if pruning and done == anneal_from:
+                    break  # the rest of the steps draws from everything
+                done += 1
+                state.selections[part] += 1
+                yield course.batch(part, weights[part])
+
+    def loss(self, logits: torch.Tensor, batch: Batch, state: emp.EMPState) -> torch.Tensor:
+        losses = emp.cross_entropy(logits, batch.labels, state, indices=batch.ids, reduction="none")
+        return (losses * batch.weights).mean()

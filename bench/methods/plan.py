@@ -1,0 +1,111 @@
+"""What is run: methods, recipes, and the order of the runs."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bench.methods import networks
+from bench.methods.choosing import PER_BATCH, STALE, Full, InfoBatch, Ranking
+from emp_kernels.cli.experiment import Method, Recipe
+
+BETAS = (0.3, 1.0, 3.0, 10.0)
+RANDOM, LFL = Ranking("random", None), Ranking("LFL", 0.0)
+FULL, INFOBATCH = Full("full", None), InfoBatch("InfoBatch", 0.0)
+EMP = tuple(Ranking("EMP", beta) for beta in BETAS)
+MINUS = Ranking("EMP", -1.0)
+EL2N = Ranking("EL2N", 0.0, statistic="el2n")
+ENTROPY = Ranking("entropy", 0.0, statistic="entropy")
+LFL_GUMBEL = Ranking("LFL Gumbel", 0.0, draw="gumbel")
+GUMBEL = Ranking("EMP Gumbel", 1.0, draw="gumbel")
+HALF = Ranking("EMP half random", 1.0, draw="mixed")
+HALF_3 = Ranking("EMP half random", 3.0, draw="mixed")
+AGED = Ranking("EMP aged", 1.0, draw="aged")
+
+BY_BATCH = (RANDOM, LFL, EL2N, *EMP, ENTROPY, MINUS, LFL_GUMBEL, GUMBEL, HALF, HALF_3)
+BY_EPOCH = (FULL, *BY_BATCH[:3], INFOBATCH, *BY_BATCH[3:], AGED)
+LARGE = (RANDOM, LFL, EMP[1], EMP[2], GUMBEL, HALF_3, INFOBATCH, FULL)  # the important ones first
+
+
+@dataclass(frozen=True)
+class Study:
+    """How a data set is trained on.
+
+    Attributes:
+        samples: of its training split.
+        recipe: of every run.
+        seeds: how many.
+        large: only keep 0.3, stale, no noise and the methods of `LARGE`.
+        threads: of a run.
+        evaluations: points of a run's accuracy curve.
+    """
+
+    samples: int
+    recipe: Recipe
+    seeds: int
+    large: bool = False
+    threads: int = 1
+    evaluations: int = 1
+
+
+STUDIES = {
+    "digits": Study(1_297, Recipe(15, 32), 5),
+    "mnist1d": Study(5_000, Recipe(20, 64, 0.05, networks.signal_cnn), 5),
+    "cifar100": Study(
+        50_000, Recipe(24, 128, 0.1, networks.small_resnet), 3, large=True, evaluations=10
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: `keep` is the share of an epoch, and with it the number of steps; `noise` the
+    share of training labels that are wrong."""
+
+    data: str
+    method: Method
+    keep: float
+    noise: float
+    seed: int
+
+    @property
+    def protocol(self) -> str | None:
+        """When scores are refreshed; None where nothing is kept by score."""
+        return getattr(self.method, "protocol", None)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells this run's row from others."""
+        recipe = STUDIES[self.data].recipe
+        return {
+            "data": self.data,
+            "method": self.method.name,
+            "beta": self.method.beta,
+            "protocol": self.protocol,
+            "keep": self.keep,
+            "noise": self.noise,
+            "seed": self.seed,
+            "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size,
+        }
+
+
+def trials(data: str, keeps: Iterable[float] = (0.3, 0.5, 0.1)) -> Iterator[Trial]:
+    """The runs of a data set, whole seeds first; each seed ends with keep 1, the ceiling."""
+    study = STUDIES[data]
+    for seed in range(study.seeds):
+        if study.large:
+            yield from (Trial(data, method, 0.3, 0.0, seed) for method in LARGE)
+            yield Trial(data, FULL, 1.0, 0.0, seed)
+            continue
+        for keep in keeps:
+            for noise in (0.0, 0.1):
+                yield from (Trial(data, method, keep, noise, seed) for method in BY_EPOCH)
+                for method in BY_BATCH:
+                    yield Trial(data, by_batch(method), keep, noise, seed)
+        yield from (Trial(data, FULL, 1.0, noise, seed) for noise in (0.0, 0.1))
+
+
+def by_batch(method: Ranking) -> Ranking:
+    """The same method under the other protocol."""
+    assert method.protocol == STALE
+    return Ranking(method.name, method.beta, method.statistic, method.draw, PER_BATCH)
