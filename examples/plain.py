@@ -1,7 +1,7 @@
 """EMP pruning in a plain PyTorch loop: the three lines, and a checkpoint that resumes anywhere.
 
     python examples/plain.py
-    python examples/plain.py --checkpoint /tmp/plain.pt   # stop it, run it again: it goes on
+    python examples/plain.py --checkpoint plain.pt   # stop it, run it again: it goes on
 
 Two spirals of points; each epoch behind the first trains on the 30 % that the last scores select.
 """

@@ -13,6 +13,7 @@ OPERATIONS = (
     "sample_statistics",
     "score_and_select",
     "score_linear",
+    "score_contrastive",
     "linear_cross_entropy",
     "cross_entropy",
     "select",
