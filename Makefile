@@ -61,7 +61,7 @@ bench: build
 
 # Pruning methods compared, on digits and mnist1d: RESULTS (by default today's folder) is filled up,
 # so both can be stopped and started again. The quick one runs keep 0.3 with three seeds; the other
-# one all, and CIFAR-100 where it is: make evidence CIFAR100=FOLDER.
+# one all, mnist1d under other regimes, and CIFAR-100 where it is: make evidence CIFAR100=FOLDER.
 METHODS = results=$(or $(RESULTS),$$($(RUN)/python -m bench.harness)) && \
 	$(RUN)/python -m bench.methods --rows $$results
 evidence-quick: build

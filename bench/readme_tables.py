@@ -1,8 +1,9 @@
 """Write the pages' result tables anew from the committed rows: python -m bench.readme_tables
 
 A table stands between ``<!-- table NAME FILE -->`` and ``<!-- end -->``: NAME is one of `TABLES`,
-FILE the rows (JSON lines) under the repository. Tests fail where a page and its rows disagree.
-With a folder as argument, tables whose rows lie there are first pointed at it.
+FILE the rows (JSON lines) under the repository, or a pattern that several such files match. Tests
+fail where a page and its rows disagree. With a folder as argument, tables whose rows lie there are
+first pointed at it.
 """
 
 import json
@@ -23,6 +24,7 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "methods": report.accuracy,
     "methods-gains": report.clear_gains,
     "methods-why": report.why,
+    "methods-regimes": report.regimes,
     "methods-time": report.time_to_accuracy,
 }
 PAGES = ("README.md", "bench/methods/FINDINGS.md")
@@ -35,10 +37,13 @@ def rewritten(text: str) -> str:
 
     def fill(block: re.Match[str]) -> str:
         start, name, file, end = block.groups()
-        if not (ROOT / file).exists():
+        rows = [
+            json.loads(line)
+            for found in sorted(ROOT.glob(file))
+            for line in found.read_text(encoding="utf-8").splitlines()
+        ]
+        if not rows:
             return f"{start}{MISSING}\n{end}"
-        lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
         return f"{start}{TABLES[name](rows, file.rpartition('/')[0])}\n{end}"
 
     return BLOCK.sub(fill, text)
@@ -48,9 +53,9 @@ def pointed(text: str, folder: str) -> str:
     """`text` with each path of a result, table or picture, led to `folder` where it lies there."""
 
     def lead(path: re.Match[str]) -> str:
-        return f"{folder}/{path[1]}" if (ROOT / folder / path[1]).exists() else path[0]
+        return f"{folder}/{path[1]}" if any((ROOT / folder).glob(path[1])) else path[0]
 
-    return re.sub(r"bench/results/[\w.-]+/([\w.-]+\w)", lead, text)
+    return re.sub(r"bench/results/[\w.-]+/([\w.*-]+\w)", lead, text)
 
 
 if __name__ == "__main__":

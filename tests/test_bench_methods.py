@@ -330,6 +330,8 @@ def test_the_plan_is_the_whole_grid_and_names_each_run_once():
     assert {(t.keep, t.noise) for t in grid} >= {(k, n) for k in (0.5, 0.3, 0.1) for n in (0, 0.1)}
     betas = {t.method.beta for t in grid if t.method.name == "EMP" and t.protocol == PER_BATCH}
     assert betas == {-1.0, 0.3, 1.0, 3.0, 10.0}
+    narrow = [t for t in plan.trials("mnist1d-narrow") if t.keep < 1]
+    assert {(t.keep, t.noise, t.protocol) for t in narrow} == {(0.3, 0.0, choosing.STALE)}
     assert {t.method.name for t in plan.trials("cifar100")} >= {
         *("full", "random", "LFL", "InfoBatch", "EMP"),
     }
@@ -427,7 +429,7 @@ def test_committed_tables_are_those_of_the_rows(folder):
 
 
 def row_of(method, seed, accuracy, **fields):
-    betas = {"random": None, "LFL": 0.0, "EMP": 1.0, "full": None}
+    betas = {"random": None, "LFL": 0.0, "EMP": 1.0, "full": None, "EMP Gumbel": 1.0}
     row = {
         "data": "digits",
         "method": method,
@@ -495,6 +497,17 @@ def test_tables_of_rows(rows):
     why = report.why(rows)
     assert "| 97.0 ± 6.0 | +3.0 ± 0.6 | 70.0 | 21.1 | 50.0 | 80.0 | 90.0 | 75.0 | – |" in why
     assert report.time_to_accuracy(rows) == "Not measured."
+
+
+def test_regimes_stand_in_a_line_each(rows):
+    tiny = [row | {"data": "tiny", "rare_accuracy": 50.0} for row in rows]
+    tiny += [row_of("EMP Gumbel", seed, 100.0, data="tiny") for seed in range(3)]
+    tiny += [row_of("LFL", 0, 5.0, data="tiny", noise=0.1), row_of("LFL", 0, 5.0, keep=0.5)]
+    nothing = "| – | – | – |"
+    assert report.regimes([*rows, *tiny]).splitlines()[2:] == [
+        f"| digits | 3 | 89.0 | 94.0 ± 5.0 | +1.0 ± 0.0 | +2.0 ± 0.6 {nothing} – | – |",
+        f"| tiny | 3 | 86.0 | 94.0 ± 5.0 | +1.0 ± 0.0 | +2.0 ± 0.6 {nothing} +6.0 ± 2.9 | – |",
+    ]
 
 
 def test_the_verdict_asks_for_two_data_sets(rows):

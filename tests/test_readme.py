@@ -62,8 +62,10 @@ def test_a_folder_of_newer_results_takes_over_what_it_holds(tmp_path, monkeypatc
     (tmp_path / new).mkdir(parents=True)
     (tmp_path / new / "cpu.jsonl").touch()
     old = "bench/results/2026-11-23-amd-epyc-2"
-    text = f"<!-- table cpu {old}/cpu.jsonl --> ({old}/demo-digits.png)."
-    wanted = f"<!-- table cpu {new}/cpu.jsonl --> ({old}/demo-digits.png)."
+    text = (
+        f"<!-- table cpu {old}/c*.jsonl --> {old}/cpu.jsonl {old}/d*.png ({old}/demo-digits.png)."
+    )
+    wanted = text.replace(f"{old}/c", f"{new}/c")
     assert readme_tables.pointed(text, new) == wanted
 
 

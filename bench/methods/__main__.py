@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from bench import harness
 from bench.methods import worker
 from bench.methods.choosing import PER_BATCH
-from bench.methods.plan import STUDIES, Trial, trials
+from bench.methods.plan import KEY, STUDIES, Trial, trials
 from emp_kernels.cli import provenance
 from emp_kernels.cli.requirements import CommandError
 
@@ -33,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = [
             found
             for found in trials(data, keeps)
-            if (not options.quick or found.seed < 3)
+            if (not options.quick or (found.seed < 3 and STUDIES[data].methods is None))
             and (not options.methods or found.method.name in options.methods)
         ]
-        done = [_key(row, wanted[0]) for row in rows_of(rows_file(options, data))]
+        done = [_key(row) for row in rows_of(rows_file(options, data))]
         plan += [found for found in wanted if found.key not in done]
     plan.sort(key=_turn)
     if not plan:
@@ -71,8 +71,8 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return harness.read_rows(file) if file.exists() else []
 
 
-def _key(row: dict[str, Any], like: Trial) -> dict[str, Any]:
-    return {name: row[name] for name in like.key}
+def _key(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in KEY}
 
 
 def _collect(
@@ -121,7 +121,7 @@ def _turn(found: Trial) -> tuple[bool, bool, int]:
     """First the cell that pages show first, then whole seeds, over all data sets; last the ceilings
     that take hours."""
     head = (found.keep, found.noise) == (0.3, 0.0) and found.protocol != PER_BATCH
-    return STUDIES[found.data].large and found.keep == 1.0, not head, found.seed
+    return STUDIES[found.data].methods is not None and found.keep == 1.0, not head, found.seed
 
 
 def _steps(found: Trial) -> int:
@@ -131,7 +131,8 @@ def _steps(found: Trial) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__)
-    parser.add_argument("--data", nargs="+", choices=STUDIES, default=["digits", "mnist1d"])
+    everywhere = [name for name in STUDIES if name != "cifar100"]
+    parser.add_argument("--data", nargs="+", choices=STUDIES, default=everywhere)
     parser.add_argument("--data-dir", type=Path, help="the folder that holds CIFAR-100")
     parser.add_argument("--rows", type=Path, default=harness.results_folder(), metavar="FOLDER")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from bench.methods.choosing import PER_BATCH, STALE
 from bench.methods.plan import BY_EPOCH
+from bench.methods.trial import RARE
 
 Row = dict[str, Any]
 CLEAR = 2.0  # a difference counts from so many of its standard errors
@@ -108,6 +109,11 @@ def gains(rows: Sequence[Row]) -> Iterator[tuple[Method, tuple[float, float, str
             over = tuple(difference(found, method, name) for name in BASELINES)
             if None not in over and min(gain.seeds for gain in over) >= FEWEST:
                 yield method, place, over
+
+
+def fitted(row: Row) -> float:
+    """Share of the training samples that the run's network classifies right at its end, percent."""
+    return RARE * row["rare_accuracy"] + (1 - RARE) * row["other_accuracy"]
 
 
 def at_most(counts: Sequence[int], times: int) -> float:

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-SIGNAL_WIDTH = 24  # channels of the first layer
+SIGNAL_WIDTH = 24
 RESNET_WIDTH = 24
 
 
-def signal_cnn(channels: int, classes: int, seed: int) -> nn.Module:
-    """Three convolutions along signals (B, channels, 1, W), pooled to one vector."""
-    width = SIGNAL_WIDTH
+def signal_cnn(channels: int, classes: int, seed: int, *, width: int = SIGNAL_WIDTH) -> nn.Module:
+    """Three convolutions along signals (B, channels, 1, W), pooled to one vector; the first has
+    `width` channels, the others twice as many."""
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         return [

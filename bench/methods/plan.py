@@ -1,5 +1,6 @@
 """What is run: methods, recipes, and the order of the runs."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,8 @@ AGED = Ranking("EMP aged", 1.0, draw="aged")
 
 BY_BATCH = (RANDOM, LFL, EL2N, *EMP, ENTROPY, MINUS, LFL_GUMBEL, GUMBEL, HALF, HALF_3)
 BY_EPOCH = (FULL, *BY_BATCH[:3], INFOBATCH, *BY_BATCH[3:], AGED)
-LARGE = (RANDOM, LFL, EMP[1], EMP[2], GUMBEL, HALF_3, INFOBATCH, FULL)  # the important ones first
+REGIME = (RANDOM, LFL, *EMP, ENTROPY, GUMBEL, HALF_3)
+LARGE = (RANDOM, LFL, EMP[1], EMP[2], GUMBEL, HALF_3, INFOBATCH, FULL, EMP[3], ENTROPY)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Study:
         samples: of its training split.
         recipe: of every run.
         seeds: how many.
-        large: only keep 0.3, stale, no noise and the methods of `LARGE`.
+        methods: only these, at keep 0.3, stale, without noise; by default the whole grid.
+        data: the data set, where it is not the study's name.
         threads: of a run.
         evaluations: points of a run's accuracy curve.
     """
@@ -42,18 +45,31 @@ class Study:
     samples: int
     recipe: Recipe
     seeds: int
-    large: bool = False
+    methods: tuple[Method, ...] | None = None
+    data: str | None = None
     threads: int = 1
     evaluations: int = 1
+
+
+def _signals(width: int, epochs: int) -> Study:
+    """mnist1d under another regime: the network's width and the epochs decide how well it fits."""
+    network = functools.partial(networks.signal_cnn, width=width)
+    return Study(5_000, Recipe(epochs, 64, 0.05, network), 10, REGIME, "mnist1d")
 
 
 STUDIES = {
     "digits": Study(1_297, Recipe(15, 32), 5),
     "mnist1d": Study(5_000, Recipe(20, 64, 0.05, networks.signal_cnn), 5),
+    "mnist1d-tiny": _signals(4, 20),
+    "mnist1d-narrow": _signals(8, 20),
+    "mnist1d-long": _signals(24, 60),
     "cifar100": Study(
-        50_000, Recipe(24, 128, 0.1, networks.small_resnet), 3, large=True, evaluations=10
+        50_000, Recipe(24, 128, 0.1, networks.small_resnet), 3, LARGE, evaluations=10
     ),
 }
+
+
+KEY = ("data", "method", "beta", "protocol", "keep", "noise", "seed", "epochs", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -75,26 +91,17 @@ class Trial:
     @property
     def key(self) -> dict[str, Any]:
         """What tells this run's row from others."""
-        recipe = STUDIES[self.data].recipe
-        return {
-            "data": self.data,
-            "method": self.method.name,
-            "beta": self.method.beta,
-            "protocol": self.protocol,
-            "keep": self.keep,
-            "noise": self.noise,
-            "seed": self.seed,
-            "epochs": recipe.epochs,
-            "batch_size": recipe.batch_size,
-        }
+        recipe, method = STUDIES[self.data].recipe, self.method
+        own = (self.data, method.name, method.beta, self.protocol, self.keep, self.noise, self.seed)
+        return dict(zip(KEY, (*own, recipe.epochs, recipe.batch_size), strict=True))
 
 
 def trials(data: str, keeps: Iterable[float] = (0.3, 0.5, 0.1)) -> Iterator[Trial]:
     """The runs of a data set, whole seeds first; each seed ends with keep 1, the ceiling."""
     study = STUDIES[data]
     for seed in range(study.seeds):
-        if study.large:
-            yield from (Trial(data, method, 0.3, 0.0, seed) for method in LARGE)
+        if study.methods is not None:
+            yield from (Trial(data, method, 0.3, 0.0, seed) for method in study.methods)
             yield Trial(data, FULL, 1.0, 0.0, seed)
             continue
         for keep in keeps:

@@ -12,6 +12,7 @@ from bench.methods.cells import (
     at_most,
     cells,
     difference,
+    fitted,
     gains,
     in_cell,
     methods,
@@ -101,6 +102,34 @@ def why(rows: Sequence[Row], folder: str = "") -> str:
             ]
         )
     return f"{markdown(headings, lines)}\n\n{origin(head)}"
+
+
+def regimes(rows: Sequence[Row], folder: str = "") -> str:
+    """A line for each data set of `rows`: how well its network fits, and what selection gains."""
+    shown = [Method("LFL", 0.0), *(Method("EMP", beta) for beta in (1.0, 3.0, 10.0))]
+    shown += [Method("entropy", 0.0), Method("EMP Gumbel", 1.0), Method("EMP half random", 3.0)]
+    headings = ["data", "seeds", "training set right, %", "random", "LFL − random"]
+    headings += [f"{method} − {name}" for method, name in zip(shown[1:], _AGAINST, strict=True)]
+    lines = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        head = in_cell([row for row in rows if row["data"] == data], HEAD_KEEP, 0.0)
+        random = of_method(head, Method("random", None)).values()
+        lines.append(
+            [
+                data,
+                str(len(random)),
+                _average([fitted(row) for row in of_method(head, shown[0]).values()]),
+                str(cell([row["accuracy"] for row in random])),
+                *(
+                    _or_nothing(difference(head, method, name))
+                    for method, name in zip(shown, ("random", *_AGAINST), strict=True)
+                ),
+            ]
+        )
+    return markdown(headings, lines)
+
+
+_AGAINST = ("LFL", "LFL", "LFL", "LFL", "random", "random")
 
 
 def clear_gains(rows: Sequence[Row], folder: str = "") -> str:

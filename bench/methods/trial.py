@@ -39,7 +39,7 @@ def measured(
 ) -> dict[str, Any]:
     """Run `trial`; its row, but for where it comes from."""
     study = STUDIES[trial.data]
-    clean = load(trial.data, directory)
+    clean = load(study.data or trial.data, directory)
     data = mislabelled(clean, trial.noise, trial.seed)
     done = run(
         trial.method,
