@@ -77,7 +77,7 @@ evidence: build
 
 # What the compiler made of the Triton kernels; needs no GPU.
 audit: build
-	$(RUN)/python bench/audit.py
+	$(RUN)/python -m bench.audit
 
 # Tests, sanitizer and benchmarks on this machine's GPU, offline: with the PYTHON that has torch.
 gpu-check:

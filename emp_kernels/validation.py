@@ -130,6 +130,35 @@ def as_int64(labels: torch.Tensor) -> torch.Tensor:
     return signed
 
 
+def check_label_range(
+    function: str, labels: torch.Tensor, classes: int, ignore_index: int | None
+) -> None:
+    """On the CPU raise of the first label outside [0, classes) that is not ignored; elsewhere,
+    where that would wait for the device, its row becomes invalid."""
+    row = _first_outside(labels, classes, ignore_index)
+    if row is not None:
+        label = int(as_int64(labels.reshape(-1)[row]))
+        raise_label_out_of_range(function, row, label, classes)
+
+
+def check_id_range(function: str, ids: torch.Tensor, size: int) -> None:
+    """On the CPU raise of the first of ids (K,) outside [0, size)."""
+    position = _first_outside(ids, size, None)
+    if position is not None:
+        raise_id_out_of_range(function, position, int(as_int64(ids[position])), size)
+
+
+def _first_outside(values: torch.Tensor, stop: int, ignored: int | None) -> int | None:
+    """Position, among the flattened `values` on the CPU, of the first one outside [0, stop)."""
+    if not values.is_cpu:
+        return None
+    values = as_int64(values.reshape(-1))
+    bad = (values < 0) | (values >= stop)
+    if ignored is not None:
+        bad &= values != ignored
+    return int(bad.nonzero()[0]) if bad.any() else None
+
+
 def raise_label_out_of_range(function: str, row: int, label: int, classes: int) -> NoReturn:
     raise ValueError(f"{function}: labels must be in [0, {classes}), got {label} in row {row}")
 

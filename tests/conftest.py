@@ -50,8 +50,9 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
     """Each backend's name; skipped only when it cannot be loaded here."""
-    if MISSING[request.param] is not None:
-        pytest.skip(f"backend {request.param}: {MISSING[request.param]}")
+    reason = MISSING.get(request.param, "not among EMP_TEST_BACKENDS")
+    if reason is not None:
+        pytest.skip(f"backend {request.param}: {reason}")
     return request.param
 
 

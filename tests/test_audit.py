@@ -14,7 +14,7 @@ def audit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     pytest.importorskip("triton")
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
-        [sys.executable, "bench/audit.py", *arguments],
+        [sys.executable, "-m", "bench.audit", *arguments],
         cwd=ROOT,
         env=kept | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,

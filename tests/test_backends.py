@@ -43,16 +43,14 @@ def flat(result):
 
 
 @pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_cpu_tensors_take_the_cpu_backend(call, backend):
-    if backend != "cpu":
-        pytest.skip("about the C++ backend")
     chosen, explicit = flat(CALLS[call]()), flat(CALLS[call](backend="cpu"))
     assert all(torch.equal(a, b) for a, b in zip(chosen, explicit, strict=True))
 
 
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_float64_takes_the_reference(backend):
-    if backend != "cpu":
-        pytest.skip("about the C++ backend")
     assert emp.score(LOGITS.double(), LABELS).score.dtype == torch.float64
     for call in (emp.score, emp.sample_statistics):
         with pytest.raises(
@@ -141,11 +139,10 @@ INNER += " or small_losses or " + " or ".join(f"(hard_rows and cpu-{size}-)" for
 
 
 @pytest.mark.parametrize("level", ["avx2", "portable"])
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_the_other_instruction_sets(level, backend):
     """The accuracy, selection and state tests once more, on kernels that this machine would not
     choose by itself."""
-    if backend != "cpu":
-        pytest.skip("about the C++ backend")
     environment = {"EMP_SIMD": level, "EMP_TEST_BACKENDS": "cpu"}
     if "EMP_SIMD" in os.environ:
         pytest.skip("runs in the outer process only")

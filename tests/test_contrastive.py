@@ -251,9 +251,8 @@ def test_float64_is_for_the_reference():
         emp.score_contrastive(*z, backend="cpu")
 
 
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_any_number_of_threads_and_any_tile(threads, monkeypatch, backend):
-    if backend != "cpu":
-        pytest.skip("about the C++ backend")
     z, hidden = views(700, 24), views(700, 40, seed=2)
     for form in FORMS:
         torch.set_num_threads(1)
@@ -266,10 +265,9 @@ def test_any_number_of_threads_and_any_tile(threads, monkeypatch, backend):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=3e-6)
 
 
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_memory_grows_with_the_rows_and_not_with_their_square(backend):
     """The matrix would take 64 MiB."""
-    if backend != "cpu":
-        pytest.skip("about the C++ backend")
     z = views(4096, 4)
     with torch.profiler.profile(profile_memory=True) as profile:
         emp.score_contrastive(*z, form="clip")

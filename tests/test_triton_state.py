@@ -84,21 +84,22 @@ def test_without_state(rows):
 
 def test_padding_and_ids_out_of_range(rows, monkeypatch):
     """As on CUDA, where nobody raises or waits: wild ids make their rows invalid."""
+    from emp_kernels.kernels import launch
+
     logits, labels, generator = rows
-    module = backends.load("triton")
     ids = torch.randint(50, (70,), generator=generator)
     ids[10], ids[20], ids[69] = 50, -1, 1 << 40
     state = emp.EMPState(50)
-    few = module._launch.FEW >= 70
-    scored = module._launch.score(
-        module._launch.rows_of(logits), labels, 1.0, None, keep=70 if few else None, state=state,
+    few = launch.FEW >= 70
+    scored = launch.score(
+        launch.rows_of(logits), labels, 1.0, None, keep=70 if few else None, state=state,
         ids=ids,
     )  # fmt: skip
     indices, threshold = scored.indices, scored.threshold
     if not few:
-        module._launch.remember(state, ids, scored.values)
-        histogram = scored.work[module._launch.WORK_SIZE :]
-        indices, threshold = module._launch.select_many(scored.values[0], 70, histogram, ids, state)
+        launch.remember(state, ids, scored.values)
+        histogram = scored.work[launch.WORK_SIZE :]
+        indices, threshold = launch.select_many(scored.values[0], 70, histogram, ids, state)
     invalid = [3, 4, 5, 10, 20, 69]
     assert scored.values[0].isnan().nonzero()[:, 0].tolist() == invalid
     assert scored.work[0] == len(invalid)

@@ -1,8 +1,10 @@
 """Backends: the same functions with the same signatures, and the choice among them.
 
-Every backend module offers what it serves of ``score``, ``sample_statistics``,
-``score_and_select``, ``select``, ``select_rows``, ``gather_rows`` and ``update_state``; arguments
-arrive checked for type, shape and device. Backends never import one another.
+Every backend offers the functions that it serves (its ``__init__`` lists them all), ``require``,
+``serves_device``, ``describe`` and ``DTYPES``; arguments arrive checked for type, shape and device.
+A backend of many functions is a package, its rooms named as the public modules that they serve:
+``triton/contrastive.py`` is what ``emp_kernels/contrastive.py`` calls. Backends never import one
+another.
 """
 
 import functools

@@ -24,7 +24,7 @@ def score_rows(
     FILL: tl.constexpr, SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """backends.triton says what the arguments are, which both scoring kernels share."""
+    """launch.score says what the arguments are, which both scoring kernels share."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
     y, known, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)

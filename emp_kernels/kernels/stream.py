@@ -46,7 +46,7 @@ def score_stream(
     FILL: tl.constexpr, SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
     PARTS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """backends.triton says what the arguments are, which both scoring kernels share."""
+    """launch.score says what the arguments are, which both scoring kernels share."""
     row = tl.program_id(0).to(tl.int64) // PARTS
     part = tl.program_id(0) % PARTS
     y, known, counts = label_of(labels, row, row < n, classes, ignore_index, IGNORE)

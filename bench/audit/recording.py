@@ -1,0 +1,57 @@
+"""Launches of the Triton backend, noted instead of run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import triton
+
+from emp_kernels.kernels import contrastive, launch, launch_linear, select_large
+
+
+class Launch(NamedTuple):
+    """A recorded launch: the kernel, its arguments by name, and its compiler options."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+class Recorder:
+    """Stands in for a kernel and notes its launches."""
+
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self.record
+
+    def record(self, *args: Any, **kwargs: Any) -> None:
+        names = self.kernel.arg_names
+        arguments = dict(zip(names, args, strict=False))
+        options = {}
+        for name, value in kwargs.items():
+            (arguments if name in names else options)[name] = value
+        self.launches.append(Launch(self.kernel, arguments, options))
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Launches are noted instead of run, as if on a chip of 132 multiprocessors."""
+    launches: list[Launch] = []
+    kept: list[tuple[Any, str, Any]] = []
+    for module in (launch, launch_linear):
+        kept.append((module, "processors", module.processors))
+        module.processors = lambda device: 132
+    for module in (contrastive, launch, launch_linear, select_large):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, triton.runtime.jit.JITFunction):
+                kept.append((module, name, value))
+                setattr(module, name, Recorder(value, launches))
+    try:
+        yield launches
+    finally:
+        for module, name, value in kept:
+            setattr(module, name, value)

@@ -1,0 +1,106 @@
+"""What is compiled: every launch to check, by the calls that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from emp_kernels.kernels import contrastive, launch, launch_linear, plan
+
+
+def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Every launch to check: its name, and a call that makes it."""
+    f32, f16, bf16 = torch.float32, torch.float16, torch.bfloat16
+    many, few = 100_000, 256
+    for classes, dtype in (
+        (10, f32), (100, bf16), (1000, f32), (1000, f16), (1000, bf16), (8192, bf16),
+        (32000, f32), (32000, bf16),
+    ):  # fmt: skip
+        yield f"score C={classes} {name_of(dtype)}", scoring(many, classes, dtype)
+    for classes in (1000, 32000):
+        for dtype in (f32, bf16):
+            name = f"sample_statistics C={classes} {name_of(dtype)}"
+            yield name, scoring(many, classes, dtype, statistics=True)
+    for classes in (1001, 50257):
+        yield f"score C={classes} bfloat16 ragged", scoring(many, classes, bf16)
+    for classes in (1000, 32000):
+        yield f"row_sums C={classes} bfloat16", scoring(many, classes, bf16, sums=True)
+    yield "score C=1000 grouped ignore", scoring(many, 1000, bf16, group=7, ignore=-100)
+    state = fields_of_state(few)
+    ids = torch.empty(few, dtype=torch.int64)
+    for classes, rows in ((1000, few), (128256, 8)):
+        yield (
+            f"score_and_select N={rows} C={classes}",
+            scoring(rows, classes, f32, keep=77 if rows == few else 2, state=state, ids=ids),
+        )
+    yield f"score_and_select N={plan.FEW} C=1000", scoring(plan.FEW, 1000, bf16, keep=1000)
+    for classes in (10, 32000):
+        yield f"cross_entropy_backward C={classes}", gradient(1000, classes, bf16)
+    yield "cross_entropy_backward of a shard C=32000", gradient(1000, 32000, bf16, shard=True)
+    for dtype in (bf16, f16, f32):
+        yield f"score_linear D=4096 {name_of(dtype)}", product(4096, 4096, dtype)
+    yield "score_linear D=1024 bias ignore", product(4096, 1024, bf16, bias=True, ignore=-100)
+    yield "score_linear N=16", product(16, 1024, bf16)
+    for depth in (1000, 1001):
+        yield f"score_linear D={depth}", product(4096, depth, bf16)
+    scores = torch.empty(many)
+    yield "select N=1024", lambda: launch.select(scores[:1024], 300)
+    yield "select N=100000", lambda: launch.select(scores, 300)
+    histogram = torch.empty(plan.BINS, dtype=torch.int32)
+    yield "selection after scoring", lambda: launch.select_many(scores, 9, histogram, ids, state)
+    yield "state", lambda: launch.remember(state, ids, [scores[:few]] * 3)
+    for width, dtype in ((128, f32), (512, f32), (128, bf16), (2048, f16)):
+        for itself in (False, True):
+            name = f"similarities D={width} {name_of(dtype)}{' itself' if itself else ''}"
+            yield name, similarities(16384, width, dtype, itself)
+    yield "few rows, ignored ones", lambda: launch.finish_few(torch.empty(4, few), 9, ids, state)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def fields_of_state(size: int) -> SimpleNamespace:
+    """A state's tensors, uninitialised: nothing runs."""
+    integers = {name: torch.empty(size, dtype=torch.int32) for name in ("updates", "selections")}
+    integers["seen_at"] = torch.empty(size, dtype=torch.int32)
+    values = {name: torch.empty(size) for name in ("score", "loss", "entropy")}
+    clock = torch.zeros((), dtype=torch.int32)
+    return SimpleNamespace(**values, **integers, clock=clock, num_samples=size)
+
+
+def scoring(n, classes, dtype, *, group=0, ignore=None, **options) -> Callable[[], Any]:
+    """A scoring launch on n rows, of which no memory is needed."""
+    logits = torch.empty(64, dtype=dtype)
+    per_group, stride = (group, group * classes + 64) if group else (n, 0)
+    rows = launch.Rows(logits, n, classes, per_group, stride, classes)
+    labels = torch.empty(n, dtype=torch.int64)
+    return lambda: launch.score(rows, labels, 1.0, ignore, **options)
+
+
+def gradient(n, classes, dtype, shard=False) -> Callable[[], Any]:
+    """A backward launch; its output needs memory, but none of it is touched."""
+    rows = launch.Rows(torch.empty(64, dtype=dtype), n, classes, n, 0, classes)
+    values = torch.empty(n)
+    labels = torch.empty(n, dtype=torch.int64)
+    maximum = values if shard else None
+    return lambda: launch.gradient(rows, labels, values, values, values, maximum)
+
+
+def product(n, depth, dtype, *, bias=False, ignore=None) -> Callable[[], Any]:
+    """A launch of the scores of a product with 128256 classes; one row stands for all."""
+    classes = 128256
+    hidden = torch.empty(1, depth, dtype=dtype).expand(n, depth)
+    weight = torch.empty(1, depth, dtype=dtype).expand(classes, depth)
+    added = torch.empty(classes, dtype=dtype) if bias else None
+    labels = torch.zeros(n, dtype=torch.int64)
+    return lambda: launch_linear.score_linear(hidden, weight, added, labels, 1.0, ignore)
+
+
+def similarities(n, width, dtype, itself) -> Callable[[], Any]:
+    """A launch on two views of n rows; nothing of them is touched."""
+    side = torch.empty(n, width, dtype=dtype), torch.empty(n)
+    return lambda: contrastive.similarity_sums(side, side, 0, itself)

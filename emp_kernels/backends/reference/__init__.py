@@ -1,0 +1,49 @@
+"""Pure-PyTorch backend: the oracle that every kernel is tested against.
+
+Plain and exact before fast: float64 inside, a stable sort for selection. It runs on every device
+and, on CUDA, never synchronises with the host except where a size must be read back.
+"""
+
+from ...validation import FLOAT_DTYPES as DTYPES
+from .contrastive import score_contrastive
+from .gathering import gather_rows
+from .linear import linear_cross_entropy_backward, score_linear
+from .loss import cross_entropy_backward
+from .pruning import score_and_select
+from .sampler import shuffle
+from .scoring import row_sums, sample_statistics, score
+from .selection import select, select_rows
+from .state import update_state
+
+__all__ = [
+    "DTYPES",
+    "cross_entropy_backward",
+    "describe",
+    "gather_rows",
+    "linear_cross_entropy_backward",
+    "require",
+    "row_sums",
+    "sample_statistics",
+    "score",
+    "score_and_select",
+    "score_contrastive",
+    "score_linear",
+    "select",
+    "select_rows",
+    "serves_device",
+    "shuffle",
+    "update_state",
+]
+
+
+def require() -> None:
+    """The reference needs nothing but torch."""
+
+
+def serves_device(device_type: str) -> bool:
+    return True
+
+
+def describe() -> str:
+    """What runs."""
+    return "pure PyTorch, float64 inside; the oracle of every other backend"

@@ -1,0 +1,32 @@
+"""Scores and gradients of the product hidden @ weightᵀ."""
+
+import torch
+
+from ...results import Scores
+from ...tiles import gradients
+from .scoring import CHUNK, checked_labels, row_statistics, scores_of
+
+
+def score_linear(
+    hidden, weight, labels, bias, beta, ignore_index, function="score_linear"
+) -> Scores:
+    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...)."""
+    classes = weight.shape[0]
+    labels = checked_labels(labels, classes, ignore_index, function)
+    rows, flat_labels = hidden.detach().reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    wide = weight.detach().double()
+    step = max(1, CHUNK // max(1, classes))
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    chunks = []
+    for i in range(0, max(1, len(rows)), step):
+        z = rows[i : i + step].double() @ wide.t()
+        if bias is not None:
+            z += bias.detach().double()
+        chunks.append(row_statistics(z, flat_labels[i : i + step], ignore_index)[:3])
+    statistics = [torch.cat(x).to(dtype).view(labels.shape) for x in zip(*chunks, strict=True)]
+    return scores_of(statistics, beta, labels, ignore_index)
+
+
+def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
+    """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients in float64."""
+    return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, torch.float64)

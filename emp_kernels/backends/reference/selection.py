@@ -1,0 +1,25 @@
+"""The exact top of scores, by a stable sort."""
+
+import torch
+
+
+def select(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Ascending positions of the `count` highest scores (N,)."""
+    return descending(scores.detach())[:count].sort().values
+
+
+def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch.Tensor:
+    """Ascending flat positions (total,) of the counts (B,) highest of each row of scores (B, T);
+    where the sum of counts is below `total`, the rest is B * T."""
+    rows, width = scores.shape
+    starts = torch.arange(rows, device=scores.device)[:, None] * width
+    order = torch.stack([descending(row) for row in scores]) if rows else starts
+    taken = torch.arange(width, device=scores.device) < counts[:, None]
+    return torch.where(taken, order + starts, rows * width).flatten().sort().values[:total]
+
+
+def descending(scores: torch.Tensor) -> torch.Tensor:
+    """Positions from the highest to the lowest score: ties by position, NaN after -inf."""
+    nan = scores.isnan()
+    order = (scores.masked_fill(nan, -torch.inf) + 0.0).argsort(descending=True, stable=True)
+    return order[nan[order].to(torch.uint8).argsort(stable=True)]

@@ -1,0 +1,31 @@
+"""Scores and gradients of the product hidden @ weightᵀ."""
+
+import torch
+
+from ...results import Scores
+from ...tiles import gradients
+from ...validation import check_label_range
+from . import runtime
+
+
+def score_linear(
+    hidden, weight, labels, bias, beta, ignore_index, function="score_linear"
+) -> Scores:
+    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...); float32 products
+    are exact ones, not TF32."""
+    runtime.check_capability(hidden.device)
+    check_label_range(function, labels, weight.shape[0], ignore_index)
+    if labels.numel() == 0:
+        values = torch.empty((4, 0), device=labels.device)
+        return Scores(*values.view(4, *labels.shape).unbind())
+    rows = hidden.detach().reshape(-1, hidden.shape[-1])
+    rows, weight = (x if x.stride(-1) == 1 else x.contiguous() for x in (rows, weight.detach()))
+    bias = None if bias is None else bias.detach().contiguous()
+    values = runtime.launch_linear.score_linear(rows, weight, bias, labels, beta, ignore_index)
+    return Scores(*values.view(4, *labels.shape).unbind())
+
+
+def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
+    """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients. How many rows
+    are trained is read back."""
+    return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, hidden.dtype)

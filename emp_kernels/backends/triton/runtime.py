@@ -1,0 +1,71 @@
+"""What the Triton kernels need: Triton itself, and a GPU that is new enough or the interpreter."""
+
+import functools
+from typing import Any
+
+import torch
+
+from .. import Unavailable
+
+DEVICE = "cuda"
+DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+OLDEST = (8, 0)  # the compute capability from which minima and maxima can propagate NaN
+
+# The modules of `kernels` that launch; bound by `require`, for they import Triton.
+contrastive: Any = None
+launch: Any = None
+launch_linear: Any = None
+
+
+def require() -> None:
+    """Import the kernels; raise where Triton is missing or every GPU is too old."""
+    global contrastive, launch, launch_linear
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise Unavailable(
+            "Triton is missing; install it with `python -m pip install triton`"
+        ) from None
+    if torch.cuda.is_available():
+        newest = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+        if newest < OLDEST:
+            raise Unavailable(_too_old(newest))
+    from ...kernels import contrastive, launch, launch_linear
+
+
+def _too_old(capability: tuple[int, int]) -> str:
+    need, have = (".".join(map(str, version)) for version in (OLDEST, capability))
+    return (
+        f"it needs a GPU of compute capability {need} or newer, this one has {have}; "
+        "pass backend='reference'"
+    )
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels; decided when they were imported."""
+    from triton.runtime.jit import JITFunction
+
+    return not isinstance(launch.score_rows, JITFunction)
+
+
+def serves_device(device_type: str) -> bool:
+    return device_type == "cuda" or (device_type == "cpu" and interpreted())
+
+
+def describe() -> str:
+    """What runs: Triton's version, and the GPU or the interpreter."""
+    import triton
+
+    where = "interpreted on the CPU" if interpreted() else "no GPU"
+    if torch.cuda.is_available():
+        where = torch.cuda.get_device_name()
+    return f"Triton {triton.__version__}, {where}"
+
+
+@functools.cache
+def check_capability(device: torch.device) -> None:
+    """Of several GPUs this one may be too old."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
+        reason = _too_old(torch.cuda.get_device_capability(device))
+        raise RuntimeError(f"backend 'triton' does not serve {device}: {reason}")

@@ -1,0 +1,46 @@
+"""Scores and statistics of logits, in one read of them."""
+
+import torch
+
+from ...results import SampleStatistics, Scores
+from ...validation import check_label_range
+from . import runtime
+
+
+def score(logits, labels, beta, ignore_index, function="score") -> Scores:
+    """Scores of logits (..., C) and labels (...)."""
+    runtime.check_capability(logits.device)
+    check_label_range(function, labels, logits.shape[-1], ignore_index)
+    values = torch.empty((4, 0), device=labels.device)
+    if labels.numel():
+        values = runtime.launch.score(
+            runtime.launch.rows_of(logits), labels, beta, ignore_index
+        ).values
+    return Scores(*values.view(4, *labels.shape).unbind())
+
+
+def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
+    """Statistics of logits (..., C) and labels (...)."""
+    runtime.check_capability(logits.device)
+    check_label_range("sample_statistics", labels, logits.shape[-1], ignore_index)
+    values = torch.empty((6, 0), device=labels.device)
+    correct = torch.empty(0, dtype=torch.bool, device=labels.device)
+    if labels.numel():
+        rows = runtime.launch.rows_of(logits)
+        values, correct, *_ = runtime.launch.score(rows, labels, 0.0, ignore_index, statistics=True)
+    fields = [*values.view(6, *labels.shape).unbind(), correct.view(labels.shape)]
+    return SampleStatistics._make(fields)
+
+
+def row_sums(logits, labels, ignore_index) -> torch.Tensor:
+    """What a row's columns elsewhere need of those here, (4, N) of logits (..., C), labels (...).
+
+    m = max z and, over all elements but one maximal one, u = sum exp(z - m) and
+    t = sum exp(z - m) (z - m); then z_y, NaN where the label is not in [0, C). A NaN among the
+    logits shows in m, u or t; u and t are 0 where else m is infinite. Ignored rows are 0."""
+    runtime.check_capability(logits.device)
+    if labels.numel() == 0:
+        return torch.empty(4, 0, device=labels.device)
+    return runtime.launch.score(
+        runtime.launch.rows_of(logits), labels, 0.0, ignore_index, sums=True
+    ).values
