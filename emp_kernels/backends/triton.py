@@ -111,7 +111,7 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     """Scores of logits (..., C) and labels (...)."""
     _check_device(logits.device)
     _check_labels(function, labels, logits.shape[-1], ignore_index)
-    values = torch.empty((4, 0), device=labels.device)
+    values = torch.empty((4, 0), dtype=torch.float32, device=labels.device)
     if labels.numel():
         values = _launch.score(_launch.rows_of(logits), labels, beta, ignore_index).values
     return Scores(*values.view(4, *labels.shape).unbind())
@@ -138,7 +138,7 @@ def row_sums(logits, labels, ignore_index) -> torch.Tensor:
     logits shows in m, u or t; u and t are 0 where else m is infinite. Ignored rows are 0."""
     _check_device(logits.device)
     if labels.numel() == 0:
-        return torch.empty(4, 0, device=labels.device)
+        return torch.empty(4, 0, dtype=torch.float32, device=labels.device)
     return _launch.score(_launch.rows_of(logits), labels, 0.0, ignore_index, sums=True).values
 
 
@@ -150,7 +150,7 @@ def score_linear(
     _check_device(hidden.device)
     _check_labels(function, labels, weight.shape[0], ignore_index)
     if labels.numel() == 0:
-        values = torch.empty((4, 0), device=labels.device)
+        values = torch.empty((4, 0), dtype=torch.float32, device=labels.device)
         return Scores(*values.view(4, *labels.shape).unbind())
     rows = hidden.detach().reshape(-1, hidden.shape[-1])
     rows, weight = (x if x.stride(-1) == 1 else x.contiguous() for x in (rows, weight.detach()))
@@ -169,7 +169,7 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     """Statistics of logits (..., C) and labels (...)."""
     _check_device(logits.device)
     _check_labels("sample_statistics", labels, logits.shape[-1], ignore_index)
-    values = torch.empty((6, 0), device=labels.device)
+    values = torch.empty((6, 0), dtype=torch.float32, device=labels.device)
     correct = torch.empty(0, dtype=torch.bool, device=labels.device)
     if labels.numel():
         rows = _launch.rows_of(logits)
@@ -259,11 +259,11 @@ def _nothing(state, device) -> Selection:
     """The selection from no rows."""
     if state is not None:
         state.clock += 1
-    empty = torch.empty(0, device=device)
+    empty = torch.empty(0, dtype=torch.float32, device=device)
     return Selection(
         indices=empty.long(),
         scores=Scores(empty, empty, empty, empty),
-        threshold=torch.full((), torch.inf, device=device),
+        threshold=torch.full((), torch.inf, dtype=torch.float32, device=device),
         num_invalid=torch.zeros((), dtype=torch.int32, device=device),
     )
 
