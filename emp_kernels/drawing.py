@@ -73,7 +73,7 @@ def _of_rank(order: Order, ranks: int, rank: int, drop_last: bool) -> torch.Tens
     if drop_last or whole == len(rest):
         rest = rest[:whole]
     else:
-        padding = torch.arange(whole + ranks - len(rest)) % len(order.ids)
+        padding = torch.arange(whole + ranks - len(rest), device=rest.device) % len(order.ids)
         rest = torch.cat([rest, order.ids[padding]])
     return rest[rank::ranks].contiguous()
 

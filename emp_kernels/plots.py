@@ -187,7 +187,7 @@ def loss_entropy_plane(states: Mapping[str, EMPState], keep: Keep) -> Figure:
 
 def _plane(axes: Axes, state: EMPState, keep: Keep, colour: str) -> None:
     """One panel: points, the selected ones marked, and the border between them."""
-    selected = torch.zeros(state.num_samples, dtype=torch.bool)
+    selected = torch.zeros(state.num_samples, dtype=torch.bool, device="cpu")
     selected[state.select(keep).cpu()] = True
     seen = state.updates.cpu() > 0
     loss, entropy = (x.cpu().clamp(min=FLOOR) for x in (state.loss, state.entropy))

@@ -281,7 +281,7 @@ class EMPSampler(Sampler[int]):
     def _draw(self, epoch: int) -> torch.Tensor:
         """The epoch's ids in order, of all ranks, int64 on the CPU."""
         if self._draws_all(epoch):
-            ids = torch.arange(self.state.num_samples)
+            ids = torch.arange(self.state.num_samples, device="cpu")
         else:
             ids = self.state.select(self.keep).cpu()
         if not self.shuffle:

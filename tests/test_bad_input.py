@@ -115,12 +115,16 @@ def test_shapes(function, backend):
         labels = torch.zeros(shape, dtype=torch.int64)
         spoilt(function, backend, ValueError, rf"labels {WORDING}", labels=labels)
     cube = torch.zeros(2, 5, 4)
+    stateless = {"state": None, "indices": None} if function == "score_and_select" else {}
     spoilt(function, backend, ValueError, logits=cube)
     if function != "score_and_select":
         for shape in ((5, 2), (10,), (2, 5, 4), (2, 4), (2, 1)):
             labels = torch.zeros(shape, dtype=torch.int64)
             spoilt(function, backend, ValueError, logits=cube, labels=labels)
     spoilt(function, backend, ValueError, logits=good["logits"][:, :0])  # no class for a label
+    labels = torch.zeros(2, 5, dtype=torch.int64)
+    message = r"labels must be in \[0, 0\), got 0 in row 0"
+    spoilt(function, backend, ValueError, message, logits=cube[..., :0], labels=labels, **stateless)
 
 
 @pytest.mark.parametrize("function", SCORING)

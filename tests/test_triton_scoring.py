@@ -78,6 +78,19 @@ def test_stream(classes, dtype, parts, cut):
     assert_statistics(emp.sample_statistics(logits, labels, backend="triton"), truth, names)
 
 
+def test_what_parts_leave_is_float32_under_every_default_dtype(cut):
+    cut(parts=2)
+    logits, labels, _ = hard_rows.batch(95, torch.float32, ["scale 30"], seed=1)
+    want = emp.score(logits, labels, backend="triton")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = emp.score(logits, labels, backend="triton")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(got, want, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_stream_is_taken_for_many_classes(launch):
     logits = torch.randn(2, 8200).bfloat16()
     labels = torch.tensor([0, 8199])

@@ -89,7 +89,7 @@ def _logits(logits: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
         return _logits(logits.contiguous())
     grouped = _as_groups(logits)
     if grouped is None:
-        return _logits(logits.contiguous().view(-1, logits.shape[-1]))
+        return _logits(logits.contiguous().flatten(0, -2))
     groups, group_rows, classes = grouped.shape
     group_stride, row_stride, _ = grouped.stride()
     code = _LOGIT_CODES[grouped.dtype]

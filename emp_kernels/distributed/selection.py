@@ -58,7 +58,7 @@ def select(
     try:
         keep = _check(local_scores, keep)
     except (TypeError, ValueError) as error:  # the others must hear of it: they are waiting
-        wrong, local_scores, keep = error, torch.empty(0), 1
+        wrong, local_scores, keep = error, torch.empty(0, device="cpu"), 1
     local_scores = local_scores.detach().resolve_neg()
     terms = Terms(keep, local_scores.dtype == torch.float64, wrong is None)
     rounds = counting_rounds(_Keys(local_scores), terms, rank, ranks)
@@ -111,21 +111,21 @@ class Terms(NamedTuple):
     def told(self) -> list[int]:
         """As four int64."""
         share = isinstance(self.keep, float)
-        bits = torch.tensor(self.keep, dtype=torch.float64 if share else torch.int64)
+        bits = torch.tensor(self.keep, dtype=torch.float64 if share else torch.int64, device="cpu")
         return [int(bits.view(torch.int64)), int(share), int(self.wide), int(self.sound)]
 
     @staticmethod
     def heard(facts: list[int]) -> Terms:
         """The terms that another rank told."""
         bits, share, wide, sound = facts
-        keep = torch.tensor(bits).view(torch.float64).item() if share else bits
+        keep = torch.tensor(bits, device="cpu").view(torch.float64).item() if share else bits
         return Terms(keep, bool(wide), bool(sound))
 
     def votes(self) -> torch.Tensor:
         """One int64 for each bit of what is told. Ranks agree exactly where all or none of them
         vote for a bit: a sum over ranks, of any number of them, shows whether they do."""
         bits, *flags = self.told()
-        return torch.cat([torch.tensor(bits) >> torch.arange(64) & 1, torch.tensor(flags)])
+        return torch.tensor([*(bits >> i & 1 for i in range(64)), *flags], device="cpu")
 
 
 def _worded(terms: list[Terms]) -> str:
@@ -193,7 +193,7 @@ def _share(
     that holds the last of them is found by the digits of the ranks' numbers."""
     prefix = 0
     for shift, width in _digits(max(1, (ranks - 1).bit_length())):
-        counts = torch.zeros(1 << width, dtype=torch.int64)
+        counts = torch.zeros(1 << width, dtype=torch.int64, device="cpu")
         if rank >> (shift + width) == prefix:
             counts[rank >> shift & ((1 << width) - 1)] = mine
         total = yield counts

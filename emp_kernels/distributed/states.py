@@ -62,7 +62,7 @@ def sync(state: EMPState, group: dist.ProcessGroup | None = None) -> None:
 
 def _agree(function: str, state: EMPState, group: dist.ProcessGroup | None) -> tuple[int, int, int]:
     """(largest clock, largest epoch, the clock up to which all states are equal)."""
-    beta = torch.tensor([state.beta], dtype=torch.float64).view(torch.int64)
+    beta = torch.tensor([state.beta], dtype=torch.float64, device="cpu").view(torch.int64)
     own = [state.num_samples, int(beta), int(state.clock), state.epoch, state.synced_at]
     facts = torch.stack(gather_equal(function, torch.tensor(own, device=state.device), group)).cpu()
     sizes, betas = facts[:, 0].tolist(), facts[:, 1].contiguous().view(torch.float64).tolist()

@@ -166,7 +166,7 @@ def _compare(function: str, shard: Shard, beta: float, ignore_index: int | None)
         "rows": len(labels),
         "dtypes": _DTYPES.index(shard.logits.dtype),
         "labels": int((labels * places + (labels ^ places)).sum()),
-        "beta": int(torch.tensor(beta, dtype=torch.float64).view(torch.int64)),
+        "beta": int(torch.tensor(beta, dtype=torch.float64, device="cpu").view(torch.int64)),
         "ignored": ignore_index is not None,
         "ignore_index": ignore_index or 0,
         "start": shard.start,
@@ -182,7 +182,7 @@ def _compare(function: str, shard: Shard, beta: float, ignore_index: int | None)
 
     agree("local_logits must have the same number of rows", [f["rows"] for f in of_rank])
     agree("local_logits must have one dtype", [_DTYPES[f["dtypes"]] for f in of_rank])
-    betas = [torch.tensor(f["beta"]).view(torch.float64).item() for f in of_rank]
+    betas = [torch.tensor(f["beta"], device="cpu").view(torch.float64).item() for f in of_rank]
     agree("beta must be the same", betas)
     ignored = [f["ignore_index"] if f["ignored"] else None for f in of_rank]
     agree("ignore_index must be the same", ignored)
@@ -223,7 +223,7 @@ def score_shard(
         sums = torch.tensor(nothing, dtype=wide, device=logits.device)[:, None].expand(4, n)
     packed = sums.reshape(-1)
     if logits.is_cpu:  # elsewhere, looking would wait for the device
-        facts = torch.tensor([shard.start, classes_here])
+        facts = torch.tensor([shard.start, classes_here], device="cpu")
         packed = torch.cat([packed, facts.view(wide)])
     parts = gather_equal(function, packed, shard.group)
     ignored = None if ignore_index is None else labels.reshape(-1) == ignore_index

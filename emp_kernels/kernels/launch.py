@@ -132,8 +132,10 @@ def score(
     cut = {"WIDTH": plan.width, "TILES": plan.tiles, "COMPENSATED": plan.compensated}
     if plan.stream:
         kernel, programs, cut["PARTS"] = score_stream, n * plan.parts, plan.parts
-        shared = plan.parts > 1
-        pointers.append(torch.empty(n * 6 * plan.parts, device=device) if shared else None)
+        parts = None
+        if plan.parts > 1:
+            parts = torch.empty(n * 6 * plan.parts, dtype=torch.float32, device=device)
+        pointers.append(parts)
     else:
         kernel, programs, cut["ROWS"] = score_rows, -(-n // plan.rows), plan.rows
     with _on(device):

@@ -16,7 +16,7 @@ def score_linear(
     runtime.check_capability(hidden.device)
     check_label_range(function, labels, weight.shape[0], ignore_index)
     if labels.numel() == 0:
-        values = torch.empty((4, 0), device=labels.device)
+        values = torch.empty((4, 0), dtype=torch.float32, device=labels.device)
         return Scores(*values.view(4, *labels.shape).unbind())
     rows = hidden.detach().reshape(-1, hidden.shape[-1])
     rows, weight = (x if x.stride(-1) == 1 else x.contiguous() for x in (rows, weight.detach()))

@@ -51,10 +51,10 @@ def _nothing(state, device) -> Selection:
     """The selection from no rows."""
     if state is not None:
         state.clock += 1
-    empty = torch.empty(0, device=device)
+    empty = torch.empty(0, dtype=torch.float32, device=device)
     return Selection(
         indices=empty.long(),
         scores=Scores(empty, empty, empty, empty),
-        threshold=torch.full((), torch.inf, device=device),
+        threshold=torch.full((), torch.inf, dtype=torch.float32, device=device),
         num_invalid=torch.zeros((), dtype=torch.int32, device=device),
     )

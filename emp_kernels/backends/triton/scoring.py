@@ -11,7 +11,7 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     """Scores of logits (..., C) and labels (...)."""
     runtime.check_capability(logits.device)
     check_label_range(function, labels, logits.shape[-1], ignore_index)
-    values = torch.empty((4, 0), device=labels.device)
+    values = torch.empty((4, 0), dtype=torch.float32, device=labels.device)
     if labels.numel():
         values = runtime.launch.score(
             runtime.launch.rows_of(logits), labels, beta, ignore_index
@@ -23,7 +23,7 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     """Statistics of logits (..., C) and labels (...)."""
     runtime.check_capability(logits.device)
     check_label_range("sample_statistics", labels, logits.shape[-1], ignore_index)
-    values = torch.empty((6, 0), device=labels.device)
+    values = torch.empty((6, 0), dtype=torch.float32, device=labels.device)
     correct = torch.empty(0, dtype=torch.bool, device=labels.device)
     if labels.numel():
         rows = runtime.launch.rows_of(logits)
@@ -40,7 +40,7 @@ def row_sums(logits, labels, ignore_index) -> torch.Tensor:
     logits shows in m, u or t; u and t are 0 where else m is infinite. Ignored rows are 0."""
     runtime.check_capability(logits.device)
     if labels.numel() == 0:
-        return torch.empty(4, 0, device=labels.device)
+        return torch.empty(4, 0, dtype=torch.float32, device=labels.device)
     return runtime.launch.score(
         runtime.launch.rows_of(logits), labels, 0.0, ignore_index, sums=True
     ).values
