@@ -138,7 +138,7 @@ def growth(rows: Sequence[tables.Row]) -> Figure:
         axes.set_xlabel(label)
         axes.set_ylabel("ms a call")
         if axes.lines:
-            axes.legend(loc="upper left", fontsize=9)
+            axes.legend(fontsize=9)
     _title(figure, "How the cost grows, from 10³ to what memory holds")
     return figure
 
@@ -146,7 +146,7 @@ def growth(rows: Sequence[tables.Row]) -> Figure:
 def roofs(rows: Sequence[tables.Row]) -> Figure:
     """Elements a second of each case against elements a byte, under both limits."""
     found = roofline.points(rows)
-    figure, axes = _figure(8.6, 5.8)
+    figure, axes = _figure(8.6, 6.4)
     ends = min(p.intensity for p in found) / 2, max(p.intensity for p in found) * 2
     reads = [row["read"]["gb_per_s"] for row in rows]
     low, high = ([end * rate for end in ends] for rate in (min(reads), max(reads)))
@@ -163,7 +163,7 @@ def roofs(rows: Sequence[tables.Row]) -> Figure:
         axes.scatter(x, y, s=36, color=colour, marker=marker, label=name, zorder=3)
         bounded = [p for p in own if "d" in p.row and p.arithmetic]
         x, y = [p.intensity for p in bounded], [p.arithmetic for p in bounded]
-        label = "the product's arithmetic, from cache" if bounded and name.startswith("log") else ""
+        label = "what its arithmetic allows" if bounded and name.startswith("log") else ""
         axes.scatter(x, y, s=160, color=colour, marker="_", label=label or None, zorder=3)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -171,8 +171,8 @@ def roofs(rows: Sequence[tables.Row]) -> Figure:
     axes.grid(axis="both")
     axes.set_xlabel("elements a byte that has to move")
     axes.set_ylabel("10⁹ elements a second")
-    figure.legend(loc="outside right upper", fontsize=9)
-    _title(figure, "Roofline: what each case reaches below the limits of memory and arithmetic")
+    figure.legend(loc="outside lower left", ncols=3, fontsize=9)
+    _title(figure, "Roofline: each case below the limits of memory and arithmetic")
     return figure
 
 

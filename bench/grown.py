@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from bench import tables
 
-# A panel's benchmark, title, label of its axis, and its series: what grows, the
-# size from which fixed costs no longer count, and its name.
+# A panel's benchmark, title, label of its axis, and its series: what grows, the size from which
+# fixed costs no longer count, and its name ("": what grows, and the dtype).
 PANELS = (
     ("scoring", "score_and_select, C = 1000", "logits N·C", (("N·C", 10**6, ""),)),
     ("scoring", "score_and_select, N = 256", "classes C", (("C", 10**4, ""),)),
@@ -40,7 +40,7 @@ def lines_of(
         own = [r for r in rows if r["benchmark"] == benchmark and r.get("growth") == grows]
         for dtype in dict.fromkeys(row.get("dtype") for row in own):
             points = [(r["size"], r["seconds"]["median"]) for r in own if r.get("dtype") == dtype]
-            found.append(Line(name or dtype, points, start))
+            found.append(Line(name or f"{grows}, {dtype}", points, start))
     return found
 
 
@@ -48,11 +48,10 @@ def table(rows: Sequence[tables.Row]) -> str:
     """A line for each series of the growth plot: 1 is growth in proportion."""
     lines = []
     for benchmark, title, _, series in PANELS:
-        for grows, start, name in series:
-            for line in lines_of(rows, benchmark, [(grows, start, name)]):
-                sizes = [size for size, _ in line.points]
-                of, bounds = f"{grows}, {line.name}", (min(sizes), max(sizes), start)
-                lines.append([f"{title}: {of}", *(f"{x:.1e}" for x in bounds), f"{line.slope:.3f}"])
+        for line in lines_of(rows, benchmark, series):
+            sizes = [size for size, _ in line.points]
+            bounds = (f"{size:.1e}" for size in (min(sizes), max(sizes), line.start))
+            lines.append([f"{title}: {line.name}", *bounds, f"{line.slope:.3f}"])
     headings = ["growth of", "from", "to", "fitted from", "log-log slope"]
     return tables.markdown(headings, lines)
 

@@ -76,7 +76,7 @@ def elements(row: Row) -> int:
 
 
 def scoring_limits(rows: Sequence[Row]) -> dict[str, float]:
-    """10^9 logits a second of each dtype, from the first-level cache."""
+    """10^9 logits a second of each dtype, from the second-level cache."""
     return _limits(rows, lambda row: "d" not in row, lambda row: row["n"] * row["c"])
 
 

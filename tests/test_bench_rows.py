@@ -134,7 +134,8 @@ def test_committed_rows(file):
         for name, goal in row["goals"].items()
     }
     assert found >= GOALS
-    assert {row["dtype"] for row in rows if row["benchmark"] == "limits"} == {"float32", "bfloat16"}
+    dtypes = {"float32", "bfloat16", "float16"}
+    assert {row["dtype"] for row in rows if row["benchmark"] == "limits"} == dtypes
     for row in rows:
         if row["benchmark"] == "tokens":
             assert set(peers.TOKENS) <= set(row["opponents"]) | set(row["not_measured"])
