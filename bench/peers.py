@@ -56,6 +56,13 @@ def cut_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.
     return lambda: linear_cross_entropy(hidden, weight, labels, impl="torch_compile")
 
 
+def liger_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
+    """Less than ours: the mean loss alone."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return lambda: liger_fused_linear_cross_entropy(hidden, weight, labels)
+
+
 # Of logits (N, C) and labels (N,): losses and entropies (N,).
 TOKENS: dict[str, Maker] = {
     "TRL": trl,
@@ -64,7 +71,10 @@ TOKENS: dict[str, Maker] = {
     "Liger cross-entropy": liger,
 }
 # Of hidden (N, D), weight (C, D) and labels (N,): the mean loss.
-LINEAR: dict[str, Maker] = {"cut-cross-entropy": cut_cross_entropy}
+LINEAR: dict[str, Maker] = {
+    "cut-cross-entropy": cut_cross_entropy,
+    "Liger cross-entropy": liger_linear,
+}
 PACKAGES = ("trl", "verl", "liger-kernel", "cut-cross-entropy")
 
 
