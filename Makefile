@@ -10,7 +10,7 @@ export PATH := $(abspath $(RUN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo sanitize bench evidence-quick evidence audit gpu-check clean
+.PHONY: venv build test lint format demo sanitize bench peers evidence-quick evidence audit gpu-check clean
 
 # The environment with the package in it, editable; made anew when either description changes.
 venv: $(VENV)/complete
@@ -58,6 +58,11 @@ bench: build
 	$(RUN)/python -m pytest bench --rows $$results && \
 	$(RUN)/python -m bench.draw $$results && \
 	$(RUN)/python -m bench.readme_tables $$results
+
+# Other packages into .venv, for `make bench` to time beside ours; without them it says that they
+# are not measured. Nothing else needs them.
+peers: venv
+	$(RUN)/python -m pip install --no-deps -r bench/peers.txt
 
 # Pruning methods compared, on digits and mnist1d: RESULTS (by default today's folder) is filled up,
 # so both can be stopped and started again. The quick one runs keep 0.3 with three seeds; the other

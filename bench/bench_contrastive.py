@@ -80,5 +80,8 @@ def bench_score_contrastive(case, form, n):
         moved=sum(x.nbytes for x in (z1, z2, h1, h2)),
         rounds=9,
         goals=GOALS.get(form, {}),
-        fields={"n": n, "c": n, "dtype": "float32", "peak_mib": memory},
-    )
+        fields={
+            "n": n, "c": n, "d": WIDTH + HIDDEN, "dtype": "float32", "peak_mib": memory,
+            "elements": n * n * (4 if form == "ntxent" else 1),
+        },
+    )  # fmt: skip

@@ -1,14 +1,18 @@
-"""gather of sorted indices, 30 % of the rows, against torch.index_select and NumPy's take."""
+"""gather of sorted indices, 30 % of the rows, against torch.index_select and NumPy's take; and how
+its cost grows with the rows."""
 
 import pytest
 import torch
 
 import emp_kernels as emp
+from bench import harness
 
 # Row bytes, rows, rounds.
 SINGLE = [(4, 10**7, 15), (512, 400_000, 15), (12288, 20_000, 15)]
 # Rows, rounds, calls a round: an epoch's images, a large batch of them, a small one.
 SEVERAL = [(20_000, 15, 1), (1024, 31, 5), (256, 61, 50)]
+WIDTH, MOST = 128, 10**7  # growth: numbers of a row, and rows of the source
+GATHERED = [10**3, 10**4, 10**5, 10**6, 3 * 10**6]
 
 
 def ascending(rows: int) -> torch.Tensor:
@@ -65,4 +69,25 @@ def bench_dictionary(case, rows, rounds, calls):
         calls=calls,
         goals={"index_select": (1, None)},
         fields={"n": rows, "row_bytes": row_bytes},
+    )
+
+
+@pytest.fixture(scope="module")
+def rows_of_512():
+    return harness.normal_logits(MOST * WIDTH, "float32").view(MOST, WIDTH)
+
+
+@pytest.mark.parametrize("k", GATHERED)
+def bench_growth(case, rows_of_512, k):
+    source = rows_of_512[: round(k / 0.3)]
+    indices = ascending(len(source))
+    assert torch.equal(emp.gather(source, indices), source.index_select(0, indices))
+    case(
+        f"growth gather K = {k:.1e}",
+        lambda: emp.gather(source, indices),
+        {},
+        moved=k * (2 * 4 * WIDTH + 8),
+        rounds=9,
+        calls=max(1, 10**5 // k),
+        fields={"n": len(source), "row_bytes": [4 * WIDTH], "growth": "K", "size": k},
     )

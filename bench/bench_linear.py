@@ -1,4 +1,4 @@
-"""score_linear: the score of hidden @ weightᵀ without logits, against torch's product with them.
+"""score_linear and linear_cross_entropy: hidden @ weightᵀ without logits, against torch's product.
 
 Of a language model's head, C = 128256 and D = 1024; N is small, so that a case takes seconds: with
 more rows all sides take longer, and ours gains.
@@ -9,9 +9,10 @@ import sys
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import emp_kernels as emp
-from bench import harness
+from bench import harness, peers
 
 D, C = 1024, 128256
 CASES = [(128, "float32"), (256, "bfloat16")]  # rows that take about as long
@@ -54,6 +55,9 @@ def bench_score_linear(case, n, dtype):
     harness.check_scores(logits, labels, scores.loss, scores.entropy, rtol=rtol)
     exact = hidden[:16].double() @ weight.double().t()
     harness.check_scores(exact, labels[:16], scores.loss[:16], scores.entropy[:16], rtol=rtol)
+    others, missing = peers.made(peers.LINEAR, hidden, weight, labels)
+    for call in others.values():
+        torch.testing.assert_close(call().float(), scores.loss.mean(), rtol=rtol, atol=0)
     del logits, exact
 
     peak = None
@@ -68,12 +72,58 @@ def bench_score_linear(case, n, dtype):
         {
             "matmul, score": lambda: emp.score(hidden @ weight.t(), labels),
             "matmul": lambda: hidden @ weight.t(),
+            **others,
         },
         moved=weight.nbytes + hidden.nbytes,
         rounds=9,
         goals=GOALS,
         fields={
             "n": n, "d": D, "c": C, "dtype": dtype, "peak_bytes": peak,
-            "logits_bytes": n * C * hidden.element_size(),
+            "logits_bytes": n * C * hidden.element_size(), "not_measured": missing,
+            "peer_versions": peers.versions(),
+        },
+    )  # fmt: skip
+
+
+def check_gradients(inputs, found, rtol: float) -> None:
+    """Gradients (N, D) and (C, D) of the mean loss agree with float64: all of hidden's, and
+    weight's of classes spread over all."""
+    hidden, weight, labels = (x.detach() for x in inputs)
+    classes = torch.linspace(0, C - 1, harness.ORACLE_ROWS, dtype=torch.float64).long()
+    signal = (hidden.double() @ weight.double().t()).softmax(1)
+    signal[torch.arange(len(labels)), labels] -= 1
+    signal /= len(labels)
+    right = signal @ weight.double(), signal[:, classes].t() @ hidden.double()
+    for own, wanted in zip((found[0], found[1][classes]), right, strict=True):
+        assert (own.double() - wanted).norm() <= rtol * wanted.norm()
+
+
+def bench_linear_cross_entropy(case):
+    """The loss with both gradients. The bytes are the weight twice and its gradient."""
+    n, dtype = CASES[0]
+    hidden, weight, labels = inputs(n, dtype)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+
+    def gradients(loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(loss, (hidden, weight))
+
+    def ours():
+        return gradients(emp.linear_cross_entropy(hidden, weight, labels))
+
+    others, missing = peers.made(peers.LINEAR, hidden, weight, labels)
+    losses = {"torch": lambda: F.cross_entropy(hidden @ weight.t(), labels), **others}
+    check_gradients((hidden, weight, labels), ours(), 1e-5)
+    for loss in losses.values():
+        check_gradients((hidden, weight, labels), gradients(loss()), 1e-4)
+    case(
+        f"linear_cross_entropy and gradients {n}×{D}×{C} {dtype}",
+        ours,
+        {name: (lambda loss=loss: gradients(loss())) for name, loss in losses.items()},
+        moved=3 * weight.nbytes,
+        rounds=9,
+        fields={
+            "n": n, "d": D, "c": C, "dtype": dtype, "products": 3, "not_measured": missing,
+            "peer_versions": peers.versions(),
         },
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""score alone, and how the cost of score_and_select grows with N·C."""
+"""score alone, and how the cost of score_and_select grows with rows and with classes."""
 
 import pytest
 import torch
@@ -7,11 +7,8 @@ import emp_kernels as emp
 from bench import harness
 
 CASES = [(65536, 1000, "float32"), (65536, 1000, "bfloat16"), (8192, 32000, "float16")]
-CLASSES = 1000
-SIZES = {  # N·C; the last one is beyond 2^31
-    "float32": (10**3, 10**4, 10**5, 10**6, 10**7, 10**8, 10**9),
-    "bfloat16": (10**3, 10**4, 10**5, 10**6, 10**7, 10**8, 10**9, 22 * 10**8),
-}
+CLASSES, ROWS = 1000, 256  # while the other grows
+LARGEST = {"float32": 10**9, "bfloat16": 22 * 10**8}  # logits: 4 GB, the latter beyond 2^31
 
 
 @pytest.mark.parametrize(("n", "c", "dtype"), CASES, ids=[f"{n}x{c}-{d}" for n, c, d in CASES])
@@ -44,31 +41,39 @@ def logits():
     def made(dtype: str) -> torch.Tensor:
         if dtype not in kept:
             kept.clear()
-            kept[dtype] = harness.normal_logits(max(SIZES[dtype]), dtype)
+            kept[dtype] = harness.normal_logits(LARGEST[dtype], dtype)
         return kept[dtype]
 
     yield made
     kept.clear()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "size"),
-    [(dtype, size) for dtype, sizes in SIZES.items() for size in sizes],
-)
-def bench_growth(case, logits, dtype, size):
+def grown() -> list[tuple[str, str, int, int]]:
+    """dtype, what grows, N and C: logits from 10^3 and classes from 10^3, as far as they go."""
+    found = []
+    for dtype, largest in LARGEST.items():
+        sizes = [10**e for e in range(3, 10)] + [largest] * (largest > 10**9)
+        found += [(dtype, "N·C", size // CLASSES, CLASSES) for size in sizes]
+        classes = [10**e for e in range(3, 7)] + [largest // ROWS]
+        found += [(dtype, "C", ROWS, c) for c in classes]
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "growth", "n", "c"), grown())
+def bench_growth(case, logits, dtype, growth, n, c):
     """Fixed costs show below 10^5 elements; beyond, twice the elements take twice the time."""
-    n = size // CLASSES
-    batch = logits(dtype)[:size].view(n, CLASSES)
-    labels = torch.arange(n) % CLASSES
+    batch = logits(dtype)[: n * c].view(n, c)
+    labels = torch.arange(n) % c
     found = emp.score_and_select(batch, labels, None)
     harness.check_scores(batch, labels, found.scores.loss, found.scores.entropy)
     harness.check_selection(found.scores.score, found.indices, max(1, round(0.3 * n)))
+    size = {"N·C": n * c, "C": c}[growth]
     case(
-        f"growth {size:.1e} {dtype}",
+        f"growth {growth} = {size:.1e} {dtype}",
         lambda: emp.score_and_select(batch, labels, None),
         {},
         moved=batch.nbytes,
         rounds=9,
-        calls=max(1, 10**6 // size),
-        fields={"n": n, "c": CLASSES, "dtype": dtype},
+        calls=max(1, 10**6 // (n * c)),
+        fields={"n": n, "c": c, "dtype": dtype, "growth": growth, "size": size},
     )

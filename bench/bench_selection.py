@@ -1,4 +1,5 @@
-"""select of 0.3 n, against torch's topk and sort and NumPy's argpartition and sort."""
+"""select of 0.3 n, against torch's topk and sort and NumPy's argpartition and sort; how its
+cost grows with n and with K."""
 
 import numpy as np
 import pytest
@@ -8,12 +9,20 @@ import emp_kernels as emp
 from bench import harness
 
 KEEP = 0.3
-TOPK, ARGPARTITION = "topk + sort", "argpartition + sort"
+TOPK, UNSORTED, ARGPARTITION = "topk + sort", "topk", "argpartition + sort"
 CASES = [  # n, rounds, calls a round, and what is aimed at
     (10**5, 41, 20, {}),
     (10**6, 25, 3, {TOPK: (16, 25), "floor": (6, 3)}),
     (10**7, 11, 1, {TOPK: (25, 40), "floor": (6, 2.5)}),
     (5 * 10**7, 9, 1, {TOPK: (25, 40), "floor": (6, 2.5)}),
+]
+MOST, FIXED = (
+    5 * 10**8,
+    10**8,
+)  # scores: the largest case, and those of which more and more are kept
+GROWN = [
+    *(("n", n, round(KEEP * n)) for n in (*(10**e for e in range(3, 9)), MOST)),
+    *(("K", FIXED, k) for k in (*(10**e for e in range(3, 8)), 9 * 10**7)),
 ]
 
 
@@ -37,6 +46,7 @@ def bench_select(case, n, rounds, calls, goals):
         lambda: emp.select(scores, KEEP),
         {
             TOPK: lambda: harness.select_lines(scores, count),
+            UNSORTED: lambda: scores.topk(count, sorted=False),
             ARGPARTITION: lambda: numpy_lines(array, count),
         },
         moved=4 * n + 8 * count,
@@ -44,4 +54,27 @@ def bench_select(case, n, rounds, calls, goals):
         calls=calls,
         goals=goals,
         fields={"n": n, "keep": KEEP, "dtype": "float32"},
+    )
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Scores for the largest case."""
+    return torch.randn(MOST, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("growth", "n", "k"), GROWN)
+def bench_growth(case, many, growth, n, k):
+    """n at keep 0.3; K of a fixed n, which hardly matters, for all n are read."""
+    scores = many[:n]
+    harness.check_selection(scores, emp.select(scores, k), k)
+    size = {"n": n, "K": k}[growth]
+    case(
+        f"growth select {growth} = {size:.1e}",
+        lambda: emp.select(scores, k),
+        {},
+        moved=4 * n + 8 * k,
+        rounds=9,
+        calls=max(1, 10**6 // n),
+        fields={"n": n, "k": k, "dtype": "float32", "growth": growth, "size": size},
     )

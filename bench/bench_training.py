@@ -13,7 +13,7 @@ from bench import harness
 from emp_kernels.cli.experiment import small_cnn
 
 KEEP = 0.3
-TOPK, INFOBATCH, SELECT = "topk + sort", "InfoBatch", "select"
+TOPK, INFOBATCH, COMPOSER, SELECT = "topk + sort", "InfoBatch", "Composer", "select"
 SAMPLES = 1_300_000  # of ImageNet
 STEP = 128, 3, 16, 100  # images, channels, height and width, classes
 STEP_PATIENCE = 25.0  # steps jitter by ten percent: a median needs hundreds of them
@@ -136,6 +136,15 @@ def infobatch_order(losses: np.ndarray, random: np.random.RandomState) -> list[i
     return order
 
 
+def composer_lines(losses: torch.Tensor, random: np.random.RandomState, keep: float):
+    """Ids by selective backprop (arXiv 1910.00762) as Composer samples them: the loss at quantile q
+    with a probability in proportion to q^(1/keep − 1), none twice."""
+    n = len(losses)
+    odds = ((np.arange(n) + 0.5) / n) ** (1 / keep - 1)
+    drawn = random.choice(n, int(keep * n), replace=False, p=odds / odds.sum())
+    return losses.argsort()[torch.from_numpy(drawn)]
+
+
 @pytest.fixture(scope="module")
 def epoch():
     """A state with scores of all samples, its losses as an array, and the selection."""
@@ -157,18 +166,30 @@ def check_infobatch(losses: np.ndarray) -> None:
     assert abs(float(weights[ids].sum()) - len(losses)) <= 2
 
 
+def check_composer(losses: torch.Tensor, keep: float) -> None:
+    """As many as asked, none twice, high losses more often: q^(1/keep − 1) has its mean at
+    1 / (1 + keep), which drawing without replacement lowers, but not to that of all, 1 / 2."""
+    ids = composer_lines(losses, np.random.RandomState(0), keep)
+    assert len(ids.unique()) == len(ids) == int(keep * len(losses))
+    ranks = losses.argsort().argsort()
+    mean = float((ranks[ids].double().mean() + 0.5) / len(losses))
+    assert 0.5 < mean < 1 / (1 + keep)
+
+
 def bench_epoch_selection(case, epoch):
     state, losses, found = epoch
     count, random = round(KEEP * SAMPLES), np.random.RandomState(0)
     harness.check_selection(state.score, found, count)
     harness.check_selected_values(state.score, harness.select_lines(state.score, count), found)
     check_infobatch(losses)
+    check_composer(state.loss, KEEP)
     case(
         f"epoch's selection, 0.3 of {SAMPLES:.1e}",
         lambda: state.select(KEEP),
         {
             TOPK: lambda: harness.select_lines(state.score, count),
             INFOBATCH: lambda: infobatch_lines(losses, random),
+            COMPOSER: lambda: composer_lines(state.loss, random, KEEP),
         },
         moved=4 * SAMPLES + 8 * count,
         rounds=41,

@@ -1,6 +1,6 @@
 """Plots and tables of the CPU benchmarks from committed rows: python -m bench.draw FOLDER
 
-Reads FOLDER/cpu.jsonl; writes cpu.md and four PNG files beside it. Nothing is measured here.
+Reads FOLDER/cpu.jsonl; writes cpu.md and five PNG files beside it. Nothing is measured here.
 """
 
 import math
@@ -13,31 +13,51 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import harness, tables
+from bench import grown, harness, roofline, tables
 from emp_kernels.plots import COLOURS, FAINT, INK, OTHERS, STYLE
 
 OURS = COLOURS["EMP"]
-LINEAR_FROM = 10**6  # elements from which the slope of the cost is fitted
+BFLOAT16 = COLOURS["LFL"]
 SHADES = {
     "torch.compile": COLOURS["LFL"],
     "torch": FAINT,
     "numpy": OTHERS[0],
+    "TRL": OTHERS[1],
+    "verl": OTHERS[2],
+    "verl, chunked": OTHERS[3],
+    "Liger cross-entropy": INK,
     "topk + sort": COLOURS["LFL"],
+    "topk": FAINT,
     "argpartition + sort": OTHERS[0],
     "index_select": FAINT,
     "InfoBatch": OTHERS[1],
+    "Composer": OTHERS[2],
     "select": INK,
     "matmul, score": COLOURS["LFL"],
     "matmul": FAINT,
+    "cut-cross-entropy": OTHERS[0],
     "torch dense": COLOURS["LFL"],
 }
 MARKERS = {
+    "TRL": "v",
+    "verl": "v",
+    "verl, chunked": "v",
     "topk + sort": "s",
+    "topk": "s",
     "argpartition + sort": "s",
     "index_select": "D",
     "select": "D",
     "matmul, score": "^",
     "matmul": "^",
+    "cut-cross-entropy": "^",
+}
+GROUPS = {  # of the roofline plot: benchmarks, colour, marker
+    "logits scored": (("pruning", "scoring", "tokens"), OURS, "o"),
+    "loss and gradient, selection of an epoch": (("training",), COLOURS["LFL"], "D"),
+    "scores selected from": (("selection",), OTHERS[0], "s"),
+    "numbers gathered": (("gathering",), OTHERS[1], "v"),
+    "logits of a product": (("linear",), INK, "^"),
+    "similarities": (("contrastive",), OTHERS[2], "P"),
 }
 
 
@@ -48,9 +68,9 @@ def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
         row
         for row in rows
         if row["benchmark"] in tables.BENCHMARKS
-        and row["benchmark"] not in ("contrastive", "linear")  # bound by arithmetic
+        and row["benchmark"] not in ("contrastive", "linear", "limits")  # bound by arithmetic
         and row["bytes"] >= harness.IN_ROUNDS
-        and not row["case"].startswith("growth")
+        and "growth" not in row
     ]
     figure, axes = _figure(7.6, 1.2 + 0.34 * len(found))
     places = range(len(found))
@@ -101,41 +121,64 @@ def ratios(rows: Sequence[tables.Row]) -> Figure:
 
 
 def growth(rows: Sequence[tables.Row]) -> Figure:
-    """Time of score_and_select against N·C, log-log, with the fitted slope."""
-    found = [row for row in rows if row["case"].startswith("growth")]
-    figure, axes = _figure(6.6, 4.4)
-    for dtype, colour in (("float32", OURS), ("bfloat16", COLOURS["LFL"])):
-        points = [
-            (row["n"] * row["c"], row["seconds"]["median"])
-            for row in found
-            if row["dtype"] == dtype
-        ]
-        if points:
-            label = f"{dtype}, slope {slope(points):.3f} from 10⁶"
-            x, y = zip(*points, strict=True)
-            axes.plot(x, [1e3 * t for t in y], "o-", color=colour, label=label)
-    axes.axvline(2**31, color=FAINT, linewidth=1, linestyle=(0, (4, 2)), label="2³¹ elements")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.grid(axis="both")
-    axes.set_xlabel("logits N·C (C = 1000)")
-    axes.set_ylabel("ms a call")
-    axes.legend(loc="upper left")
-    _title(figure, "Cost of score_and_select against the size of the batch")
+    """Time of a call against each size that can grow, log-log, with the fitted slopes."""
+    figure = Figure(figsize=(10.4, 7.6), dpi=130, layout="constrained")
+    panels: Any = figure.subplots(2, 2)
+    for axes, (benchmark, title, label, series) in zip(panels.flat, grown.PANELS, strict=True):
+        for i, line in enumerate(grown.lines_of(rows, benchmark, series)):
+            x, y = zip(*line.points, strict=True)
+            text = f"{line.name}: slope {line.slope:.3f} from {_power(line.start)}"
+            axes.plot(x, [1e3 * t for t in y], "o-", color=(OURS, BFLOAT16)[i], label=text)
+        if label == "logits N·C":
+            axes.axvline(2**31, color=FAINT, linewidth=1, linestyle=(0, (4, 2)), label="2³¹")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.grid(axis="both")
+        axes.set_title(title)
+        axes.set_xlabel(label)
+        axes.set_ylabel("ms a call")
+        if axes.lines:
+            axes.legend(fontsize=9)
+    _title(figure, "How the cost grows, from 10³ to what memory holds")
     return figure
 
 
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Exponent of the growth: least squares in logarithms over sizes from `LINEAR_FROM`."""
-    logs = [(math.log(x), math.log(y)) for x, y in points if x >= LINEAR_FROM]
-    mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
-    over = sum((x - mean_x) * (y - mean_y) for x, y in logs)
-    return over / sum((x - mean_x) ** 2 for x, _ in logs)
+def roofs(rows: Sequence[tables.Row]) -> Figure:
+    """Elements a second of each case against elements a byte, under both limits."""
+    found = roofline.points(rows)
+    figure, axes = _figure(8.6, 6.4)
+    ends = min(p.intensity for p in found) / 2, max(p.intensity for p in found) * 2
+    reads = [row["read"]["gb_per_s"] for row in rows]
+    low, high = ([end * rate for end in ends] for rate in (min(reads), max(reads)))
+    label = f"memory read at {min(reads):.0f} to {max(reads):.0f} GB/s"
+    axes.fill_between(ends, low, high, color=FAINT, alpha=0.3, linewidth=0, label=label)
+    for dtype, style in (("float32", "-"), ("bfloat16", ":")):
+        limit = roofline.scoring_limits(rows).get(dtype)
+        if limit:
+            label = f"{dtype} logits scored from cache, {limit:.1f}"
+            axes.axhline(limit, color=OURS, linestyle=style, linewidth=1.4, label=label)
+    for name, (benchmarks, colour, marker) in GROUPS.items():
+        own = [p for p in found if p.row["benchmark"] in benchmarks]
+        x, y = [p.intensity for p in own], [p.rate for p in own]
+        axes.scatter(x, y, s=36, color=colour, marker=marker, label=name, zorder=3)
+        bounded = [p for p in own if "d" in p.row and p.arithmetic]
+        x, y = [p.intensity for p in bounded], [p.arithmetic for p in bounded]
+        label = "what its arithmetic allows" if bounded and name.startswith("log") else ""
+        axes.scatter(x, y, s=160, color=colour, marker="_", label=label or None, zorder=3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(ends)
+    axes.grid(axis="both")
+    axes.set_xlabel("elements a byte that has to move")
+    axes.set_ylabel("10⁹ elements a second")
+    figure.legend(loc="outside lower left", ncols=3, fontsize=9)
+    _title(figure, "Roofline: each case below the limits of memory and arithmetic")
+    return figure
 
 
 def selection(rows: Sequence[tables.Row]) -> Figure:
     """Time of select against n, with opponents and the floor: the bytes at read bandwidth."""
-    found = [row for row in rows if row["benchmark"] == "selection"]
+    found = [r for r in rows if r["benchmark"] == "selection" and "growth" not in r]
     figure, axes = _figure(6.6, 4.4)
     sizes = [row["n"] for row in found]
     for name in [name for name in tables.OPPONENTS if name in found[0]["opponents"]]:
@@ -160,12 +203,14 @@ FIGURES = {
     "cpu-ratios": ratios,
     "cpu-growth": growth,
     "cpu-selection": selection,
+    "cpu-roofline": roofs,
 }
 
 
 def page(rows: Sequence[tables.Row]) -> str:
     """The tables: what was aimed at, every case, and where the numbers come from."""
-    return f"{tables.goals(rows)}\n\n{tables.cases(rows)}\n\n{tables.origin(rows)}\n"
+    parts = [tables.goals(rows), tables.cases(rows), tables.errors(rows), grown.table(rows)]
+    return "\n\n".join([*parts, roofline.table(rows), tables.origin(rows)]) + "\n"
 
 
 def draw(folder: Path) -> None:
@@ -181,6 +226,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     axes: Any = figure.subplots()
     return figure, axes
+
+
+def _power(size: int) -> str:
+    """A power of ten as readers write it."""
+    return "10" + str(round(math.log10(size))).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _title(figure: Figure, text: str) -> None:

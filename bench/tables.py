@@ -3,25 +3,30 @@
 from collections.abc import Sequence
 from typing import Any
 
+from bench import peers
+
 Row = dict[str, Any]
 
 BENCHMARKS = (
-    *("pruning", "scoring", "selection", "gathering", "training", "linear", "contrastive"),
+    *("pruning", "scoring", "tokens", "selection", "gathering", "training", "linear"),
+    *("contrastive", "limits"),
 )
 OPPONENTS = (
     *("torch.compile", "torch", "numpy"),
-    *("topk + sort", "argpartition + sort"),
+    *("TRL", "verl", "verl, chunked", "Liger cross-entropy"),
+    *("topk + sort", "topk", "argpartition + sort"),
     "index_select",
-    *("InfoBatch", "select"),
-    *("matmul, score", "matmul", "torch dense"),
+    *("InfoBatch", "Composer", "select"),
+    *("matmul, score", "matmul", "cut-cross-entropy", "torch dense"),
 )
 
 
 def cases(rows: Sequence[Row]) -> str:
     """A line for each case: its time, its rate and how many times as long each opponent takes."""
-    names = [name for name in OPPONENTS if any(name in row["opponents"] for row in rows)]
+    names = _named(rows, OPPONENTS)
     headings = ["case", "median ms (p20 – p80)", "GB/s", "share of read", *_times(names)]
-    return markdown(headings, [[*_line(row), *_ratios(row, names)] for row in rows])
+    table = markdown(headings, [[*_line(row), *_ratios(row, names)] for row in rows])
+    return "\n\n".join([table, *_reasons(rows)])
 
 
 def goals(rows: Sequence[Row]) -> str:
@@ -36,28 +41,34 @@ def goals(rows: Sequence[Row]) -> str:
 
 
 def readme(rows: Sequence[Row], folder: str) -> str:
-    """The README's block: four tables, the plots and where the numbers come from."""
+    """The README's block: a table a benchmark, the plots and where the numbers come from."""
     groups = (
         ("pruning", ("torch.compile", "torch", "numpy")),
-        ("selection", ("topk + sort", "argpartition + sort")),
+        ("tokens", ("torch.compile", "torch", *peers.TOKENS)),
+        ("selection", ("topk + sort", "topk", "argpartition + sort")),
         ("gathering", ("index_select", "numpy")),
-        ("training", ("torch", "topk + sort", "InfoBatch", "select")),
-        ("linear", ("matmul, score", "matmul")),
+        ("training", ("torch", "topk + sort", "InfoBatch", "Composer", "select")),
+        ("linear", ("matmul, score", "matmul", "torch", *peers.LINEAR)),
     )
     parts = []
     for benchmark, names in groups:
-        found = [row for row in rows if row["benchmark"] == benchmark]
-        names = [name for name in names if any(name in row["opponents"] for row in found)]
+        found = [row for row in rows if row["benchmark"] == benchmark and "growth" not in row]
+        if not found:
+            continue
+        names = _named(found, names)
         headings = [benchmark, "ms", "GB/s", "share of read bandwidth", *_times(names)]
         lines = [
             [row["case"], _ms(row["seconds"]["median"]), *_rate(row), *_ratios(row, names)]
             for row in found
         ]
-        parts.append(markdown(headings, lines))
+        parts += [markdown(headings, lines), *_reasons(found)]
+        if benchmark == "tokens":
+            parts.append(errors(found))
     parts.append(memory(rows))
     parts.append(
         f"![Time to select against n]({folder}/cpu-selection.png)\n"
-        f"![Cost against N·C]({folder}/cpu-growth.png)"
+        f"![How the cost grows]({folder}/cpu-growth.png)\n"
+        f"![Roofline]({folder}/cpu-roofline.png)"
     )
     parts.append(origin(rows))
     return "\n\n".join(parts)
@@ -73,6 +84,24 @@ def memory(rows: Sequence[Row]) -> str:
     return markdown(["memory", "peak, MiB", "its logits, MiB"], lines)
 
 
+def errors(rows: Sequence[Row]) -> str:
+    """A line for each way to get loss and entropy: its largest relative errors, by dtype."""
+    found = [row for row in rows if "errors" in row]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in found))
+    columns = [(dtype, kind) for dtype in dtypes for kind in ("plain", "confident")]
+    shown = {"plain": "", "confident": ", confident rows"}
+    headings = ["largest relative error of loss / entropy"]
+    headings += [f"{dtype}{shown[kind]}" for dtype, kind in columns]
+    lines = []
+    for name in dict.fromkeys(name for row in found for name in row["errors"]):
+        line = [name]
+        for dtype, kind in columns:
+            own = [r["errors"][name][kind] for r in found if r["dtype"] == dtype]
+            line.append(" / ".join(f"{max(values):.0e}" for values in zip(*own, strict=True)))
+        lines.append(line)
+    return markdown(headings, lines)
+
+
 def origin(rows: Sequence[Row]) -> str:
     """One line: machine, versions and commit, on which all rows must agree."""
     first = rows[0]
@@ -81,6 +110,8 @@ def origin(rows: Sequence[Row]) -> str:
             raise ValueError(f"origin: rows must come from one {name}, got several")
     machine = first["machine"]
     known = ", ".join(f"{name} {value}" for name, value in first["versions"].items() if value)
+    others = {name: value for row in rows for name, value in row.get("peer_versions", {}).items()}
+    known += "".join(f", {name} {value}" for name, value in others.items())
     reads = [row["read"]["gb_per_s"] for row in rows]
     commit, _, dirty = (first["commit"] or "unknown").partition("-")
     return (
@@ -104,8 +135,23 @@ def _rate(row: Row) -> list[str]:
 
 
 def _ratios(row: Row, names: Sequence[str]) -> list[str]:
-    found = row["opponents"]
-    return [f"{found[name]['ratio']:.2f}×" if name in found else "–" for name in names]
+    """Of each opponent; what this machine cannot run says so."""
+    found, missing = row["opponents"], row.get("not_measured", {})
+    absent = {name: "not measured" if name in missing else "–" for name in names}
+    return [f"{found[n]['ratio']:.2f}×" if n in found else absent[n] for n in names]
+
+
+def _named(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Those of `names` that some row has measured, or has tried to."""
+    known = {name for row in rows for name in (*row["opponents"], *row.get("not_measured", ()))}
+    return [name for name in names if name in known]
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """A paragraph that says why opponents were not measured; none where all were."""
+    why = {name: why for row in rows for name, why in row.get("not_measured", {}).items()}
+    said = "; ".join(f"{name}: {reason}" for name, reason in why.items())
+    return [f"Not measured: {said}."] if said else []
 
 
 def _times(names: Sequence[str]) -> list[str]:

@@ -521,14 +521,50 @@ def test_the_verdict_asks_for_two_data_sets(rows):
     assert report.verdict([rows, close]) == "None."
 
 
-def test_time_to_accuracy_takes_runs_that_were_alone(rows):
-    full = [row_of("full", seed, 98.0, keep=1.0) for seed in range(3)]
-    alone = [row | {"alone": True} for row in (*rows, *full)]
+@pytest.fixture
+def alone(rows):
+    """Three seeds of pruned runs and of full data, by as many steps and by three times as many."""
+    found = list(rows)
+    for seed in range(3):
+        found.append(row_of("full", seed, 89.0 + 5 * seed, choosing_seconds=0.25))
+        found.append(row_of("full", seed, 92.0 + 5 * seed, keep=1.0, seconds=6.0, steps=300))
+    return [row | {"alone": True} for row in found]
+
+
+def test_time_to_accuracy_is_paired_by_seed_and_takes_runs_that_were_alone(alone):
+    """Targets are 91, 96 and 101: EMP ends at 91, 97 and 103 and passes them with its last look,
+    the one before last (96.5) and that one again (102.5)."""
     text = report.time_to_accuracy(alone)
-    assert "s to 97.0 %" in text
-    assert "| full | 1 | 1.5 | 2.0 | 0.5 | 0.2 |" in text
-    assert "| random | 0.3 | not reached |" in text
-    assert report.time_to_accuracy([*alone[:-1], alone[-1] | {"alone": False}]) == "Not measured."
+    assert "91.0 % (seed 0), 96.0 % (seed 1), 101.0 % (seed 2)" in text
+    assert "looked at 3 times a run" in text
+    emp_line = "| 97.0 ± 6.0 | +3.0 ± 0.6 | 1.7 | 2.0 | 0.5 | 0.2 | 12.5 |"
+    assert f"| EMP, β = 1 | 0.3 | 100 {emp_line}" in text
+    assert "| random | 0.3 | 100 | 94.0 ± 5.0 | +0.0 ± 0.0 | not reached |" in text
+    assert "| full | 0.3 | 100 | 94.0 ± 5.0 | – | not reached | 2.0 | 0.2 | 0.2 | 0.0 |" in text
+    assert "| full | 1 | 300 | 97.0 ± 5.0 | – | 1.5 | 6.0 | 0.5 | 0.2 | 0.0 |" in text
+    fallen = alone[2] | {"curve": [[100, 2.0, 90.9]]}  # EMP of seed 0
+    text = report.time_to_accuracy([*alone[:2], fallen, *alone[3:]])
+    assert "| 1.5 (2 of 3 runs) | 2.0 |" in text
+    shared = [*alone[:-1], alone[-1] | {"alone": False}]
+    assert report.time_to_accuracy(shared) == "Not measured."
+    assert report.time_to_accuracy(alone[:9]) == "Not measured."  # without full data
+
+
+def test_the_time_plot_shows_every_run_and_target(alone):
+    pytest.importorskip("matplotlib")  # optional package
+    from bench.methods import draw
+
+    (axes,) = draw.seconds(alone).axes
+    curves = [line.get_xydata().tolist() for line in axes.lines]
+    for row in alone:
+        assert [[time, accuracy] for _, time, accuracy in row["curve"]] in curves
+    for target in (91.0, 96.0, 101.0):
+        assert [[0, target], [1, target]] in curves
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == [
+        *("full, keep 1", "full, keep 0.3", "random, keep 0.3", "loss only (LFL), keep 0.3"),
+        "EMP, β = 1, keep 0.3",
+    ]
 
 
 @pytest.mark.parametrize("name", ["data", "machine", "versions", "epochs", "threads"])
@@ -549,15 +585,18 @@ def test_shares_of_counts():
     assert cells.most_trained([0, 50, 20, 20, 10], 0.2) == 70 / 190
 
 
-def test_plots_are_made_of_rows(rows, tmp_path):
+def test_plots_are_made_of_rows(rows, alone, tmp_path):
     pytest.importorskip("matplotlib")  # optional package
     from bench.methods import draw
 
     harness.write_rows(tmp_path / "methods-digits.jsonl", rows)
+    harness.write_rows(tmp_path / "methods-digits-alone.jsonl", alone)
     draw.draw(tmp_path)
-    for name in ("methods-digits.png", "methods-digits-counts.png"):
+    for name in ("methods-digits.png", "methods-digits-counts.png", "methods-digits-alone.png"):
         assert (tmp_path / name).stat().st_size > 5000
-    assert report.accuracy(rows) in (tmp_path / "methods.md").read_text(encoding="utf-8")
+    text = (tmp_path / "methods.md").read_text(encoding="utf-8")
+    assert report.accuracy(rows) in text
+    assert report.time_to_accuracy(alone) in text
 
 
 # The page of findings

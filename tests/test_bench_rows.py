@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import bench_training, draw, harness, tables
+from bench import bench_tokens, bench_training, draw, grown, harness, peers, roofline, tables
 
 COMMITTED = sorted(harness.RESULTS.glob("*/cpu.jsonl"))
 GOALS = {  # issues 3 and 5 of the project: case, against, required, stretch
@@ -86,7 +86,8 @@ def measured(clock, ours, opponents, moved, **options):
 
 def row_of(clock, benchmark, case, **fields):
     """A whole row: ours 0.5 s, all that a benchmark names three times that."""
-    names = {"pruning": tables.OPPONENTS[:3], "selection": tables.OPPONENTS[3:5]}
+    names = {"pruning": tables.OPPONENTS[:3], "selection": ("topk + sort", "argpartition + sort")}
+    names["tokens"] = ("torch.compile", "TRL")
     names |= {"gathering": ("index_select", "numpy"), "training": ("InfoBatch", "select")}
     names["linear"] = ("matmul, score", "matmul")
     names["contrastive"] = ("torch dense",)
@@ -133,9 +134,21 @@ def test_committed_rows(file):
         for name, goal in row["goals"].items()
     }
     assert found >= GOALS
-    grown = [row["n"] * row["c"] for row in rows if row["case"].startswith("growth")]
-    assert min(grown) <= 1000
-    assert max(grown) > 2**31
+    dtypes = {"float32", "bfloat16", "float16"}
+    assert {row["dtype"] for row in rows if row["benchmark"] == "limits"} == dtypes
+    for row in rows:
+        if row["benchmark"] == "tokens":
+            assert set(peers.TOKENS) <= set(row["opponents"]) | set(row["not_measured"])
+            assert set(row["errors"]) == {"emp_kernels", *row["opponents"]}
+            assert max(row["errors"]["emp_kernels"]["plain"]) <= 1e-5
+    for benchmark, _, _, series in grown.PANELS:
+        for quantity, start, _ in series:
+            for line in grown.lines_of(rows, benchmark, [(quantity, start, "")]):
+                sizes = [size for size, _ in line.points]
+                assert min(sizes) == 1000
+                assert max(sizes) >= 100 * start
+    logits = [row["size"] for row in rows if row.get("growth") == "N·C"]
+    assert max(logits) > 2**31
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.parent.name)
@@ -210,26 +223,53 @@ def rows(monkeypatch):
     """Synthetic rows of every benchmark."""
     clock = Clock(monkeypatch)
     growth = [
-        row_of(clock, "scoring", f"growth {size}", n=size // 1000, c=1000, dtype=dtype)
-        for dtype in ("float32", "bfloat16")
+        row_of(clock, of, f"growth {name} {size} {dtype}", growth=name, size=size, dtype=dtype)
+        for of, name, dtype in (
+            *(("scoring", "N·C", "float32"), ("scoring", "N·C", "bfloat16")),
+            *(("scoring", "C", "float32"), ("selection", "n", "float32")),
+            *(("selection", "K", "float32"), ("gathering", "K", None)),
+        )
         for size in (10**3, 10**6, 10**7)
     ]
     for row in growth:  # proportional to the size
-        row["seconds"]["median"] = row["n"] * 1e-3
+        row["seconds"]["median"] = row["size"] * 1e-6
+    errors = {"emp_kernels": {"plain": [1e-7, 2e-7], "confident": [3e-7, 4e-7]}}
+    errors["TRL"] = {"plain": [5e-3, 2e-2], "confident": [1.0, 5e-2]}
+    errors["torch.compile"] = errors["TRL"]
+    tokens = {"n": 8, "c": 3, "dtype": "float32", "errors": errors}
+    tokens["not_measured"] = {"verl": "No module named 'verl'"}
+    tokens["peer_versions"] = {"trl": "1.2"}
+    limits = [
+        row_of(clock, "limits", "score from cache", n=2**30, c=2, dtype="float32"),
+        row_of(clock, "limits", "product", n=2**20, c=2**10, d=8, dtype="float32"),
+    ]
     return [
+        row_of(clock, "tokens", "log-probability 8×3", **tokens),
+        *limits,
         row_of(clock, "pruning", "score_and_select 8×3 float32", n=8, c=3, dtype="float32"),
         *growth,
         row_of(clock, "selection", "select 0.3 of 1e+05", n=10**5),
         row_of(clock, "selection", "select 0.3 of 1e+06", n=10**6),
         row_of(clock, "gathering", "gather rows of 4 B", n=10, row_bytes=[4]),
         row_of(clock, "training", "epoch's order", n=10),
-        row_of(clock, "linear", "score_linear 2×3×4", peak_bytes=3 << 20, logits_bytes=9 << 30),
-        row_of(clock, "contrastive", "score_contrastive infonce 8×2", n=8, c=8),
+        row_of(
+            clock,
+            "linear",
+            "score_linear 2×3×4",
+            n=2,
+            d=3,
+            c=4,
+            dtype="float32",
+            peak_bytes=3 << 20,
+            logits_bytes=9 << 30,
+        ),
+        row_of(clock, "contrastive", "score_contrastive infonce 8×2", n=8, c=8, dtype="float32"),
     ]
 
 
 def test_tables_and_plots_are_made_of_rows_alone(rows, tmp_path):
-    rows[0]["goals"] = {
+    pruning = next(row for row in rows if row["benchmark"] == "pruning")
+    pruning["goals"] = {
         "torch.compile": {"required": 2, "stretch": 4, "measured": 3.0},
         "floor": {"required": 6, "stretch": 3, "measured": 2.5},
     }
@@ -246,7 +286,16 @@ def test_tables_and_plots_are_made_of_rows_alone(rows, tmp_path):
     assert "| epoch's order | 500 | – | – | 3.00× | 3.00× |" in block
     assert "| score_linear 2×3×4 | 500 | 0.5 | 0.25 | 3.00× | 3.00× |" in block
     assert "| score_linear 2×3×4 | 3 | 9216 |" in block
+    assert "| log-probability 8×3 | 500 | 0.5 | 0.25 | 3.00× | 3.00× | not measured |" in block
+    assert "Not measured: verl: No module named 'verl'." in block
+    assert "| TRL | 5e-03 / 2e-02 | 1e+00 / 5e-02 |" in block
+    assert "triton" in block
+    assert ", trl 1.2;" in block
+    assert "growth" not in block.replace("cpu-growth", "")
     assert "(folder/cpu-growth.png)" in block
+    assert "(folder/cpu-roofline.png)" in block
+    line = "| score_and_select, C = 1000: N·C, bfloat16 | 1.0e+03 | 1.0e+07 | 1.0e+06 | 1.000 |"
+    assert line in text
     assert rows[0]["commit"][:12] in block
 
 
@@ -256,11 +305,81 @@ def test_rows_of_two_runs_make_no_table(rows):
         tables.origin(rows)
 
 
-def test_the_slope_is_the_exponent():
-    assert draw.slope([(10.0**e, 3 * 10.0 ** (1.5 * e)) for e in range(6, 10)]) == pytest.approx(
-        1.5
-    )
-    assert draw.slope([(10, 5), (10**6, 1), (10**8, 100)]) == pytest.approx(1)
+def test_the_slope_is_the_exponent_from_where_it_is_fitted():
+    points = [(10.0**e, 3 * 10.0 ** (1.5 * e)) for e in range(6, 10)]
+    assert grown.slope(points) == pytest.approx(1.5)
+    assert grown.Line("", [(10, 5), (10**6, 1), (10**8, 100)], 10**6).slope == pytest.approx(1)
+
+
+def test_a_point_of_the_roofline_is_below_its_lower_limit(rows):
+    """All calls take half a second and move 2^28 bytes; memory is read at 2^31 bytes a second."""
+    found = {point.row["case"]: point for point in roofline.points(rows)}
+    assert not any(name.startswith(("growth", "product", "score from")) for name in found)
+    point = found["score_and_select 8×3 float32"]
+    assert point.intensity == 24 / 2**28
+    assert point.rate == 24 / 0.5 / 1e9
+    assert point.memory == pytest.approx(24 / 2**28 * 2**31 / 1e9)
+    assert point.arithmetic == 2**32 / 1e9
+    assert point.bound == "memory"
+    product = found["score_linear 2×3×4"]
+    assert product.arithmetic == pytest.approx(2**34 / 3 / 1e9)
+    assert found["select 0.3 of 1e+05"].arithmetic is None
+    assert roofline.elements({"n": 10, "row_bytes": [4, 12]}) == 3 * 4
+    bound = roofline.Point({}, 1.0, 1.0, 8.0, 2.0)
+    assert (bound.roof, bound.bound) == (2.0, "arithmetic")
+
+
+# Opponents
+
+
+def test_peers_that_cannot_run_say_why():
+    def absent():
+        import a_package_that_nobody_has  # noqa: F401
+
+    def renamed():
+        from bench.peers import gone  # noqa: F401
+
+    def broken():
+        return lambda: 1 / 0
+
+    makers = {"absent": absent, "renamed": renamed, "broken": broken, "there": lambda: lambda: 7}
+    calls, missing = peers.made(makers)
+    assert {name: call() for name, call in calls.items()} == {"there": 7}
+    assert missing == {
+        "absent": "No module named 'a_package_that_nobody_has'",
+        "renamed": "cannot import name 'gone' from 'bench.peers'",
+        "broken": "ZeroDivisionError: division by zero",
+    }
+
+
+def test_errors_of_a_way_are_the_largest_of_plain_and_confident_rows():
+    logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 50
+
+    def wrong(logits, labels):
+        log_p = logits.double().log_softmax(1)
+        loss, entropy = -log_p.gather(1, labels[:, None])[:, 0], -(log_p.exp() * log_p).sum(1)
+        return lambda: (loss * (1 + 3e-5), entropy * (1 - 2e-5))
+
+    found = bench_tokens.errors(wrong, logits, labels)
+    assert found["plain"] == pytest.approx([3e-5, 2e-5], rel=1e-2)
+    assert found["confident"] == pytest.approx([3e-5, 2e-5], rel=1e-2)
+    assert max(bench_tokens.errors(bench_tokens.ours, logits, labels)["confident"]) < 1e-6
+    float32 = bench_tokens.errors(bench_tokens.torch_lines, logits, labels)
+    assert max(float32["confident"]) > 1e-4  # nothing near zero is left of a rounded logarithm
+    with pytest.raises(AssertionError):
+        bench_tokens.errors(lambda z, y: lambda: (2 * wrong(z, y)()[0],), logits, labels)
+
+
+def test_composer_draws_high_losses_more_often():
+    losses = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    bench_training.check_composer(losses, 0.3)
+    random = np.random.RandomState(0)
+    taken = torch.zeros(2000)
+    for _ in range(400):
+        taken[bench_training.composer_lines(losses, random, 0.01)] += 1
+    halves = taken[losses.argsort()].view(2, -1).sum(1)
+    assert halves[0] < 0.01 * halves[1]  # (1/2)^100 of them, without replacement a few
 
 
 def test_infobatch_keeps_the_hard_and_weighs_the_rest():

@@ -25,6 +25,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 PINS = [
     Requirement(line)
     for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -156,8 +157,7 @@ def test_every_pin_is_exact() -> None:
 
 def test_everything_that_the_make_targets_install_is_pinned() -> None:
     pinned = {canonicalize_name(pin.name) for pin in PINS}
-    extras = PROJECT["optional-dependencies"]
-    todo = [*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)]
+    todo = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
     seen: set[str] = set()
     while todo:
         requirement = Requirement(todo.pop())
@@ -175,6 +175,19 @@ def test_everything_that_the_make_targets_install_is_pinned() -> None:
             marker = Requirement(line).marker
             if marker is None or any(marker.evaluate(extra) for extra in wanted):
                 todo.append(line)
+
+
+def test_the_peers_of_the_benchmarks_are_pinned_apart() -> None:
+    """They are no extra of the package, and replace nothing that the other targets install."""
+    lines = (ROOT / "bench/peers.txt").read_text().splitlines()
+    peers = [Requirement(line) for line in lines if not line.startswith("#")]
+    for pin in peers:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==", pin
+    names = {canonicalize_name(pin.name) for pin in peers}
+    assert names >= {"trl", "verl", "liger-kernel", "cut-cross-entropy"}
+    assert not names & {canonicalize_name(pin.name) for pin in PINS}
+    assert not names & {Requirement(line).name for e in EXTRAS.values() for line in e}
 
 
 def test_the_build_requirements_are_in_the_environment_too() -> None:

@@ -39,6 +39,23 @@ def test_tables_are_made_from_the_committed_rows():
             assert "-dirty" not in (ROOT / file).read_text()
 
 
+UNITS = "%|×|ms|µs|ns|s|min|h|minutes|hours|points?|GB/s|GB|MB|MiB|GFLOP/s|times"
+QUANTITIES = {  # of the text: shares that are kept, limits and settings, what the paper says
+    "README.md": {"30 %", "60 %", "1 GB"},
+    "bench/README.md": {"12 GB", "6 s", "512 MiB"},
+    "bench/methods/FINDINGS.md": {"70 %", "10 %", "2.2 points"},
+}
+
+
+@pytest.mark.parametrize("page", QUANTITIES)
+def test_measured_figures_stand_in_tables_alone(page):
+    """Text outside the tables made from rows names no quantity that somebody measured."""
+    text = readme_tables.BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`|\]\([^)]*\)", "", text, flags=re.M | re.S)
+    found = re.findall(rf"(?<![\w.])\d[\d.,]*\s?(?:{UNITS})(?!\w)", text)
+    assert set(found) <= QUANTITIES[page]
+
+
 def test_the_demo_kept_its_time():
     """Two minutes on two cores, by the rows of the table (they leave out imports and plots)."""
     (file,) = re.findall(r"<!-- table demo (\S+) -->", README)

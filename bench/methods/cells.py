@@ -87,7 +87,7 @@ def of_method(rows: Iterable[Row], method: Method) -> dict[int, Row]:
 
 def difference(rows: Sequence[Row], method: Method, baseline: str) -> Difference | None:
     """`method` less the baseline within a cell's `rows`, over the seeds that both have."""
-    base = Method(baseline, {"LFL": 0.0, "random": None}[baseline])
+    base = Method(baseline, {"LFL": 0.0, "random": None, "full": None}[baseline])
     ours, theirs = of_method(rows, method), of_method(rows, base)
     seeds = sorted(set(ours) & set(theirs))
     if method == base or not seeds:

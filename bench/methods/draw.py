@@ -1,7 +1,7 @@
 """Plots and tables of the comparison from committed rows: python -m bench.methods.draw FOLDER
 
-Reads FOLDER/methods-*.jsonl; writes methods.md and two PNG files a data set beside them. Nothing is
-measured here.
+Reads FOLDER/methods-*.jsonl; writes methods.md and beside it two PNG files a data set, or of runs
+that were alone one. Nothing is measured here.
 """
 
 import sys
@@ -76,9 +76,41 @@ def counts(rows: Sequence[cells.Row]) -> Figure:
     return training_counts({report.HEAD_KEEP: found})
 
 
+def seconds(rows: Sequence[cells.Row]) -> Figure:
+    """Accuracy against seconds of training, a curve a run, of runs that were alone; dotted the
+    targets."""
+    figure = Figure(figsize=(7.6, 4.8), dpi=130, layout="constrained")
+    axes: Any = figure.subplots()
+    for keep, noise, protocol in cells.cells(rows):
+        found = cells.in_cell(rows, keep, noise, protocol)
+        for place, method in enumerate(cells.methods(found)):
+            shade = INK if method.name == "full" else COLOURS.get(method.name)
+            if shade is None or method.beta not in (None, 0.0, 1.0):
+                shade = OTHERS[place % len(OTHERS)]
+            label: str | None = f"{method}, keep {keep:g}"
+            for row in cells.of_method(found, method).values():
+                _, times, accuracies = zip(*row["curve"], strict=True)
+                style = "-" if keep == 1 or method.name != "full" else (0, (4, 2))
+                axes.plot(times, accuracies, linestyle=style, color=shade, alpha=0.8, label=label)
+                axes.plot(times[-1], accuracies[-1], "o", color=shade)
+                label = None
+    for target in report.time_targets(rows).values():
+        axes.axhline(target, color=FAINT, linewidth=1, linestyle=":")
+    axes.grid(axis="both")
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(loc="lower right", fontsize=9)
+    title = f"{rows[0]['data']}: accuracy against time, alone on the machine"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=FAINT)
+    return figure
+
+
 def _times(histogram: Sequence[int]) -> torch.Tensor:
     """How often each sample was trained, ascending, from how many were trained c times."""
     return torch.arange(len(histogram)).repeat_interleave(torch.tensor(histogram))
+
+
+FIGURES = {False: {"": differences, "-counts": counts}, True: {"": seconds}}
 
 
 def page(rows: Sequence[cells.Row]) -> str:
@@ -120,10 +152,9 @@ def draw(folder: Path) -> None:
     found = read(folder)
     (folder / "methods.md").write_text(book(found.values()), encoding="utf-8")
     for name, rows in found.items():
-        if rows[0]["alone"]:
-            continue  # a few runs, for their times
+        alone = rows[0]["alone"]  # a few runs, for their times
         with matplotlib.rc_context(STYLE):
-            for part, figure in (("", differences), ("-counts", counts)):
+            for part, figure in FIGURES[alone].items():
                 path = folder / f"{name}{part}.png"
                 figure(rows).savefig(path, metadata={"Software": None})
 
