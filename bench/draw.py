@@ -95,7 +95,7 @@ def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
 def ratios(rows: Sequence[tables.Row]) -> Figure:
     """How many times as long each opponent takes, for each case that has one."""
     found = [row for row in rows if row["opponents"]]
-    figure, axes = _figure(7.6, 1.4 + 0.34 * len(found))
+    figure, axes = _figure(7.6, 2.2 + 0.34 * len(found))
     for name in tables.OPPONENTS:
         points = [
             (row["opponents"][name]["ratio"], place)
@@ -108,14 +108,15 @@ def ratios(rows: Sequence[tables.Row]) -> Figure:
             axes.scatter(x, y, s=34, c=SHADES[name], marker=marker, label=name, zorder=3)
     axes.axvline(1, color=INK, linewidth=1)
     axes.set_xscale("log")
-    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100, 200]
+    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(found)), [row["case"] for row in found])
     axes.invert_yaxis()
     axes.grid(axis="both")
+    axes.margins(y=0.02)
     axes.set_xlabel("time of the other / time of emp_kernels")
-    axes.legend(loc="lower right", frameon=True, fontsize=9)
+    figure.legend(loc="outside lower left", ncols=4, fontsize=9)
     _title(figure, "How many times as long the others take")
     return figure
 

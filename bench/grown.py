@@ -15,7 +15,7 @@ PANELS = (
         *("selection", "select", "n or K"),
         (("n", 10**6, "n, of which 0.3 n are kept"), ("K", 10**3, "K, kept of 10⁸")),
     ),
-    ("gathering", "gather rows of 512 B", "rows K", (("K", 10**4, "K of K / 0.3 rows"),)),
+    ("gathering", "gather rows of 512 B", "rows K", (("K", 10**5, "K of K / 0.3 rows"),)),
 )
 
 
