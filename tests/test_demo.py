@@ -18,14 +18,7 @@ from emp_kernels.cli.requirements import CommandError, require_packages
 
 RANDOM, LFL, EMP = experiment.methods(1.0)
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps of a millisecond only lose by a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stripes(n: int = 90, classes: int = 3) -> images.Images:
