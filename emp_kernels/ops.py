@@ -1,8 +1,8 @@
 """Operators of ``torch.ops.emp_kernels``: the public functions as ``torch.compile`` sees them.
 
 Each does what the public function of its name does after its arguments were checked, on whatever
-backend serves them. Outside of compilation the public functions call the backend directly: a call
-through the dispatcher takes longer than scoring a small batch does.
+backend serves them. Outside of compilation the public functions call the backend directly: the
+dispatcher takes a good part of the time of a call on a small batch.
 """
 
 from collections.abc import Iterable
