@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,14 @@ import torch
 from . import backends
 from .results import Scores
 from .similarities import BLOCKS, Problem, Views
-from .validation import FLOAT_DTYPES, check_beta, check_same_device, check_strided, describe
+from .validation import (
+    FLOAT_DTYPES,
+    check_beta,
+    check_real,
+    check_same_device,
+    check_strided,
+    describe,
+)
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -236,10 +242,9 @@ def _hidden(hidden: Any, z1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] 
     return pair
 
 
-def _temperature(name: str, value: Any) -> float:
+def _temperature(name: str, value: float) -> float:
     """`value` as a positive finite float."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{_FUNCTION}: {name} must be a real number, got {type(value).__name__}")
-    if not 0 < float(value) < math.inf:
+    value = check_real(_FUNCTION, name, value)
+    if not 0 < value < math.inf:
         raise ValueError(f"{_FUNCTION}: {name} must be positive and finite, got {value}")
-    return float(value)
+    return value

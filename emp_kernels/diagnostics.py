@@ -1,6 +1,6 @@
 """What a state tells about its training: how stale its scores are, how selections succeed.
 
-Hard top-k can collapse (METHOD: rescoring everything at each epoch's start and then training the
+Hard top-k can collapse (rescoring everything at each epoch's start and then training the
 top share alone falls far behind random selection). What shows it is the overlap of successive
 selections beside the mean loss of all samples: the loss does not fall, while the selections hardly
 meet (each epoch forgets what the one before learned) or are always the same (what is selected is

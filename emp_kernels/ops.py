@@ -2,7 +2,7 @@
 
 Each does what the public function of its name does after its arguments were checked, on whatever
 backend serves them. Outside of compilation the public functions call the backend directly: the
-dispatcher's boundary costs more than a small batch does (DESIGN.md has the measurement).
+dispatcher takes a good part of the time of a call on a small batch.
 """
 
 from collections.abc import Iterable

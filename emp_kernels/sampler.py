@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from . import backends, distributed
 from .drawing import Drawing, Draws, Order, stream_of
 from .keep import Keep, check_keep_of, kept_count
 from .state import EMPState
-from .validation import check_size
+from .validation import check_int, check_size, check_snapshot
 
 _VERSION = 2
 
@@ -88,11 +87,9 @@ class EMPSampler(Sampler[int]):
         for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
             if not isinstance(flag, bool):
                 raise TypeError(f"{function}: {name} must be a bool, got {type(flag).__name__}")
-        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-            raise TypeError(f"{function}: seed must be an int, got {type(seed).__name__}")
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.seed = int(seed)
+        self.seed = check_int(function, "seed", seed)
         self.warmup_epochs = check_size(function, "warmup_epochs", warmup_epochs)
         self.anneal_epochs = check_size(function, "anneal_epochs", anneal_epochs)
         self.epochs = None if epochs is None else check_size(function, "epochs", epochs)
@@ -203,22 +200,8 @@ class EMPSampler(Sampler[int]):
             ValueError: it lacks an entry, or is of another version or size; nothing is changed.
         """
         function = "EMPSampler.load_state_dict"
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(
-                f"{function}: state_dict must be a mapping, got {type(state_dict).__name__}"
-            )
-        if state_dict.get("version", _VERSION) != _VERSION:
-            raise ValueError(
-                f"{function}: version must be {_VERSION}, got {state_dict['version']}: a "
-                "checkpoint of another release of emp_kernels"
-            )
-        expected = ("num_samples", "epoch", "order", "start", "position", "num_replicas", "version")
-        missing = [name for name in expected if name not in state_dict]
-        if missing:
-            raise ValueError(
-                f"{function}: state_dict must hold {', '.join(expected)}, "
-                f"got one without {', '.join(missing)}"
-            )
+        entries = ("num_samples", "epoch", "order", "start", "position", "num_replicas")
+        check_snapshot(function, state_dict, _VERSION, entries)
         if state_dict["num_samples"] != self.state.num_samples:
             raise ValueError(
                 f"{function}: num_samples must be the state's {self.state.num_samples}, "

@@ -4,7 +4,7 @@ import torch
 
 from . import backends, ops
 from .keep import Keep, check_keep_of, kept_count
-from .validation import FLOAT_DTYPES, check_strided
+from .validation import check_scores
 
 
 def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> torch.Tensor:
@@ -27,13 +27,7 @@ def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> t
         ValueError: scores is not 1-D, keep is out of range.
         RuntimeError: the named backend is not available.
     """
-    if not isinstance(scores, torch.Tensor):
-        raise TypeError(f"select: scores must be a torch.Tensor, got {type(scores).__name__}")
-    if scores.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"select: scores must have a floating dtype, got {scores.dtype}")
-    check_strided("select", "scores", scores)
-    if scores.dim() != 1:
-        raise ValueError(f"select: scores must have shape (N,), got {tuple(scores.shape)}")
+    check_scores("select", scores)
     n = scores.shape[0]
     count = kept_count(check_keep_of("select", keep, n), n)
     if torch.compiler.is_compiling():

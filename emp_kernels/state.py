@@ -11,7 +11,7 @@ from . import backends, diagnostics
 from .keep import Keep
 from .results import Scores
 from .selection import select as select_scores
-from .validation import check_beta, check_ids, check_same_device, check_size
+from .validation import check_beta, check_ids, check_same_device, check_size, check_snapshot
 
 _VERSION = 2
 _FIELDS: tuple[str, ...] = (
@@ -190,22 +190,8 @@ class EMPState:
                 anything is written.
         """
         function = "EMPState.load_state_dict"
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(
-                f"{function}: state_dict must be a mapping, got {type(state_dict).__name__}"
-            )
-        if state_dict.get("version", _VERSION) != _VERSION:
-            raise ValueError(
-                f"{function}: version must be {_VERSION}, got {state_dict['version']}: a "
-                "checkpoint of another release of emp_kernels"
-            )
-        expected = (*_FIELDS, "num_samples", "beta", "epoch", "warned", "synced_at", "version")
-        missing = [name for name in expected if name not in state_dict]
-        if missing:
-            raise ValueError(
-                f"{function}: state_dict must hold {', '.join(expected)}, "
-                f"got one without {', '.join(missing)}"
-            )
+        entries = (*_FIELDS, "num_samples", "beta", "epoch", "warned", "synced_at")
+        check_snapshot(function, state_dict, _VERSION, entries)
         for name, own in (("num_samples", self.num_samples), ("beta", self.beta)):
             if state_dict[name] != own:
                 raise ValueError(

@@ -1,12 +1,13 @@
 """Checks of public arguments. Each raises ``function: argument must rule, got value``.
 
 Types, shapes and devices are checked here, once, by the public functions. Values inside a tensor
-(a label's or an id's range) are checked by the backend that reads them, with the errors worded
-here.
+(a label's or an id's range) are checked by the backend: by native code that reads them anyway, or
+by a pass of torch's, here. The errors are worded here either way.
 """
 
 import math
 import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -65,6 +66,19 @@ def check_labels(
     check_same_device(function, "labels", labels, name, logits)
 
 
+def check_scores(
+    function: str, scores: torch.Tensor, name: str = "scores", shape: str = "(N,)"
+) -> None:
+    """`scores` is a floating tensor of one dimension, worded as `shape`."""
+    if not isinstance(scores, torch.Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(scores).__name__}")
+    if scores.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{function}: {name} must have a floating dtype, got {scores.dtype}")
+    check_strided(function, name, scores)
+    if scores.dim() != 1:
+        raise ValueError(f"{function}: {name} must have shape {shape}, got {tuple(scores.shape)}")
+
+
 def check_same_device(
     function: str, name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor
 ) -> None:
@@ -104,22 +118,56 @@ def check_ignore_index(function: str, ignore_index: int | None) -> int | None:
 
 def check_beta(function: str, beta: float) -> float:
     """`beta`, the memory term's weight, as a finite float."""
-    if type(beta) is not float:
-        if isinstance(beta, bool) or not isinstance(beta, numbers.Real):
-            raise TypeError(f"{function}: beta must be a real number, got {type(beta).__name__}")
-        beta = float(beta)
+    beta = check_real(function, "beta", beta)
     if not math.isfinite(beta):
         raise ValueError(f"{function}: beta must be finite, got {beta}")
     return beta
 
 
-def check_size(function: str, name: str, value: int) -> int:
-    """`value` as an int of at least 0."""
+def check_real(function: str, name: str, value: float) -> float:
+    """`value` as a float."""
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{function}: {name} must be a real number, got {type(value).__name__}")
+    return float(value)
+
+
+def check_int(function: str, name: str, value: int) -> int:
+    """`value` as an int; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
+    return int(value)
+
+
+def check_size(function: str, name: str, value: int) -> int:
+    """`value` as an int of at least 0."""
+    value = check_int(function, name, value)
     if value < 0:
         raise ValueError(f"{function}: {name} must be at least 0, got {value}")
-    return int(value)
+    return value
+
+
+def check_snapshot(
+    function: str, state_dict: Mapping[str, Any], version: int, entries: Sequence[str]
+) -> None:
+    """`state_dict` is a mapping that holds `entries` and its "version", which is `version`."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"{function}: state_dict must be a mapping, got {type(state_dict).__name__}"
+        )
+    if state_dict.get("version", version) != version:
+        raise ValueError(
+            f"{function}: version must be {version}, got {state_dict['version']}: a "
+            "checkpoint of another release of emp_kernels"
+        )
+    expected = (*entries, "version")
+    missing = [name for name in expected if name not in state_dict]
+    if missing:
+        raise ValueError(
+            f"{function}: state_dict must hold {', '.join(expected)}, "
+            f"got one without {', '.join(missing)}"
+        )
 
 
 def as_int64(labels: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,15 @@ def threads() -> Iterator[list[int]]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Steps of a millisecond only lose by a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 WORST: dict[tuple[str, str, str], dict[str, float]] = {}
 
 

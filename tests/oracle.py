@@ -1,4 +1,4 @@
-"""The truth that the tests compare with: METHOD's formulas in NumPy float64.
+"""The truth that the tests compare with: DESIGN.md's formulas in NumPy float64.
 
 Written from the formulas and not from any backend: probabilities are explicit, every sum has
 terms of one sign (nothing cancels), and one maximal element is left out of the sum of

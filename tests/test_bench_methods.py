@@ -25,13 +25,7 @@ RECIPE = experiment.Recipe(epochs=4, batch_size=16)
 N, KEEP, KEPT = 90, 0.3, 27
 EVERY_METHOD = (*plan.BY_EPOCH, *map(plan.by_batch, plan.BY_BATCH))
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stripes() -> images.Images:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from .. import backends
 from ..keep import Keep, check_keep, check_keep_of, kept_count
-from ..validation import FLOAT_DTYPES, check_strided
+from ..validation import check_scores
 from .group import check_group, gather_equal, per_rank, sum_equal
 
 FUNCTION = "distributed.select"
@@ -81,17 +81,7 @@ def select(
 
 
 def _check(scores: torch.Tensor, keep: Keep) -> Keep:
-    if not isinstance(scores, torch.Tensor):
-        raise TypeError(
-            f"{FUNCTION}: local_scores must be a torch.Tensor, got {type(scores).__name__}"
-        )
-    if scores.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{FUNCTION}: local_scores must have a floating dtype, got {scores.dtype}")
-    check_strided(FUNCTION, "local_scores", scores)
-    if scores.dim() != 1:
-        raise ValueError(
-            f"{FUNCTION}: local_scores must have shape (N_local,), got {tuple(scores.shape)}"
-        )
+    check_scores(FUNCTION, scores, "local_scores", "(N_local,)")
     keep = check_keep(FUNCTION, keep)
     return min(keep, 2**63 - 1) if isinstance(keep, int) else keep
 

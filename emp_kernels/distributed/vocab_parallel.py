@@ -16,10 +16,10 @@ from ..validation import (
     as_int64,
     check_beta,
     check_ignore_index,
+    check_label_range,
     check_labels,
     check_logits,
     check_size,
-    raise_label_out_of_range,
 )
 from .group import check_group, gather_equal, per_rank
 
@@ -229,21 +229,9 @@ def score_shard(
     ignored = None if ignore_index is None else labels.reshape(-1) == ignore_index
     if logits.is_cpu:
         columns = [tuple(part[4 * n :].view(torch.int64).tolist()) for part in parts]
-        _check_range(function, labels, ignored, _classes(function, columns))
+        check_label_range(function, labels, _classes(function, columns), ignore_index)
     m, u, t, z_y = torch.stack([part[: 4 * n].view(4, n) for part in parts], 1).double()
     return _scored((*_merged(m, u, t), _found(z_y)), ignored, beta, wide, labels.shape)
-
-
-def _check_range(
-    function: str, labels: torch.Tensor, ignored: torch.Tensor | None, classes: int
-) -> None:
-    """int64 labels are in [0, classes) or `ignored`."""
-    bad = ((labels < 0) | (labels >= classes)).reshape(-1)
-    if ignored is not None:
-        bad &= ~ignored
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise_label_out_of_range(function, row, int(labels.reshape(-1)[row]), classes)
 
 
 def _merged(
