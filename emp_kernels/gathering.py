@@ -1,13 +1,14 @@
 """Gathering the kept rows of a batch."""
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from . import backends
-from .validation import check_ids, describe
+from .validation import check_ids, describe, in_memory
 
 
 def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
@@ -52,10 +53,17 @@ def _gather_leaves(
     """Gathered leaves in order: one backend call for each place where they lie."""
     if not sources:
         return []
-    grad = torch.is_grad_enabled()
-    # By torch: autograd, and memory that torch conjugates or negates as it reads it.
+    grad, forward = torch.is_grad_enabled(), backends.forward_mode()
+    # By torch: derivatives, and memory that is not what the tensor stands for.
     places = [
-        (source.device, (grad and source.requires_grad) or source.is_conj() or source.is_neg())
+        (
+            source.device,
+            forward
+            or (grad and source.requires_grad)
+            or source.is_conj()
+            or source.is_neg()
+            or not in_memory(source),
+        )
         for source in sources
     ]
     if outputs is not None:
@@ -122,11 +130,11 @@ def _rebuild(node: Any, rows: Iterator[torch.Tensor]) -> Any:
         items = {key: _rebuild(value, rows) for key, value in node.items()}
         if type(node) is dict:
             return items
-        if isinstance(node, MutableMapping):
+        if isinstance(node, dict | UserDict):
             clone = copy.copy(node)
             clone.update(items)
             return clone
-        kind: Any = type(node)
+        kind: Any = type(node)  # a copy of another mapping may share its items with the batch
         return kind(items)
     values = [_rebuild(value, rows) for value in node]
     return type(node)(*values) if _is_namedtuple(node) else type(node)(values)

@@ -115,7 +115,7 @@ class SomeRows(NamedTuple):
         if self.counted is not None:
             loss = loss.masked_fill(~self.counted, 0.0)
         if self.reduction == "none":
-            return loss.reshape(self.shape)
+            return loss.reshape(self.shape).clone()  # no view, which autograd lets nobody change
         if self.reduction == "sum":
             return loss.sum()
         return loss.mean() if self.counted is None else loss.sum() / self.counted.sum()

@@ -131,7 +131,8 @@ def linear_cross_entropy(
         scores = Scores(*(field.reshape(-1) for field in scores))
     trained = SomeRows.of(chosen, scores, labels, positions, ignore_index, reduction)
     inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    if wanted or backends.forward_mode():
         loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, trained)
         return loss
     return trained.forward(hidden, labels)[0]

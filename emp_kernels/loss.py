@@ -51,9 +51,10 @@ def cross_entropy(
     reads the rows that count once and writes the gradient once, zero for the others. Nothing is
     gathered and no argument is modified, except the state.
 
-    Differentiable once with respect to `logits`: a second derivative raises RuntimeError. Under
-    ``torch.compile`` the call is a graph break (it writes to the state; ``fullgraph=True``
-    refuses it). Autocast changes nothing: logits are taken in the dtype that they have.
+    Differentiable once with respect to `logits`, by ``backward``: a second derivative raises
+    RuntimeError, and so do those of ``torch.func`` and of forward mode. Under ``torch.compile``
+    the call is a graph break (it writes to the state; ``fullgraph=True`` refuses it). Autocast
+    changes nothing: logits are taken in the dtype that they have.
 
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64: reference backend).
@@ -161,7 +162,7 @@ def _cross_entropy(
             function, chosen, logits, labels, shard, state, indices, trained, ignore_index
         )
         plan = SomeRows.of(chosen, scores, labels, trained, ignore_index, reduction, sharded)
-    if logits.requires_grad and torch.is_grad_enabled():
+    if (logits.requires_grad and torch.is_grad_enabled()) or backends.forward_mode():
         return differentiable(logits, labels, plan)
     return plan.forward(logits, labels)[0]
 
@@ -215,7 +216,9 @@ def _lent_scores(function: str, selection: Selection, labels: torch.Tensor) -> S
             f"{function}: rows must be a Selection of the {labels.numel()} rows of logits, got one "
             f"of {shape.numel()} rows"
         )
-    return Scores(*(field.reshape(-1) for field in selection.scores))
+    # Made in inference mode, they could not be saved for the backward pass.
+    lent = (x.clone() if x.is_inference() else x for x in selection.scores)
+    return Scores(*(field.reshape(-1) for field in lent))
 
 
 def _score(

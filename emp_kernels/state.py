@@ -11,7 +11,14 @@ from . import backends, diagnostics
 from .keep import Keep
 from .results import Scores
 from .selection import select as select_scores
-from .validation import check_beta, check_ids, check_same_device, check_size, check_snapshot
+from .validation import (
+    check_beta,
+    check_ids,
+    check_same_device,
+    check_size,
+    check_snapshot,
+    check_strided,
+)
 
 _VERSION = 2
 _FIELDS: tuple[str, ...] = (
@@ -125,6 +132,7 @@ class EMPState:
                     f"{function}: scores.{name} must have the shape {tuple(indices.shape)} of "
                     f"indices, got {tuple(field.shape)}"
                 )
+            check_strided(function, f"scores.{name}", field)
             check_same_device(function, f"scores.{name}", field, "the state", self.score)
         backend = backends.resolve(function, None, self.score)
         scores = Scores(*(field.detach().to(torch.float32) for field in scores))

@@ -26,10 +26,26 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
+def in_memory(tensor: torch.Tensor) -> bool:
+    """Whether the numbers of `tensor` lie at its address: not those of a subclass that dispatches
+    its own operations, as DTensor and FakeTensor do. What is being compiled will have its own."""
+    kind = type(tensor)
+    return (
+        kind is torch.Tensor
+        or kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+        or torch.compiler.is_compiling()
+    )
+
+
 def check_strided(function: str, name: str, tensor: torch.Tensor) -> None:
     """`tensor` is an ordinary dense one: sparse and other layouts have no rows in memory."""
     if tensor.layout is not torch.strided:
         raise TypeError(f"{function}: {name} must have layout torch.strided, got {tensor.layout}")
+    if not in_memory(tensor):
+        raise TypeError(
+            f"{function}: {name} must lie in memory (of a DTensor, pass its to_local()), "
+            f"got {type(tensor).__name__}"
+        )
 
 
 def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> None:

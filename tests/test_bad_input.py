@@ -26,6 +26,18 @@ NO_TENSORS = [None, 3, 2.5, "text", [[0.0, 1.0]], np.zeros((3, 4), np.float32), 
 SCORING = ["score", "sample_statistics", "score_and_select"]
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor whose numbers are not in memory, as those of a DTensor are not."""
+
+    @staticmethod
+    def __new__(cls, like):
+        return cls._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise AssertionError(f"{function} was called")
+
+
 def good_call(function, rows=5, classes=4, seed=0):
     """Arguments of a call that succeeds."""
     generator = torch.Generator().manual_seed(seed)
@@ -47,6 +59,7 @@ def marks(arguments):
     """What must not change: every tensor's bytes, and the state's."""
     tensors = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
     tensors = [x for x in tensors if x.device.type == "cpu" and x.layout == torch.strided]
+    tensors = [x for x in tensors if not isinstance(x, Elsewhere)]
     found = [oracle.fingerprint(*tensors)]
     if isinstance(arguments.get("state"), emp.EMPState) and arguments["state"].device.type == "cpu":
         found.append(oracle.state_fingerprint(arguments["state"]))
@@ -103,6 +116,46 @@ def test_layouts_without_strides(function, backend):
     spoilt(function, backend, TypeError, f"logits {WORDING}", logits=sparse)
     sparse = good["labels"].to_sparse()
     spoilt(function, backend, TypeError, f"labels {WORDING}", labels=sparse)
+
+
+@pytest.mark.parametrize("function", SCORING)
+def test_numbers_that_are_not_in_memory(function, backend):
+    good = good_call(function)
+    for name in ("logits", "labels", "indices"):
+        if name in good:
+            message = rf"{name} must lie in memory .*to_local\(\).*, got Elsewhere"
+            spoilt(function, backend, TypeError, message, **{name: Elsewhere(good[name])})
+
+
+def test_scores_and_positions_that_are_not_in_memory(backend):
+    scores, three = Elsewhere(torch.zeros(3)), torch.arange(3)
+    with pytest.raises(TypeError, match="select: scores must lie in memory"):
+        emp.select(scores, 2, backend=backend)
+    state = emp.EMPState(3)
+    before = oracle.state_fingerprint(state)
+    with pytest.raises(TypeError, match=r"EMPState.update: scores\.score must lie in memory"):
+        state.update(three, emp.Scores(scores, scores, scores, scores))
+    with pytest.raises(TypeError, match=r"EMPState.update: indices must lie in memory"):
+        state.update(Elsewhere(three), emp.Scores(*[torch.zeros(3)] * 4))
+    assert oracle.state_fingerprint(state) == before
+    with pytest.raises(TypeError, match="gather: indices must lie in memory"):
+        emp.gather(torch.zeros(3), Elsewhere(three))
+    with pytest.raises(AssertionError, match="index_select"):  # what gathers it is its own affair
+        emp.gather(Elsewhere(torch.zeros(60_000, 9)), torch.arange(60_000))
+
+
+@pytest.mark.parametrize("kind", ["subclass", "parameter"])
+def test_subclasses_that_lie_in_memory_are_tensors(kind, backend):
+    class Named(torch.Tensor):
+        pass
+
+    good = good_call("score")
+    logits = good["logits"].as_subclass(Named)
+    if kind == "parameter":
+        logits = torch.nn.Parameter(good["logits"])
+    want = emp.score(good["logits"], good["labels"], backend=backend)
+    for ours, theirs in zip(emp.score(logits, good["labels"], backend=backend), want, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("function", SCORING)

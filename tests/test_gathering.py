@@ -2,12 +2,14 @@
 
 import collections
 import types
+from collections.abc import MutableMapping
 from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 import emp_kernels as emp
 
@@ -253,6 +255,39 @@ def test_containers_keep_their_types(as_default):
     assert user["x"] is a
 
 
+class Items(MutableMapping):
+    """A mapping of which a shallow copy shares the items."""
+
+    def __init__(self, items=()):
+        self.items_ = dict(items)
+
+    def __getitem__(self, key):
+        return self.items_[key]
+
+    def __setitem__(self, key, value):
+        self.items_[key] = value
+
+    def __delitem__(self, key):
+        del self.items_[key]
+
+    def __iter__(self):
+        return iter(self.items_)
+
+    def __len__(self):
+        return len(self.items_)
+
+
+def test_a_mapping_of_the_users_own_keeps_its_tensors():
+    a, b = source((9, 4)), source((9,), torch.int64)
+    batch = Items({"x": a, "y": b})
+    got = emp.gather(batch, torch.tensor([8, 0]))
+    assert type(got) is Items
+    assert same_bits(got["x"], a[[8, 0]])
+    assert same_bits(got["y"], b[[8, 0]])
+    assert batch["x"] is a
+    assert batch["y"] is b
+
+
 def test_nested_containers(as_default):
     a, b, c = source((9, 4)), source((9,), torch.int64), source((9, 2, 5), torch.bfloat16)
     batch = {"pair": Pair(a, b), "list": [a, {"deep": (c, [b])}], "none": [], "empty": {}}
@@ -306,6 +341,17 @@ def test_gradients_equal_those_of_index_select(as_default):
         (function(leaf, indices) * weight).sum().backward()
         grads.append(leaf.grad)
     assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("size", [6, 60_000])
+def test_forward_mode_is_that_of_index_select(size, as_default):
+    values, tangent = torch.randn(2, size, 3)
+    indices = torch.randint(size, (size,))
+    with forward_ad.dual_level():
+        got = emp.gather([forward_ad.make_dual(values, tangent)], indices)[0]
+        assert torch.equal(forward_ad.unpack_dual(got).tangent, tangent[indices])
+    _, got = torch.func.jvp(lambda x: emp.gather(x, indices), (values,), (tangent,))
+    assert torch.equal(got, tangent[indices])
 
 
 def test_gradcheck(as_default):

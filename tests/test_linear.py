@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scoring import assert_scores
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import emp_kernels as emp
@@ -388,6 +389,23 @@ def test_nothing_to_train_on(backend):
             )
             assert loss.isnan() if reduction == "mean" else not loss.any()
             assert not gradient.any()
+
+
+def test_losses_of_rows_may_be_changed_in_place(backend):
+    hidden, weight, _, labels = product(3, 4, 6)
+    hidden.requires_grad_()
+    loss = emp.linear_cross_entropy(hidden, weight, labels, reduction="none", backend=backend)
+    (want,) = torch.autograd.grad(loss.sum() * 2, hidden, retain_graph=True)
+    (got,) = torch.autograd.grad(loss.mul_(2).sum(), hidden)
+    assert torch.equal(got, want)
+
+
+def test_forward_mode_is_refused(backend):
+    hidden, weight, _, labels = product(3, 4, 6)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(weight, torch.ones_like(weight))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            emp.linear_cross_entropy(hidden, dual, labels, backend=backend)
 
 
 def test_a_second_derivative_is_refused(backend):

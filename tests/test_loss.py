@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import emp_kernels as emp
@@ -316,6 +317,52 @@ def test_logits_changed_before_backward_are_noticed(backend):
     hidden += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("kind", ["all rows", "rows", "Selection"])
+def test_losses_of_rows_may_be_changed_in_place(kind, backend):
+    """As those of torch may: weights and masks are multiplied into them."""
+    logits, labels = rows(6, 5)
+    chosen = {
+        "all rows": None,
+        "rows": torch.tensor([4, 0, 0]),
+        "Selection": emp.score_and_select(logits, labels, None, 0.5, backend=backend),
+    }[kind]
+    weight = torch.rand(6 if chosen is None else 3)
+    gradients = []
+    for in_place in (False, True):
+        leaf = logits.clone().requires_grad_()
+        loss = emp.cross_entropy(leaf, labels, rows=chosen, reduction="none", backend=backend)
+        loss = loss.mul_(weight) if in_place else loss * weight
+        loss.sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_selection_of_inference_mode_lends_its_losses(reduction, backend):
+    logits, labels = rows(6, 5)
+    with torch.inference_mode():
+        selection = emp.score_and_select(logits, labels, None, 0.5, backend=backend)
+    upstream = torch.ones(()) if reduction != "none" else torch.rand(3)
+    options = {"reduction": reduction, "upstream": upstream, "backend": backend}
+    want = gradient_of(logits, labels, rows=selection.indices, **options)
+    got = gradient_of(logits, labels, rows=selection, **options)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_forward_mode_is_refused(backend):
+    """Without that, the loss would be a constant."""
+    logits, labels = rows(6, 5)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(logits, torch.ones_like(logits))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            emp.cross_entropy(dual, labels, backend=backend)
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.jvp(
+            lambda z: emp.cross_entropy(z, labels, backend=backend), (logits,), (logits,)
+        )
 
 
 def test_without_grad_nothing_is_recorded(backend):

@@ -14,6 +14,7 @@ import warnings
 from types import ModuleType
 
 import torch
+from torch.autograd import forward_ad
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
@@ -34,6 +35,12 @@ def forked() -> bool:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
+
+
+def forward_mode() -> bool:
+    """Whether derivatives travel with the tensors (torch.func.jvp, torch.autograd.forward_ad):
+    only torch's own operations take them along."""
+    return forward_ad._current_level >= 0
 
 
 class Unavailable(RuntimeError):
