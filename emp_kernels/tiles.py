@@ -136,7 +136,7 @@ def gradients(
     result = None
     if by_hidden is not None:
         result = hidden.new_zeros(hidden.shape)
-        result.view(-1, product.width)[positions] = by_hidden.to(hidden.dtype)
+        result.flatten(0, -2)[positions] = by_hidden.to(hidden.dtype)
     return result, by_weight if wanted[1] else None, by_bias if wanted[2] else None
 
 

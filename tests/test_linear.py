@@ -391,6 +391,27 @@ def test_nothing_to_train_on(backend):
             assert not gradient.any()
 
 
+@pytest.mark.parametrize("shape", [(4,), (2, 2), (0,)])
+def test_hidden_states_of_no_width(shape, backend):
+    """Logits are the bias, or zeros."""
+    hidden, weight, bias = torch.zeros(*shape, 0), torch.zeros(3, 0), torch.randn(3)
+    labels = torch.arange(hidden.shape[:-1].numel()).view(shape) % 3
+    for shift in (None, bias):
+        logits = (torch.zeros(3) if shift is None else shift).expand(*shape, 3)
+        got = emp.score_linear(hidden, weight, labels, bias=shift, backend=backend)
+        for ours, theirs in zip(got, emp.score(logits, labels), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    gradients = derivatives(
+        lambda h, w, b: emp.linear_cross_entropy(h, w, labels, bias=b, backend=backend),
+        (hidden, weight, bias),
+    )[1]
+    assert [x.shape for x in gradients] == [hidden.shape, weight.shape, bias.shape]
+    want = derivatives(
+        lambda b: F.cross_entropy(b.expand(labels.numel(), 3), labels.flatten()), (bias,)
+    )[1]
+    torch.testing.assert_close(gradients[2], want[0], equal_nan=True)
+
+
 def test_losses_of_rows_may_be_changed_in_place(backend):
     hidden, weight, _, labels = product(3, 4, 6)
     hidden.requires_grad_()

@@ -182,6 +182,16 @@ def test_a_label_out_of_range_makes_its_row_invalid(dtype, stream, cut, launch):
     assert (ignored[0, 2] == -INF) == (dtype == torch.int64)
 
 
+@pytest.mark.parametrize("shape", [(2, 0), (2, 3, 0), (2, 1, 3, 0)])
+def test_no_classes(shape):
+    labels = torch.full(shape[:-1], -100)
+    got = emp.score(torch.zeros(shape), labels, ignore_index=-100, backend="triton")
+    assert got.score.shape == labels.shape
+    assert (got.score == -torch.inf).all()
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 0\)"):
+        emp.score(torch.zeros(shape), labels, backend="triton")
+
+
 def test_beta_and_empty():
     logits, labels = torch.randn(5, 9), torch.arange(5)
     got = emp.score(logits, labels, beta=-2.5, backend="triton")

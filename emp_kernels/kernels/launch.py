@@ -65,7 +65,7 @@ def rows_of(logits: torch.Tensor) -> Rows:
         try:
             logits = logits.view(-1, *logits.shape[-2:])
         except RuntimeError:
-            logits = logits.reshape(-1, classes)
+            logits = logits.flatten(0, -2)
     if classes > 1 and logits.stride(-1) != 1:
         logits = logits.contiguous()
     *groups, per_group, _ = logits.shape

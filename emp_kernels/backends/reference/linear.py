@@ -13,7 +13,7 @@ def score_linear(
     """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...)."""
     classes = weight.shape[0]
     labels = checked_labels(labels, classes, ignore_index, function)
-    rows, flat_labels = hidden.detach().reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    rows, flat_labels = hidden.detach().flatten(0, -2), labels.reshape(-1)
     wide = weight.detach().double()
     step = max(1, CHUNK // max(1, classes))
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
