@@ -82,8 +82,10 @@ def sizes(backend, tile):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Tiles of 64, panels of 128, so that small batches have many."""
-    monkeypatch.setattr(cpu, "_TILE", 64)
+    """Tiles of 64 rows (32 above a diagonal) by 16 columns, panels of 128 rows, so that small
+    batches have many."""
+    monkeypatch.setattr(cpu, "_ROWS", 64)
+    monkeypatch.setattr(cpu, "_COLUMNS", 16)
     monkeypatch.setattr(cpu, "_PANEL", 128)
 
 
@@ -258,9 +260,10 @@ def test_any_number_of_threads_and_any_tile(threads, monkeypatch, backend):
     for form in FORMS:
         torch.set_num_threads(1)
         want = emp.score_contrastive(*z, form=form, hidden=hidden)
-        for count, tile in itertools.product(threads, (1024, 256)):
+        for count, rows in itertools.product(threads, (2048, 256)):
             torch.set_num_threads(count)
-            monkeypatch.setattr(cpu, "_TILE", tile)
+            monkeypatch.setattr(cpu, "_ROWS", rows)
+            monkeypatch.setattr(cpu, "_COLUMNS", rows // 4)
             got = emp.score_contrastive(*z, form=form, hidden=hidden)
             for a, b in zip(got, want, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=3e-6)
