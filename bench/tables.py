@@ -13,7 +13,8 @@ OPPONENTS = (
     *("topk + sort", "argpartition + sort"),
     "index_select",
     *("InfoBatch", "select"),
-    *("matmul, score", "matmul", "torch dense"),
+    *("matmul, score", "matmul"),
+    *("torch dense", "torch dense, in place"),
 )
 
 

@@ -138,7 +138,9 @@ def gradients(
     result = None
     if by_hidden is not None:
         result = hidden.new_zeros(hidden.shape)
-        result.view(-1, product.width)[positions] = by_hidden.to(hidden.dtype)
+        result.view(hidden.shape[:-1].numel(), product.width)[positions] = by_hidden.to(
+            hidden.dtype
+        )
     return result, by_weight if wanted[1] else None, by_bias if wanted[2] else None
 
 
@@ -147,4 +149,4 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:
-        total += a @ b
+        total += torch.mm(a, b, out=a.new_empty(len(a), b.shape[1]))  # which autocast leaves alone

@@ -1,6 +1,7 @@
 """score_contrastive: against dense float64, in every form, on every backend."""
 
 import itertools
+import warnings
 
 import numpy as np
 import oracle
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import emp_kernels as emp
+from bench import memory
 from emp_kernels.backends import cpu
 
 FORMS = ("infonce", "clip", "ntxent")
@@ -82,11 +84,9 @@ def sizes(backend, tile):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Tiles of 64 rows (32 above a diagonal) by 16 columns, panels of 128 rows, so that small
-    batches have many."""
+    """Tiles of 64 rows (32 above a diagonal) by 16 columns, so that small batches have many."""
     monkeypatch.setattr(cpu, "_ROWS", 64)
     monkeypatch.setattr(cpu, "_COLUMNS", 16)
-    monkeypatch.setattr(cpu, "_PANEL", 128)
 
 
 def assert_as_good_as_torch(scores, want, other):
@@ -230,6 +230,22 @@ def test_without_autograd_and_autocast_and_arguments_are_not_modified(backend):
         assert not a.requires_grad
 
 
+def test_under_torch_compile(backend):
+    """A graph break, and nothing of ours is traced."""
+    if backend == "triton":
+        pytest.skip("the interpreter under the compiler")
+    first, second = views(20, 8)
+
+    def step(x):
+        return emp.score_contrastive(x * 2, second, form="ntxent", backend=backend).score + 1
+
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = torch.compile(step, backend="eager")(first)
+    assert torch.equal(got, step(first))
+
+
 def test_identical_scores_give_identical_selections(backend, small_tiles):
     """The same samples twice: their scores tie, and the first of each pair is taken first."""
     first, second = (x.repeat(2, 1) for x in views(60, 20))
@@ -279,6 +295,15 @@ def test_memory_grows_with_the_rows_and_not_with_their_square(backend):
     allocated = [e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0]
     assert allocated
     assert max(allocated) <= 4 * 1024 * 1024
+
+
+def test_memory_of_a_first_call(backend):
+    """In a process of its own; each of the two matrices would take 256 MiB."""
+    if backend != "cpu":
+        pytest.skip("about the C++ backend")
+    for form, n in (("infonce", 8192), ("ntxent", 4096)):
+        grown = memory.of_a_first_call("bench_contrastive", form, n)
+        assert grown is None or grown <= 48 * 2**20
 
 
 Z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))

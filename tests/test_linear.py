@@ -411,6 +411,50 @@ def test_under_torch_compile(backend):
         assert torch.equal(got, want)
 
 
+@at_size
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_changes_nothing(dtype, cut):
+    """No product is taken in a dtype that the tensors do not have, forward or backward."""
+    hidden, weight, bias, labels = product(20, 8, 30, dtype)
+
+    def found():
+        scores = emp.score_linear(hidden, weight, labels, bias=bias)
+        loss, gradients = derivatives(
+            lambda h, w, b: emp.linear_cross_entropy(h, w, labels, bias=b), (hidden, weight, bias)
+        )
+        return (*scores, loss, *gradients)
+
+    want = found()
+    for other in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", other):
+            got = found()
+        for a, b in zip(got, want, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hidden_states_of_no_width(dtype, cut, backend):
+    """Products of no terms are 0: the bias alone gives the logits."""
+    hidden, weight, bias, labels = product(12, 0, 30, dtype)
+    hidden, labels = hidden.view(3, 4, 0), labels.view(3, 4)
+    for own in (bias, None):
+        logits = (weight.new_zeros(30) if own is None else own).double().expand(12, 30)
+        got = emp.score_linear(hidden, weight, labels, bias=own, backend=backend)
+        assert_scores(
+            emp.Scores(*(x.view(-1) for x in got)), oracle.statistics(logits, labels.view(-1))
+        )
+    loss, gradients = derivatives(
+        lambda h, w, b: emp.linear_cross_entropy(h, w, labels, bias=b, backend=backend),
+        (hidden, weight, bias),
+    )
+    exact, truths = derivatives(
+        lambda b: F.cross_entropy(b.expand(12, 30), labels.view(-1)), (bias.double(),)
+    )
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    assert [x.shape for x in gradients] == [(3, 4, 0), (30, 0), (30,)]
+    torch.testing.assert_close(gradients[2].double(), truths[0], rtol=1e-2, atol=1e-3)
+
+
 # ---- memory
 
 PROGRAM = """

@@ -491,8 +491,7 @@ def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list
     return [row_values(*sums[v]) for v in problem.directions]
 
 
-# Of a tile, at which the product runs at its full rate; and how many rows are normalised at a time.
-_ROWS, _COLUMNS, _PANEL = 2048, 512, 4096
+_ROWS, _COLUMNS = 2048, 512  # of a tile, at which the product runs at its full rate
 
 
 def _tiles(rows, columns, temperature, upper):
@@ -501,22 +500,17 @@ def _tiles(rows, columns, temperature, upper):
     fewer rows, a row's first ones make a square on the diagonal."""
     row_norms = (norms(rows) * temperature).float()[:, None]
     column_norms = norms(columns).float()[:, None]
-    tile_rows, width = _ROWS // 2 if upper else _ROWS, rows.shape[1]
-    units = torch.empty((min(_PANEL, len(rows)), width), dtype=torch.float32, device=DEVICE)
-    against = units.new_empty((min(_COLUMNS, len(columns)), width))
-    buffer = units.new_empty(tile_rows * _COLUMNS)
-    for panel in range(0, len(rows), _PANEL):
-        unit_rows = _divided(rows, row_norms, panel, units)
-        for c in range(panel if upper else 0, len(columns), _COLUMNS):
-            unit_columns = _divided(columns, column_norms, c, against)
-            for start in range(0, len(unit_rows), tile_rows):
-                r = panel + start
-                if upper and c < r:
-                    break
-                these = unit_rows[start : start + tile_rows]
-                shape = len(these), len(unit_columns)
-                tile = buffer[: shape[0] * shape[1]].view(shape)
-                yield r, c, torch.mm(these, unit_columns.T, out=tile)
+    height, width = _ROWS // 2 if upper else _ROWS, rows.shape[1]
+    own = torch.empty((min(height, len(rows)), width), dtype=torch.float32, device=DEVICE)
+    against = own.new_empty((min(_COLUMNS, len(columns)), width))
+    buffer = own.new_empty(len(own) * len(against))
+    for r in range(0, len(rows), height):
+        these = _divided(rows, row_norms, r, own)
+        for c in range(r if upper else 0, len(columns), _COLUMNS):
+            those = _divided(columns, column_norms, c, against)
+            shape = len(these), len(those)
+            tile = buffer[: shape[0] * shape[1]].view(shape)
+            yield r, c, torch.mm(these, those.T, out=tile)
 
 
 def _divided(vectors, lengths, start, room):

@@ -107,7 +107,8 @@ def score_linear(
     """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...)."""
     classes = weight.shape[0]
     labels = _labels(labels, classes, ignore_index, function)
-    rows, flat_labels = hidden.detach().reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    flat_labels = labels.reshape(-1)
+    rows = hidden.detach().reshape(len(flat_labels), hidden.shape[-1])
     wide = weight.detach().double()
     step = max(1, CHUNK // max(1, classes))
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32

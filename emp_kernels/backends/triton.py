@@ -152,7 +152,7 @@ def score_linear(
     if labels.numel() == 0:
         values = torch.empty((4, 0), device=labels.device)
         return Scores(*values.view(4, *labels.shape).unbind())
-    rows = hidden.detach().reshape(-1, hidden.shape[-1])
+    rows = hidden.detach().reshape(labels.numel(), hidden.shape[-1])
     rows, weight = (x if x.stride(-1) == 1 else x.contiguous() for x in (rows, weight.detach()))
     bias = None if bias is None else bias.detach().contiguous()
     values = _linear.score_linear(rows, weight, bias, labels, beta, ignore_index)
