@@ -1,29 +1,45 @@
 """score_contrastive with hidden features, against the whole matrices in PyTorch; and its memory."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 
 import emp_kernels as emp
+from bench import memory
 
 ROWS = {"infonce": 16384, "clip": 4096, "ntxent": 4096}
-WIDTH, HIDDEN = 128, 512
+WIDTH, HIDDEN, TEMPERATURE = 128, 512, 0.1
 GOALS = {"infonce": {"torch dense": (2, 4)}}
-MOST_MIB = 64  # of memory beyond the embeddings
 
 
-def dense(form, z, hidden, temperature=0.1):
+def inputs(n):
+    """z (two views, (n, WIDTH)) and hidden (two views, (n, HIDDEN))."""
+    generator = torch.Generator().manual_seed(0)
+    z1, h1 = (torch.randn(n, width, generator=generator) for width in (WIDTH, HIDDEN))
+    z2, h2 = (x + 0.5 * torch.randn(x.shape, generator=generator) for x in (z1, h1))
+    return (z1, z2), (h1, h2)
+
+
+def first_call(form: str, n: str) -> Callable[[], emp.Scores]:
+    z, hidden = inputs(int(n))
+    return lambda: emp.score_contrastive(*z, form=form, hidden=hidden)
+
+
+def units(pair):
+    return (torch.nn.functional.normalize(x, dim=1) for x in pair)
+
+
+def dense(form, z, hidden):
     """Score, loss and entropy as a user writes them in float32 PyTorch: whole matrices."""
 
     def directions(pair):
-        first, second = (torch.nn.functional.normalize(x, dim=1) for x in pair)
+        first, second = units(pair)
         if form != "ntxent":
-            rows = (first / temperature) @ second.T
+            rows = (first / TEMPERATURE) @ second.T
             return [rows, rows.T][: 1 + (form == "clip")], torch.arange(len(first))
         both = torch.cat([first, second])
-        rows = (both / temperature) @ both.T
+        rows = (both / TEMPERATURE) @ both.T
         return [rows.fill_diagonal_(-torch.inf)], torch.arange(len(both)).roll(len(first))
 
     def mean(values):
@@ -37,51 +53,56 @@ def dense(form, z, hidden, temperature=0.1):
     return loss + entropy, loss, entropy
 
 
-def peak_mib(call):
-    """Most memory of the process during `call` beyond what it had before."""
+def dense_in_place(z, hidden):
+    """The same of InfoNCE as one who knows torch's costs writes it: two matrices, used again."""
 
-    def resident(name):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(x.split()[1]) for x in lines if x.startswith(name)) / 1024
+    def shifted(pair, out=None):
+        first, second = units(pair)
+        rows = torch.mm(first / TEMPERATURE, second.T, out=out)
+        positives, highest = rows.diagonal().clone(), rows.amax(1)
+        return rows.sub_(highest[:, None]), positives - highest
 
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    before = resident("VmRSS")
-    call()
-    return resident("VmHWM") - before
+    rows, positives = shifted(z)
+    loss = rows.exp_().sum(1).log() - positives
+    rows, _ = shifted(hidden, rows)
+    p = rows.exp()
+    total = p.sum(1)
+    entropy = total.log() - p.mul_(rows).sum(1) / total
+    return loss + entropy, loss, entropy
 
 
 @pytest.mark.parametrize(("form", "n"), ROWS.items())
 def bench_score_contrastive(case, form, n):
-    generator = torch.Generator().manual_seed(0)
-    z1, h1 = (torch.randn(n, width, generator=generator) for width in (WIDTH, HIDDEN))
-    z2, h2 = (x + 0.5 * torch.randn(x.shape, generator=generator) for x in (z1, h1))
+    z, hidden = inputs(n)
+    opponents = {"torch dense": lambda: dense(form, z, hidden)}
+    if form == "infonce":
+        opponents["torch dense, in place"] = lambda: dense_in_place(z, hidden)
 
     def ours():
-        return emp.score_contrastive(z1, z2, form=form, hidden=(h1, h2))
+        return emp.score_contrastive(*z, form=form, hidden=hidden)
 
-    part = [x[:1000] for x in (z1, z2, h1, h2)]
-    few = emp.score_contrastive(*part[:2], form=form, hidden=tuple(part[2:]))
-    doubles = [x.double() for x in part]
-    exact = dense(form, doubles[:2], doubles[2:])
+    parts = [[x[:1000] for x in pair] for pair in (z, hidden)]
+    few = emp.score_contrastive(*parts[0], form=form, hidden=parts[1])
+    exact = dense(form, *([x.double() for x in pair] for pair in parts))
     for found, want in zip(few, exact, strict=False):
         torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5)
-    results: dict[str, Any] = {}
-    memory = {
-        "ours": peak_mib(lambda: results.update(ours=ours())),
-        "torch dense": peak_mib(lambda: results.update(dense=dense(form, (z1, z2), (h1, h2)))),
-    }
-    for found, want in zip(results["ours"], results["dense"], strict=False):
-        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
-    assert memory["ours"] <= MOST_MIB
+    scores = ours()
+    for opponent in opponents.values():
+        for found, want in zip(scores, opponent(), strict=False):
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+    peak = memory.of_a_first_call("bench_contrastive", form, n)
+    assert peak is None or peak <= memory.MOST
+    width = 2 * n if form == "ntxent" else n
     case(
         f"score_contrastive {form} {n}×{WIDTH}, hidden {HIDDEN}",
         ours,
-        {"torch dense": lambda: dense(form, (z1, z2), (h1, h2))},
-        moved=sum(x.nbytes for x in (z1, z2, h1, h2)),
+        opponents,
+        moved=sum(x.nbytes for pair in (z, hidden) for x in pair),
         rounds=9,
         goals=GOALS.get(form, {}),
         fields={
-            "n": n, "c": n, "d": WIDTH + HIDDEN, "dtype": "float32", "peak_mib": memory,
+            "n": n, "c": width, "d": WIDTH + HIDDEN, "dtype": "float32",
+            "peak_bytes": peak, "logits_bytes": 2 * 4 * width**2,
             "elements": n * n * (4 if form == "ntxent" else 1),
         },
     )  # fmt: skip

@@ -195,6 +195,7 @@ def measure(
     rounds: int,
     calls: int = 1,
     patience: float = PATIENCE,
+    warm: bool = False,
     goals: Mapping[str, tuple[float, float | None]] | None = None,
 ) -> dict[str, Any]:
     """Time `ours` and each opponent in turn, `calls` calls a round.
@@ -203,6 +204,7 @@ def measure(
         benchmark: pytest-benchmark's fixture; it times ours.
         moved: bytes that the work has to move: what shares and floors refer to.
         patience: seconds for each opponent, which limit its rounds.
+        warm: the checks have run all of them already, each in seconds: every call is timed.
         goals: for an opponent's name, "share" (of the read bandwidth) or "floor" (multiples of
             the time to move the bytes): the value required and the stretch.
 
@@ -211,8 +213,9 @@ def measure(
     """
     limits = {}
     for name, call in opponents.items():
-        limits[name] = min(rounds, max(FEWEST, int(patience / calls / timed(call))))
-    for _ in range(2):
+        fewer = rounds if warm else max(FEWEST, int(patience / calls / timed(call)))
+        limits[name] = min(rounds, fewer)
+    for _ in range(0 if warm else 2):
         ours()
     seconds: dict[str, list[float]] = {name: [] for name in opponents}
     reads: dict[str, list[float]] = {}

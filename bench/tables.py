@@ -17,7 +17,8 @@ OPPONENTS = (
     *("topk + sort", "topk", "argpartition + sort"),
     "index_select",
     *("InfoBatch", "Composer", "select"),
-    *("matmul, score", "matmul", "cut-cross-entropy", "torch dense"),
+    *("matmul, score", "matmul", "cut-cross-entropy"),
+    *("torch dense", "torch dense, in place"),
 )
 
 
@@ -49,6 +50,7 @@ def readme(rows: Sequence[Row], folder: str) -> str:
         ("gathering", ("index_select", "numpy")),
         ("training", ("torch", "topk + sort", "InfoBatch", "Composer", "select")),
         ("linear", ("matmul, score", "matmul", "torch", *peers.LINEAR)),
+        ("contrastive", ("torch dense", "torch dense, in place")),
     )
     parts = []
     for benchmark, names in groups:
@@ -75,13 +77,14 @@ def readme(rows: Sequence[Row], folder: str) -> str:
 
 
 def memory(rows: Sequence[Row]) -> str:
-    """A line for each case whose memory was measured: what it takes, and what its logits would."""
+    """A line for each case whose memory was measured: what it takes, and what the logits
+    or similarities that it does not hold would."""
     found = [row for row in rows if row.get("peak_bytes") is not None]
     lines = [
         [row["case"], *(f"{row[key] / 2**20:.0f}" for key in ("peak_bytes", "logits_bytes"))]
         for row in found
     ]
-    return markdown(["memory", "peak, MiB", "its logits, MiB"], lines)
+    return markdown(["memory", "peak, MiB", "what it does not hold, MiB"], lines)
 
 
 def errors(rows: Sequence[Row]) -> str:

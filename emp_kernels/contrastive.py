@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import backends
+from .compiling import outside_compiler
 from .results import Scores
 from .similarities import BLOCKS, Problem, Views
 from .validation import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _FUNCTION = "score_contrastive"
 
 
+@outside_compiler
 def score_contrastive(
     z1: torch.Tensor,
     z2: torch.Tensor,
@@ -60,6 +62,7 @@ def score_contrastive(
     without `hidden`, and beta = 1 are this package's choices.
 
     Similarities are made a tile at a time and never held, so memory grows with N, not N^2.
+    Autocast changes nothing. Under ``torch.compile`` the call is a graph break.
 
     Args:
         z1, z2: (N, D) projections of the two views, of one dtype: float32, float16 or bfloat16

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
+
+from .validation import describe
 
 _CLASS = "HiddenFeatures"
 
@@ -27,7 +29,9 @@ class HiddenFeatures:
     Images (B, C, height, width) and volumes (B, C, depth, height, width), as convolutions give
     them, are averaged over their positions, sequences (B, T, C), as transformers give them, over
     T; (B, C) is taken as it is. Of a tuple, list or mapping the first entry counts. Features have
-    the output's dtype and are detached: scores need no gradient, and no pass's graph is kept.
+    the output's dtype and are detached copies: scores need no gradient, no pass's graph is kept,
+    and later layers may work in place. A submodule that runs twice in a pass gives two; what
+    activation checkpointing runs again in the backward pass is not captured again.
 
     Under DistributedDataParallel the submodule is named as in the model that was wrapped; each
     rank captures its own samples, which ``score_contrastive(..., group=group)`` gathers. Under
@@ -43,7 +47,7 @@ class HiddenFeatures:
     Raises:
         TypeError: `model` is no module, `name` no string or `pool` not callable.
         ValueError: the model has no such submodule; and, from the model's forward pass, an output
-            of another shape.
+            of another shape, or a `pool` that makes no (B, C) of it.
     """
 
     def __init__(
@@ -68,12 +72,22 @@ class HiddenFeatures:
         self._hook = _submodule(model, name).register_forward_hook(hook)
 
     def _capture(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        pool = self._pool
-        features = pooled(output, self.name) if pool is None else pool(output).detach()
+        if torch._C._current_graph_task_id() != -1:
+            return  # the backward pass of a checkpointed layer: this forward pass was captured
+        if self._pool is None:
+            features = pooled(output, self.name)
+        else:
+            features = self._pool(output)
+            if not isinstance(features, torch.Tensor) or features.dim() != 2:
+                raise ValueError(
+                    f"{_CLASS}: pool must return a tensor (B, C), got {describe(features)}"
+                )
+            features = features.detach().clone()
         self._captured.append(features)
 
     def take(self) -> tuple[torch.Tensor, ...]:
-        """The features (B, C) of every pass since the last call, oldest first; then none."""
+        """The features (B, C) of every run of the submodule since the last call, oldest first, also
+        of a pass that a later layer's error ended; then none."""
         captured = tuple(self._captured)
         self._captured.clear()
         return captured
@@ -111,7 +125,7 @@ class HiddenFeatures:
 def pooled(output: Any, name: str = "") -> torch.Tensor:
     """One vector (B, C) a sample, detached, of a submodule's output."""
     while not isinstance(output, torch.Tensor):
-        if isinstance(output, dict):
+        if isinstance(output, Mapping):
             output = tuple(output.values())
         if not isinstance(output, tuple | list) or len(output) == 0:
             raise ValueError(
@@ -133,7 +147,7 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule `name` of a model that may be wrapped."""
     modules = dict(model.named_modules())
     wrapped: Any = model
-    while name not in modules or (name == "" and _inside(wrapped) is not None):
+    while name not in modules:
         wrapped = _inside(wrapped)
         if wrapped is None:
             known = ", ".join(repr(x) for x in list(modules)[1:6])

@@ -5,6 +5,7 @@ view v with everyone's rows of view w. A row's softmax runs over all blocks of i
 diagonal of block (v, w) stands the row itself where v = w, and is left out, else its positive.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -72,10 +73,12 @@ class RowValues(NamedTuple):
 def norms(vectors: torch.Tensor, rows: int = 512) -> torch.Tensor:
     """Euclidean lengths (n,) float64 of vectors (n, D), never below `SMALLEST_NORM`; `rows` at a
     time are in float64."""
-    parts = [
-        torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in vectors.split(rows)
-    ]
-    return torch.cat(parts).clamp_(min=SMALLEST_NORM)
+    lengths = torch.empty(len(vectors), dtype=torch.float64, device=vectors.device)
+    # Into one result: small results between the large temporaries would keep those from being
+    # given back, 64 MB of them in a first call.
+    for part, out in zip(vectors.split(rows), lengths.split(rows), strict=True):
+        torch.linalg.vector_norm(part, dim=1, dtype=torch.float64, out=out)
+    return lengths.clamp_(min=SMALLEST_NORM)
 
 
 def row_values(
@@ -100,8 +103,15 @@ def merged(
     return top, (factor * whole).sum(0), (factor * (t + below * whole)).sum(0)
 
 
-def combined(problem: Problem, projections: list[RowValues], hidden: list[RowValues]) -> Scores:
-    """Scores (n,) as means over the directions; `hidden` is what gives the entropy."""
+def combined(
+    problem: Problem, rows_of: Callable[[Problem, Views, float], list[RowValues]]
+) -> Scores:
+    """Scores (n,), as means over the directions, of what a backend's `rows_of` finds for the rows
+    of each: of the projections, and of the hidden features, where there are any, the entropy."""
+    projections = rows_of(problem, problem.projections, problem.temperature)
+    hidden = projections
+    if problem.hidden is not None:
+        hidden = rows_of(problem, problem.hidden, problem.hidden_temperature)
 
     def mean(values: list[torch.Tensor]) -> torch.Tensor:
         return values[0] if len(values) == 1 else (values[0] + values[1]) / 2

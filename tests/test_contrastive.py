@@ -1,6 +1,7 @@
 """score_contrastive: against dense float64, in every form, on every backend."""
 
 import itertools
+import warnings
 
 import numpy as np
 import oracle
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import emp_kernels as emp
+from bench import memory
 from emp_kernels.backends import cpu
 
 FORMS = ("infonce", "clip", "ntxent")
@@ -82,9 +84,9 @@ def sizes(backend, tile):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Tiles of 64, panels of 128, so that small batches have many."""
-    monkeypatch.setattr(cpu, "_TILE", 64)
-    monkeypatch.setattr(cpu, "_PANEL", 128)
+    """Tiles of 64 rows (32 above a diagonal) by 16 columns, so that small batches have many."""
+    monkeypatch.setattr(cpu, "_ROWS", 64)
+    monkeypatch.setattr(cpu, "_COLUMNS", 16)
 
 
 def assert_as_good_as_torch(scores, want, other):
@@ -228,6 +230,22 @@ def test_without_autograd_and_autocast_and_arguments_are_not_modified(backend):
         assert not a.requires_grad
 
 
+def test_under_torch_compile(backend):
+    """A graph break, and nothing of ours is traced."""
+    if backend == "triton":
+        pytest.skip("the interpreter under the compiler")
+    first, second = views(20, 8)
+
+    def step(x):
+        return emp.score_contrastive(x * 2, second, form="ntxent", backend=backend).score + 1
+
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = torch.compile(step, backend="eager")(first)
+    assert torch.equal(got, step(first))
+
+
 def test_identical_scores_give_identical_selections(backend, small_tiles):
     """The same samples twice: their scores tie, and the first of each pair is taken first."""
     first, second = (x.repeat(2, 1) for x in views(60, 20))
@@ -257,9 +275,10 @@ def test_any_number_of_threads_and_any_tile(threads, monkeypatch, backend):
     for form in FORMS:
         torch.set_num_threads(1)
         want = emp.score_contrastive(*z, form=form, hidden=hidden)
-        for count, tile in itertools.product(threads, (1024, 256)):
+        for count, rows in itertools.product(threads, (2048, 256)):
             torch.set_num_threads(count)
-            monkeypatch.setattr(cpu, "_TILE", tile)
+            monkeypatch.setattr(cpu, "_ROWS", rows)
+            monkeypatch.setattr(cpu, "_COLUMNS", rows // 4)
             got = emp.score_contrastive(*z, form=form, hidden=hidden)
             for a, b in zip(got, want, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=3e-6)
@@ -274,6 +293,15 @@ def test_memory_grows_with_the_rows_and_not_with_their_square(backend):
     allocated = [e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0]
     assert allocated
     assert max(allocated) <= 4 * 1024 * 1024
+
+
+def test_memory_of_a_first_call(backend):
+    """In a process of its own; each of the two matrices would take 256 MiB."""
+    if backend != "cpu":
+        pytest.skip("about the C++ backend")
+    for form, n in (("infonce", 8192), ("ntxent", 4096)):
+        grown = memory.of_a_first_call("bench_contrastive", form, n)
+        assert grown is None or grown <= 48 * 2**20
 
 
 Z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))

@@ -1,11 +1,14 @@
 """HiddenFeatures: what a named submodule gave, whatever wraps the model, which stays as it is."""
 
+from types import MappingProxyType
+
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import emp_kernels as emp
 
@@ -64,6 +67,52 @@ def test_the_hook_goes_when_the_body_raises(encoder):
         raise KeyError
     encoder(images())
     assert features.take() == ()
+
+
+class Checkpointed(nn.Module):
+    """Its first layer runs twice a pass and, checkpointed, again in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.layer, self.head, self.reentrant = nn.Linear(4, 4), nn.Linear(4, 1), reentrant
+
+    def forward(self, x):
+        for _ in range(2):
+            x = checkpoint(lambda x: self.layer(x).relu(), x, use_reentrant=self.reentrant)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_layer_that_runs_again_in_the_backward_pass(reentrant):
+    model = Checkpointed(reentrant)
+    x = torch.randn(3, 4, requires_grad=True)
+    first = model.layer(x)
+    second = model.layer(first.relu())
+    with emp.HiddenFeatures(model, "layer") as features:
+        for _ in range(2):
+            model(x).sum().backward()
+            for got, want in zip(features.take(), (first, second), strict=True):
+                assert torch.equal(got, want)
+    assert x.grad is not None
+
+
+def test_features_of_a_pass_that_failed_stay_until_they_are_taken(encoder):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise KeyError("broken")
+
+    head, encoder.head = encoder.head, Broken()
+    with emp.HiddenFeatures(encoder, "layer3") as features:
+        with pytest.raises(KeyError, match="broken"):
+            encoder(images())
+        assert len(features.take()) == 1
+        encoder.head = head
+        encoder(images())
+        assert len(features.take()) == 1
+        encoder.layer3.insert(0, Broken())
+        with pytest.raises(KeyError, match="broken"):
+            encoder(images())
+        assert features.take() == ()
 
 
 @pytest.fixture
@@ -159,8 +208,17 @@ def test_outputs_of_every_shape():
     assert captured(flat).data_ptr() != flat.data_ptr()
     assert torch.equal(captured((flat, x)), flat)
     assert torch.equal(captured({"last_hidden_state": x[0, 0], "other": 1}), x[0, 0].mean(1))
+    assert torch.equal(captured(MappingProxyType({"first": flat, "second": x})), flat)
     assert captured(x.bfloat16()).dtype == torch.bfloat16
     assert torch.equal(captured(x[0, 0], pool=lambda h: h[:, 0]), x[0, 0, :, 0])
+    assert captured(flat, pool=lambda h: h).data_ptr() != flat.data_ptr()
+    for pool, text in (
+        (lambda h: h.tolist(), "list"),
+        (lambda h: None, "NoneType"),
+        (lambda h: h[0], r"torch\.float32 of shape \(6,\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"pool must return a tensor \(B, C\), got {text}"):
+            captured(flat, pool=pool)
     for output, text in (
         (x[0, 0, 0, 0], r"2 to 5 dimensions, got shape \(6,\)"),
         (x[None], "2 to 5 dimensions"),
@@ -189,3 +247,18 @@ class DistributedDataParallelLike(nn.Module):
     def __init__(self, module):
         super().__init__()
         self.module = module
+
+    def forward(self, x):
+        return 2 * self.module(x)
+
+
+def test_the_model_itself(encoder, compiler):
+    """The name "" is of what was given, not what an attribute of it happens to be called."""
+    outer = DistributedDataParallelLike(encoder)
+    for model, want in (
+        (outer, 2 * encoder(images())),
+        (torch.compile(encoder, backend="eager"), encoder(images())),
+    ):
+        with emp.HiddenFeatures(model, "") as features:
+            assert model(images()).shape == want.shape
+        assert torch.equal(features.last, want)

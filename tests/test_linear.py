@@ -391,27 +391,6 @@ def test_nothing_to_train_on(backend):
             assert not gradient.any()
 
 
-@pytest.mark.parametrize("shape", [(4,), (2, 2), (0,)])
-def test_hidden_states_of_no_width(shape, backend):
-    """Logits are the bias, or zeros."""
-    hidden, weight, bias = torch.zeros(*shape, 0), torch.zeros(3, 0), torch.randn(3)
-    labels = torch.arange(hidden.shape[:-1].numel()).view(shape) % 3
-    for shift in (None, bias):
-        logits = (torch.zeros(3) if shift is None else shift).expand(*shape, 3)
-        got = emp.score_linear(hidden, weight, labels, bias=shift, backend=backend)
-        for ours, theirs in zip(got, emp.score(logits, labels), strict=True):
-            torch.testing.assert_close(ours, theirs)
-    gradients = derivatives(
-        lambda h, w, b: emp.linear_cross_entropy(h, w, labels, bias=b, backend=backend),
-        (hidden, weight, bias),
-    )[1]
-    assert [x.shape for x in gradients] == [hidden.shape, weight.shape, bias.shape]
-    want = derivatives(
-        lambda b: F.cross_entropy(b.expand(labels.numel(), 3), labels.flatten()), (bias,)
-    )[1]
-    torch.testing.assert_close(gradients[2], want[0], equal_nan=True)
-
-
 def test_losses_of_rows_may_be_changed_in_place(backend):
     hidden, weight, _, labels = product(3, 4, 6)
     hidden.requires_grad_()
@@ -448,6 +427,50 @@ def test_under_torch_compile(backend):
 
     for got, want in zip(torch.compile(step, backend="eager")(hidden), step(hidden), strict=True):
         assert torch.equal(got, want)
+
+
+@at_size
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_changes_nothing(dtype, cut):
+    """No product is taken in a dtype that the tensors do not have, forward or backward."""
+    hidden, weight, bias, labels = product(20, 8, 30, dtype)
+
+    def found():
+        scores = emp.score_linear(hidden, weight, labels, bias=bias)
+        loss, gradients = derivatives(
+            lambda h, w, b: emp.linear_cross_entropy(h, w, labels, bias=b), (hidden, weight, bias)
+        )
+        return (*scores, loss, *gradients)
+
+    want = found()
+    for other in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", other):
+            got = found()
+        for a, b in zip(got, want, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hidden_states_of_no_width(dtype, cut, backend):
+    """Products of no terms are 0: the bias alone gives the logits."""
+    hidden, weight, bias, labels = product(12, 0, 30, dtype)
+    hidden, labels = hidden.view(3, 4, 0), labels.view(3, 4)
+    for own in (bias, None):
+        logits = (weight.new_zeros(30) if own is None else own).double().expand(12, 30)
+        got = emp.score_linear(hidden, weight, labels, bias=own, backend=backend)
+        assert_scores(
+            emp.Scores(*(x.view(-1) for x in got)), oracle.statistics(logits, labels.view(-1))
+        )
+    loss, gradients = derivatives(
+        lambda h, w, b: emp.linear_cross_entropy(h, w, labels, bias=b, backend=backend),
+        (hidden, weight, bias),
+    )
+    exact, truths = derivatives(
+        lambda b: F.cross_entropy(b.expand(12, 30), labels.view(-1)), (bias.double(),)
+    )
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    assert [x.shape for x in gradients] == [(3, 4, 0), (30, 0), (30,)]
+    torch.testing.assert_close(gradients[2].double(), truths[0], rtol=1e-2, atol=1e-3)
 
 
 # ---- memory

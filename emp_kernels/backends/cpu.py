@@ -453,11 +453,7 @@ def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
 
 def score_contrastive(problem: Problem) -> Scores:
     """Scores (n,) of two views."""
-    projections = _similarity_rows(problem, problem.projections, problem.temperature)
-    hidden = projections
-    if problem.hidden is not None:
-        hidden = _similarity_rows(problem, problem.hidden, problem.hidden_temperature)
-    return combined(problem, projections, hidden)
+    return combined(problem, _similarity_rows)
 
 
 def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list[RowValues]:
@@ -490,30 +486,35 @@ def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list
                     for view in (v, w) if transposed else (v,):
                         sums[view][3, first : first + len(diagonal)] = diagonal
             add(tile, v, r, columns=False)
-            if transposed and (v != w or r != c):
+            if transposed and (v != w or c >= r + len(tile)):
                 add(tile, w, c, columns=True)
     return [row_values(*sums[v]) for v in problem.directions]
 
 
-_TILE, _PANEL = 1024, 4096  # rows and columns of a tile; rows normalised at a time
+_ROWS, _COLUMNS = 2048, 512  # of a tile, at which the product runs at its full rate
 
 
 def _tiles(rows, columns, temperature, upper):
     """(first row, first column, similarities) of every tile of rows (n, D) against columns (N, D),
-    in one buffer; with `upper` only of those that are not below the diagonal."""
+    in one buffer. With `upper` those below the diagonal are left out: of the others, which have
+    fewer rows, a row's first ones make a square on the diagonal."""
     row_norms = (norms(rows) * temperature).float()[:, None]
     column_norms = norms(columns).float()[:, None]
-    buffer = torch.empty(_TILE * _TILE, dtype=torch.float32, device=DEVICE)
-    for panel in range(0, len(rows), _PANEL):
-        part = slice(panel, panel + _PANEL)
-        units = rows[part].float() / row_norms[part]
-        for c in range(panel if upper else 0, len(columns), _TILE):
-            against = (columns[c : c + _TILE].float() / column_norms[c : c + _TILE]).T
-            for start in range(0, len(units), _TILE):
-                r = panel + start
-                if upper and c < r:
-                    break
-                these = units[start : start + _TILE]
-                shape = len(these), against.shape[1]
-                tile = buffer[: shape[0] * shape[1]].view(shape)
-                yield r, c, torch.mm(these, against, out=tile)
+    height, width = _ROWS // 2 if upper else _ROWS, rows.shape[1]
+    own = torch.empty((min(height, len(rows)), width), dtype=torch.float32, device=DEVICE)
+    against = own.new_empty((min(_COLUMNS, len(columns)), width))
+    buffer = own.new_empty(len(own) * len(against))
+    for r in range(0, len(rows), height):
+        these = _divided(rows, row_norms, r, own)
+        for c in range(r if upper else 0, len(columns), _COLUMNS):
+            those = _divided(columns, column_norms, c, against)
+            shape = len(these), len(those)
+            tile = buffer[: shape[0] * shape[1]].view(shape)
+            yield r, c, torch.mm(these, those.T, out=tile)
+
+
+def _divided(vectors, lengths, start, room):
+    """vectors (n, D) by lengths (n, 1), from row `start` on, as many as there is room (., D) for;
+    there, because fresh memory for each part would grow the process by more than is in use."""
+    part = vectors[start : start + len(room)]
+    return torch.div(part.float(), lengths[start : start + len(part)], out=room[: len(part)])

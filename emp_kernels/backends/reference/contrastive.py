@@ -9,11 +9,7 @@ from .scoring import CHUNK, row_statistics
 
 def score_contrastive(problem: Problem) -> Scores:
     """Scores (n,) of two views."""
-    projections = _similarity_rows(problem, problem.projections, problem.temperature)
-    hidden = projections
-    if problem.hidden is not None:
-        hidden = _similarity_rows(problem, problem.hidden, problem.hidden_temperature)
-    return combined(problem, projections, hidden)
+    return combined(problem, _similarity_rows)
 
 
 def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list[RowValues]:

@@ -10,11 +10,7 @@ from . import runtime
 def score_contrastive(problem: Problem) -> Scores:
     """Scores (n,) of two views; a launch for each of the form's blocks."""
     runtime.check_capability(problem.projections.own[0].device)
-    projections = _similarity_rows(problem, problem.projections, problem.temperature)
-    hidden = projections
-    if problem.hidden is not None:
-        hidden = _similarity_rows(problem, problem.hidden, problem.hidden_temperature)
-    return combined(problem, projections, hidden)
+    return combined(problem, _similarity_rows)
 
 
 def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list[RowValues]:
