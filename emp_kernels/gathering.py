@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import backends
-from .validation import check_ids, describe, in_memory
+from .validation import check_ids, describe
 
 
 def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
@@ -53,26 +53,18 @@ def _gather_leaves(
     """Gathered leaves in order: one backend call for each place where they lie."""
     if not sources:
         return []
-    grad, forward = torch.is_grad_enabled(), backends.forward_mode()
-    # By torch: derivatives, and memory that is not what the tensor stands for.
-    places = [
-        (
-            source.device,
-            forward
-            or (grad and source.requires_grad)
-            or source.is_conj()
-            or source.is_neg()
-            or not in_memory(source),
-        )
-        for source in sources
-    ]
+    derivatives = torch.is_grad_enabled(), backends.forward_mode()
+    for tensor in sources if outputs is None else sources + outputs:
+        if not tensor.is_cpu or _needs_torch(tensor, *derivatives):
+            break
+    else:  # the rule, without the cost of telling places apart
+        return _gather_place(sources[0].device, False, sources, indices, outputs)
+    places = [(source.device, _needs_torch(source, *derivatives)) for source in sources]
     if outputs is not None:
         places = [
-            (device, by_torch or out.is_conj() or out.is_neg())
+            (device, by_torch or _needs_torch(out, *derivatives))
             for (device, by_torch), out in zip(places, outputs, strict=True)
         ]
-    if len(set(places)) == 1:
-        return _gather_place(*places[0], sources, indices, outputs)
     results: list[Any] = [None] * len(sources)
     for place in dict.fromkeys(places):
         members = [i for i, other in enumerate(places) if other == place]
@@ -87,6 +79,20 @@ def _gather_leaves(
     return results
 
 
+def _needs_torch(tensor: torch.Tensor, grad: bool, forward: bool) -> bool:
+    """Whether rows must be copied by torch: for autograd, for memory that torch conjugates,
+    negates or scales as it reads it, and for types and layouts that make their own rows."""
+    return (
+        forward
+        or type(tensor) is not torch.Tensor
+        or (grad and tensor.requires_grad)
+        or tensor.is_neg()
+        or tensor.is_conj()
+        or tensor.is_quantized
+        or tensor.layout is not torch.strided
+    )
+
+
 def _gather_place(
     device: torch.device,
     by_torch: bool,
@@ -96,7 +102,9 @@ def _gather_place(
 ) -> list[torch.Tensor]:
     if indices.device != device:
         indices = indices.to(device)
-    return backends.resolve_gather(sources[0], by_torch).gather_rows(sources, indices, outputs)
+    backend = backends.resolve_gather(sources[0], by_torch)
+    gathered: list[torch.Tensor] = backend.gather_rows(sources, indices, outputs)
+    return gathered
 
 
 def _is_namedtuple(node: Any) -> bool:
@@ -109,7 +117,7 @@ def _collect(node: Any, leaves: list[torch.Tensor]) -> None:
         if node.dim() == 0:
             raise ValueError("gather: batch must hold tensors with a first dimension, got shape ()")
         leaves.append(node)
-    elif isinstance(node, Mapping):
+    elif isinstance(node, dict | Mapping):  # a dict is found out faster
         for value in node.values():
             _collect(value, leaves)
     elif isinstance(node, list | tuple):
@@ -126,7 +134,7 @@ def _rebuild(node: Any, rows: Iterator[torch.Tensor]) -> Any:
     """The container again, its tensors replaced in order by `rows`."""
     if isinstance(node, torch.Tensor):
         return next(rows)
-    if isinstance(node, Mapping):
+    if isinstance(node, dict | Mapping):
         items = {key: _rebuild(value, rows) for key, value in node.items()}
         if type(node) is dict:
             return items

@@ -72,12 +72,13 @@ def check_labels(
     if labels.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{function}: labels must have an integer dtype, got {labels.dtype}")
     check_strided(function, "labels", labels)
-    # A slice of a shape costs more than the rest of this; most labels are (N,).
-    alike = labels.dim() + 1 == logits.dim() == 2 and labels.shape[0] == logits.shape[0]
-    if not alike and labels.shape != logits.shape[:-1]:
+    shape, whole = labels.shape, logits.shape
+    # A slice of a shape costs as much as all of this; most labels are (N,).
+    alike = len(shape) == 1 and len(whole) == 2 and shape[0] == whole[0]
+    if not alike and shape != whole[:-1]:
         raise ValueError(
-            f"{function}: labels must have the leading shape of {name} {tuple(logits.shape[:-1])}, "
-            f"got {tuple(labels.shape)}"
+            f"{function}: labels must have the leading shape of {name} {tuple(whole[:-1])}, "
+            f"got {tuple(shape)}"
         )
     check_same_device(function, "labels", labels, name, logits)
 

@@ -1,13 +1,11 @@
-// emp_kernels._cpu: the CPU kernels for Python. Tensors come as addresses; arguments were checked
-// for type, shape and device by the caller, values inside the tensors are checked here.
+// emp_kernels._cpu: the CPU kernels for Python. Arguments were checked for type, shape and device
+// by the caller, values inside the tensors are checked here, before anything is written: what is
+// wrong comes back in place of results.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <array>
-#include <cstddef>
-#include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "cpu/contrastive.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/gathering.h"
@@ -20,244 +18,259 @@
 #include "cpu/targets.h"
 #include "cpu/threads.h"
 #include "cpu/tokens.h"
-
-namespace py = pybind11;
-using Address = uintptr_t;
+#include "tensors.h"
 
 namespace bindings {
 
-// A tuple of n Python ints: sizes, codes and addresses.
-template <size_t n>
-struct Ints {
-  int64_t value[n];
+// The classes of results.py.
+PyTypeObject *Scores, *SampleStatistics, *Selection;
 
-  int64_t operator[](size_t i) const { return value[i]; }
-  template <class T>
-  T* at(size_t i) const {
-    return reinterpret_cast<T*>(value[i]);
+void use_results(const py::type& scores, const py::type& statistics, const py::type& selection) {
+  const auto keep = [](py::type type) {
+    return reinterpret_cast<PyTypeObject*>(type.release().ptr());
+  };
+  Scores = keep(scores), SampleStatistics = keep(statistics), Selection = keep(selection);
+}
+
+// (-1, Scores), or (the first row with a bad label, None).
+py::tuple score(const Tensor& z, const Tensor& y, Ignored ignored, float beta, int threads) {
+  const emp::Logits logits = logits_of(z);
+  const emp::Labels labels = labels_of(y, ignored);
+  Result<float> score(y), loss(y), entropy(y), lse(y);
+  BadValues bad;
+  {
+    py::gil_scoped_release released;
+    bad = BadValues(logits, labels);
+    if (!bad) emp::score(logits, labels, beta, {score, loss, entropy, lse}, threads);
   }
-};
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
+  if (bad) return py::make_tuple(bad.label, py::none());
+  return py::make_tuple(bad.label, named_tuple(Scores, score, loss, entropy, lse));
 }
 
-using LogitsArgs = Ints<7>;  // address, dtype, rows, classes, group_rows, group_stride, row_stride
-using LabelsArgs = Ints<4>;  // address, dtype, has_ignored, ignored
-using StateArgs = Ints<7>;   // score, loss, entropy, updates, selections, seen_at, clock
-
-emp::Logits logits_of(const LogitsArgs& a) {
-  return {a.at<const void>(0), emp::LogitDtype(a[1]), a[2], a[3], a[4], a[5], a[6]};
-}
-emp::Labels labels_of(const LabelsArgs& a) {
-  return {a.at<const void>(0), emp::IntDtype(a[1]), a[2] != 0, a[3]};
-}
-emp::State state_of(const StateArgs& a, int64_t size) {
-  return {a.at<float>(0),   a.at<float>(1),   a.at<float>(2),   a.at<int32_t>(3),
-          a.at<int32_t>(4), a.at<int32_t>(5), a.at<int32_t>(6), size};
-}
-emp::ScoreOutputs scores_of(const Ints<4>& a) {
-  return {a.at<float>(0), a.at<float>(1), a.at<float>(2), a.at<float>(3)};
-}
-
-// Each function returns the first row with a bad label, or -1 when it did its work.
-int64_t score(const LogitsArgs& logits_args, const LabelsArgs& labels_args, float beta,
-              const Ints<4>& out, int threads) {
-  const emp::Logits logits = logits_of(logits_args);
-  const emp::Labels labels = labels_of(labels_args);
-  py::gil_scoped_release released;
-  const int64_t bad = emp::first_bad_label(labels, logits.rows, logits.classes);
-  if (bad < 0) emp::score(logits, labels, beta, scores_of(out), threads);
-  return bad;
-}
-
-int64_t sample_statistics(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
-                          const Ints<7>& out, int threads) {
-  const emp::Logits logits = logits_of(logits_args);
-  const emp::Labels labels = labels_of(labels_args);
-  py::gil_scoped_release released;
-  const int64_t bad = emp::first_bad_label(labels, logits.rows, logits.classes);
-  if (bad < 0)
-    emp::sample_statistics(logits, labels,
-                           {out.at<float>(0), out.at<float>(1), out.at<float>(2), out.at<float>(3),
-                            out.at<float>(4), out.at<float>(5), out.at<bool>(6)},
-                           threads);
-  return bad;
-}
-
-// `out` are the addresses of m, u, t and z_y.
-void row_sums(const LogitsArgs& logits_args, const LabelsArgs& labels_args, const Ints<4>& out,
-              int threads) {
-  const emp::Logits logits = logits_of(logits_args);
-  const emp::Labels labels = labels_of(labels_args);
-  py::gil_scoped_release released;
-  emp::row_sums(logits, labels,
-                {out.at<float>(0), out.at<float>(1), out.at<float>(2), out.at<float>(3)}, threads);
-}
-
-// Addresses of m, u, t and z_y, double.
-emp::RowParts parts_of(const Ints<4>& a) {
-  return {a.at<double>(0), a.at<double>(1), a.at<double>(2), a.at<double>(3)};
-}
-
-int64_t first_bad_label(const LabelsArgs& labels, int64_t rows, int64_t classes) {
-  py::gil_scoped_release released;
-  return emp::first_bad_label(labels_of(labels), rows, classes);
-}
-
-// The labels' ranges were checked with first_bad_label.
-void add_row_parts(const LogitsArgs& piece, const LabelsArgs& labels, int64_t first_column,
-                   const Ints<4>& parts, int threads) {
-  py::gil_scoped_release released;
-  emp::add_row_parts(logits_of(piece), labels_of(labels), first_column, parts_of(parts), threads);
-}
-
-void scores_of_parts(const Ints<4>& parts, int64_t rows, float beta, const Ints<4>& out) {
-  py::gil_scoped_release released;
-  emp::scores_of_parts(parts_of(parts), rows, beta, scores_of(out));
-}
-
-// Returns (number of selected rows, -1, -1), or (0, row with a bad label, position of a bad id).
-std::tuple<int64_t, int64_t, int64_t> score_and_select(
-    const LogitsArgs& logits_args, const LabelsArgs& labels_args, float beta, double share,
-    int64_t count, const StateArgs& state_args, int64_t state_size, Address ids,
-    const Ints<4>& scores, Address indices, Address threshold, Address num_invalid, int threads) {
-  const emp::Logits logits = logits_of(logits_args);
-  const emp::Labels labels = labels_of(labels_args);
-  py::gil_scoped_release released;
-  const int64_t bad_label = emp::first_bad_label(labels, logits.rows, logits.classes);
-  if (bad_label >= 0) return {0, bad_label, -1};
-  if (ids != 0) {
-    const int64_t bad_id = emp::first_bad_index(at<const int64_t>(ids), logits.rows, state_size);
-    if (bad_id >= 0) return {0, -1, bad_id};
+// (-1, SampleStatistics), or (the first row with a bad label, None).
+py::tuple sample_statistics(const Tensor& z, const Tensor& y, Ignored ignored, int threads) {
+  const emp::Logits logits = logits_of(z);
+  const emp::Labels labels = labels_of(y, ignored);
+  Result<float> loss(y), entropy(y), lse(y), confidence(y), el2n(y), margin(y);
+  Result<bool> correct(y);
+  BadValues bad;
+  {
+    py::gil_scoped_release released;
+    bad = BadValues(logits, labels);
+    if (!bad)
+      emp::sample_statistics(logits, labels,
+                             {loss, entropy, lse, confidence, el2n, margin, correct}, threads);
   }
-  const emp::State state = state_of(state_args, state_size);
-  const int64_t selected = emp::score_and_select(
-      logits, labels, beta, {share, count}, state_args[0] == 0 ? nullptr : &state,
-      at<const int64_t>(ids),
-      {scores_of(scores), at<int64_t>(indices), at<float>(threshold), at<int32_t>(num_invalid)},
-      threads);
-  return {selected, -1, -1};
+  if (bad) return py::make_tuple(bad.label, py::none());
+  return py::make_tuple(bad.label, named_tuple(SampleStatistics, loss, entropy, lse, confidence,
+                                               el2n, margin, correct));
 }
 
-void select(Address scores, int64_t n, int64_t count, Address out, int threads) {
+// m, u, t and z_y, (4, rows). Labels may be anything.
+py::object row_sums(const Tensor& z, const Tensor& y, Ignored ignored, int threads) {
+  const emp::Logits logits = logits_of(z);
+  const int64_t rows = logits.rows;
+  Result<float> sums({4, rows});
+  {
+    py::gil_scoped_release released;
+    float* const m = sums;
+    emp::row_sums(logits, labels_of(y, ignored), {m, m + rows, m + 2 * rows, m + 3 * rows},
+                  threads);
+  }
+  return sums.tensor();
+}
+
+// The first row with a bad label, or -1.
+int64_t first_bad_label(const Tensor& labels, Ignored ignored, int64_t classes) {
   py::gil_scoped_release released;
-  emp::select(at<const float>(scores), n, count, at<int64_t>(out), threads);
+  return emp::first_bad_label(labels_of(labels, ignored), labels.elements(), classes);
 }
 
-int64_t select_rows(Address scores, int64_t rows, int64_t width, Address counts, Address out,
-                    int threads) {
+// Adds a piece of columns to parts (4, rows). The labels' ranges were checked with first_bad_label.
+void add_row_parts(const Tensor& piece, const Tensor& labels, int64_t first_column,
+                   const Tensor& parts, int threads) {
   py::gil_scoped_release released;
-  return emp::select_rows(at<const float>(scores), rows, width, at<const int64_t>(counts),
-                          at<int64_t>(out), threads);
+  emp::add_row_parts(logits_of(piece), labels_of(labels, {}), first_column, parts_of(parts),
+                     threads);
 }
 
-void shuffle(Address ids, int64_t n, uint64_t seed, Address out, int threads) {
-  py::gil_scoped_release released;
-  emp::shuffle(at<const int64_t>(ids), n, seed, at<int64_t>(out), threads);
+// Scores of parts (4, rows), of the shape of `like`.
+py::object scores_of_parts(const Tensor& parts, const Tensor& like, float beta) {
+  Result<float> score(like), loss(like), entropy(like), lse(like);
+  {
+    py::gil_scoped_release released;
+    emp::scores_of_parts(parts_of(parts), parts.size(1), beta, {score, loss, entropy, lse});
+  }
+  return named_tuple(Scores, score, loss, entropy, lse);
 }
 
-// Tensors are (source, out, row_bytes, stride_bytes, rows). Returns (tensor, position) of the
-// first index out of range, before anything is written, or (-1, -1).
-std::pair<int64_t, int64_t> gather(
-    const std::vector<std::tuple<Address, Address, int64_t, int64_t, int64_t>>& tensors,
-    Address indices, int64_t count, bool fresh, int threads) {
+// (-1, -1, Selection), or (the first row with a bad label, the first position of a bad id, None),
+// one of which is -1.
+py::tuple score_and_select(const Tensor& z, const Tensor& y, Ignored ignored, emp::KeepRule keep,
+                           float beta, const Remembered& state, const Ids& ids, int threads) {
+  const emp::Logits logits = logits_of(z);
+  const emp::Labels labels = labels_of(y, ignored);
+  const int64_t room = keep.of(logits.rows);
+  Result<int64_t> indices(room);
+  Result<float> score(y), loss(y), entropy(y), lse(y), threshold;
+  Result<int32_t> num_invalid;
+  int64_t selected = 0;
+  BadValues bad;
+  {
+    py::gil_scoped_release released;
+    bad = BadValues(logits, labels, state_of(state), ids_of(ids));
+    if (!bad)
+      selected = emp::score_and_select(
+          logits, labels, beta, keep, state_of(state), ids_of(ids),
+          {{score, loss, entropy, lse}, indices, threshold, num_invalid}, threads);
+  }
+  if (bad) return py::make_tuple(bad.label, bad.id, py::none());
+  if (selected < room) indices = indices.first(selected);
+  py::object scores = named_tuple(Scores, score, loss, entropy, lse);
+  return py::make_tuple(bad.label, bad.id,
+                        named_tuple(Selection, indices, scores, threshold, num_invalid));
+}
+
+py::object select(const Tensor& scores, int64_t count, int threads) {
+  Result<int64_t> out(count);
+  {
+    py::gil_scoped_release released;
+    emp::select(scores.data<const float>(), scores.size(0), count, out, threads);
+  }
+  return out.tensor();
+}
+
+// `total` is the sum of counts.
+py::object select_rows(const Tensor& scores, const Tensor& counts, int64_t total, int threads) {
+  Result<int64_t> out(total);
+  {
+    py::gil_scoped_release released;
+    emp::select_rows(scores.data<const float>(), scores.size(0), scores.size(1),
+                     counts.data<const int64_t>(), out, threads);
+  }
+  return out.tensor();
+}
+
+py::object shuffle(const Tensor& ids, uint64_t seed, int threads) {
+  Result<int64_t> out(ids);
+  {
+    py::gil_scoped_release released;
+    emp::shuffle(ids.data<const int64_t>(), ids.size(0), seed, out, threads);
+  }
+  return out.tensor();
+}
+
+// Rows `indices` of the sources, tensors with contiguous rows, written into `outputs` or, where
+// these are None, into new tensors. (-1, -1, results), or (a source's number, the position of the
+// first index out of its range, None) before anything is written.
+py::tuple gather(const py::list& sources, const Tensor& indices,
+                 const std::optional<py::list>& outputs, int threads) {
+  const int64_t* const index = indices.data<const int64_t>();
+  const int64_t count = indices.size(0);
   std::vector<emp::GatherRows> rows;
+  std::vector<Tensor> from;
+  rows.reserve(sources.size());
+  from.reserve(sources.size());
   int64_t checked = INT64_MAX;
-  py::gil_scoped_release released;
-  for (const auto& [source, out, row_bytes, stride_bytes, size] : tensors) {
-    if (size < checked) {
-      const int64_t bad = emp::first_bad_index(at<const int64_t>(indices), count, size);
-      if (bad >= 0) return {int64_t(rows.size()), bad};
-      checked = size;
+  for (const py::handle item : sources) {
+    const Tensor& source = from.emplace_back(item);
+    if (source.size(0) < checked) {
+      const int64_t bad = emp::first_bad_index(index, count, source.size(0));
+      if (bad >= 0) return py::make_tuple(from.size() - 1, bad, py::none());
+      checked = source.size(0);
     }
-    rows.push_back({at<const char>(source), at<char>(out), row_bytes, stride_bytes});
+    const int64_t bytes = source.element_bytes();
+    int64_t row_bytes = bytes;
+    for (int dim = 1; dim < source.dims(); ++dim) row_bytes *= source.size(dim);
+    rows.push_back({source.data<const char>(), nullptr, row_bytes, source.stride(0) * bytes});
   }
-  emp::gather(rows.data(), int(rows.size()), at<const int64_t>(indices), count, fresh, threads);
-  return {-1, -1};
+  std::vector<NewTensor> results;
+  if (outputs) {
+    for (size_t i = 0; i < rows.size(); ++i) rows[i].out = Tensor((*outputs)[i]).data<char>();
+  } else {
+    results.reserve(rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      std::vector<int64_t> shape(from[i].shape(), from[i].shape() + from[i].dims());
+      shape[0] = count;
+      results.emplace_back(from[i].dtype(), shape.data(), from[i].dims());
+      rows[i].out = results.back().data<char>();
+    }
+  }
+  {
+    py::gil_scoped_release released;
+    emp::gather(rows.data(), int(rows.size()), index, count, threads);
+  }
+  if (outputs) return py::make_tuple(-1, -1, *outputs);
+  py::list made;
+  for (NewTensor& result : results) made.append(result.tensor());
+  return py::make_tuple(-1, -1, made);
 }
 
-// Returns the position of the first bad id, before anything is written, or -1.
-int64_t update_state(const StateArgs& state, int64_t size, Address ids, int64_t rows,
-                     const Ints<3>& scores) {
+// `fields` are the scores' (rows,) score, loss and entropy. The position of the first bad id,
+// before anything is written, or -1.
+int64_t update_state(const emp::State& state, const Tensor& ids, const Tensor& score,
+                     const Tensor& loss, const Tensor& entropy) {
+  const int64_t* const id = ids.data<const int64_t>();
+  const int64_t rows = ids.size(0);
   py::gil_scoped_release released;
-  const int64_t bad = emp::first_bad_index(at<const int64_t>(ids), rows, size);
+  const int64_t bad = emp::first_bad_index(id, rows, state.size);
   if (bad < 0)
-    emp::update_state(state_of(state, size),
-                      {scores.at<const float>(0), scores.at<const float>(1),
-                       scores.at<const float>(2), at<const int64_t>(ids), rows},
+    emp::update_state(state,
+                      {score.data<const float>(), loss.data<const float>(),
+                       entropy.data<const float>(), id, rows},
                       1);
   return bad;
 }
 
-// Addresses of result, loss and lse. Returns (rows that count, -1, -1), or (0, row with a bad
-// label, position of a bad id).
-std::tuple<int64_t, int64_t, int64_t> cross_entropy(const LogitsArgs& logits_args,
-                                                    const LabelsArgs& labels_args, int reduction,
-                                                    float beta, const StateArgs& state_args,
-                                                    int64_t state_size, Address ids,
-                                                    const Ints<3>& out, int threads) {
-  const emp::Logits logits = logits_of(logits_args);
-  const emp::Labels labels = labels_of(labels_args);
-  py::gil_scoped_release released;
-  const int64_t bad_label = emp::first_bad_label(labels, logits.rows, logits.classes);
-  if (bad_label >= 0) return {0, bad_label, -1};
-  if (ids != 0) {
-    const int64_t bad_id = emp::first_bad_index(at<const int64_t>(ids), logits.rows, state_size);
-    if (bad_id >= 0) return {0, -1, bad_id};
+// Writes result, loss and lse. (rows that count, -1, -1), or (0, the first row with a bad label,
+// the first position of a bad id).
+py::tuple cross_entropy(const Tensor& z, const Tensor& y, Ignored ignored, int reduction,
+                        float beta, const Remembered& state, const Ids& ids, const Tensor& result,
+                        const Tensor& loss, const Tensor& lse, int threads) {
+  const emp::Logits logits = logits_of(z);
+  const emp::Labels labels = labels_of(y, ignored);
+  int64_t counted = 0;
+  BadValues bad;
+  {
+    py::gil_scoped_release released;
+    bad = BadValues(logits, labels, state_of(state), ids_of(ids));
+    if (!bad)
+      counted = emp::cross_entropy(
+          logits, labels, emp::Reduction(reduction), beta, state_of(state), ids_of(ids),
+          {result.data<float>(), loss.data<float>(), lse.data<float>()}, threads);
   }
-  const emp::State state = state_of(state_args, state_size);
-  const int64_t counted = emp::cross_entropy(
-      logits, labels, emp::Reduction(reduction), beta, state_args[0] == 0 ? nullptr : &state,
-      at<const int64_t>(ids), {out.at<float>(0), out.at<float>(1), out.at<float>(2)}, threads);
-  return {counted, -1, -1};
+  return py::make_tuple(counted, bad.label, bad.id);
 }
 
-// `gradients` are the addresses of loss, lse, the scales, of which there are one or all, and the
-// maximum, which may be 0.
-void cross_entropy_backward(const LogitsArgs& logits_args, const LabelsArgs& labels_args,
-                            const Ints<4>& gradients, bool one_scale, double divisor, Address out,
-                            int threads) {
-  const emp::Logits logits = logits_of(logits_args);
-  const emp::Labels labels = labels_of(labels_args);
+// Writes the gradient to out. `scales` has an element for each row, or one for all; `maximum` is
+// of rows with columns elsewhere.
+void cross_entropy_backward(const Tensor& z, const Tensor& y, Ignored ignored, const Tensor& loss,
+                            const Tensor& lse, const Tensor& scales, double divisor,
+                            const std::optional<Tensor>& maximum, const Tensor& out, int threads) {
   py::gil_scoped_release released;
-  emp::cross_entropy_backward(
-      logits, labels,
-      {gradients.at<const float>(0), gradients.at<const float>(1), gradients.at<const float>(2),
-       one_scale ? 0 : 1, float(divisor), gradients.at<const float>(3)},
-      at<void>(out), threads);
+  emp::cross_entropy_backward(logits_of(z), labels_of(y, ignored),
+                              {loss.data<const float>(), lse.data<const float>(),
+                               scales.data<const float>(), scales.elements() == 1 ? 0 : 1,
+                               float(divisor), maximum ? maximum->data<const float>() : nullptr},
+                              out.data<void>(), threads);
 }
 
-// `tile_args` are (address, rows, columns, stride); `sums_args` the addresses of m, u and t.
-void add_tile(const std::tuple<Address, int64_t, int64_t, int64_t>& tile_args,
-              const std::array<Address, 3>& sums_args, bool columns, int threads) {
-  const auto [address, tile_rows, tile_columns, stride] = tile_args;
-  const emp::Tile tile{at<const float>(address), tile_rows, tile_columns, stride};
-  const emp::SimilaritySums sums{at<double>(sums_args[0]), at<double>(sums_args[1]),
-                                 at<double>(sums_args[2])};
+// Adds a tile (rows, columns) to the sums of its rows, or of its columns.
+void add_tile(const Tensor& tile, const Tensor& sums, bool columns, int threads) {
   py::gil_scoped_release released;
-  (columns ? emp::add_tile_columns : emp::add_tile_rows)(tile, sums, threads);
+  (columns ? emp::add_tile_columns : emp::add_tile_rows)(
+      {tile.data<const float>(), tile.size(0), tile.size(1), tile.stride(0)}, sums_of(sums),
+      threads);
 }
 
 }  // namespace bindings
 
-// pybind11's own casters of tuples and arrays take a microsecond for such a call.
-template <size_t n>
-struct pybind11::detail::type_caster<bindings::Ints<n>> {
-  PYBIND11_TYPE_CASTER(bindings::Ints<n>, const_name("tuple[int, ...]"));
-
-  bool load(handle source, bool) {
-    if (!PyTuple_CheckExact(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != Py_ssize_t(n))
-      return false;
-    for (size_t i = 0; i < n; ++i)
-      value.value[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(source.ptr(), i));
-    return PyErr_Occurred() == nullptr;
-  }
-};
-
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of emp_kernels";
+  module.def("use_torch", &bindings::use_torch,
+             "What makes and reads tensors: torch._C._from_dlpack, torch._C._to_dlpack, and "
+             "torch.Tensor.__dlpack_c_exchange_api__ or None.");
+  module.def("use_results", &bindings::use_results, "Scores, SampleStatistics and Selection.");
   module.def("score", &bindings::score);
   module.def("first_bad_label", &bindings::first_bad_label);
   module.def("add_row_parts", &bindings::add_row_parts);

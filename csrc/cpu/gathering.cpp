@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "pages.h"
 #include "threads.h"
 
 namespace emp {
@@ -22,6 +21,8 @@ void gather_units(const GatherRows& t, const int64_t* indices, int64_t begin, in
 // Rows [begin, end) of the output.
 void gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int64_t end) {
   switch (t.row_bytes) {
+    case 0:
+      return;
     case 1:
       return gather_units<char[1]>(t, indices, begin, end);
     case 2:
@@ -64,29 +65,18 @@ int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size) {
 }
 
 void gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
-            bool fresh, int threads) {
-  if (count == 0) return;
-  int64_t bytes = 0;
-  for (int i = 0; i < num_tensors; ++i) {
-    bytes += 2 * count * tensors[i].row_bytes;
-    if (fresh) prefer_huge_pages(tensors[i].out, count * tensors[i].row_bytes);
-  }
-  threads = useful_threads(threads, bytes);
-  // One list of tasks over all tensors, so that small ones fill the gaps of large ones.
-  const auto rows_per_task = [&](const GatherRows& t) {
-    return threads == 1 ? count
-                        : std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, t.row_bytes));
-  };
-  const auto tasks_of = [&](const GatherRows& t) {
-    return t.row_bytes == 0 ? 0 : (count + rows_per_task(t) - 1) / rows_per_task(t);
-  };
-  int64_t tasks = 0;
-  for (int i = 0; i < num_tensors; ++i) tasks += tasks_of(tensors[i]);
-  parallel_tasks(threads, tasks, [&](int64_t task, int) {
-    const GatherRows* t = tensors;
-    for (; task >= tasks_of(*t); ++t) task -= tasks_of(*t);
-    const int64_t step = rows_per_task(*t);
-    gather_rows(*t, indices, task * step, std::min(count, (task + 1) * step));
+            int threads) {
+  int64_t row_bytes = 0;
+  for (int i = 0; i < num_tensors; ++i) row_bytes += tensors[i].row_bytes;
+  if (count == 0 || row_bytes == 0) return;
+  threads = useful_threads(threads, 2 * count * row_bytes);
+  // A task is some rows of all tensors, so that small tensors cost no task of their own.
+  int64_t step = count;
+  if (threads > 1)
+    step = std::clamp<int64_t>(kTaskBytes / row_bytes, 1, (count + threads - 1) / threads);
+  parallel_tasks(threads, (count + step - 1) / step, [&](int64_t task, int) {
+    for (int i = 0; i < num_tensors; ++i)
+      gather_rows(tensors[i], indices, task * step, std::min(count, (task + 1) * step));
   });
 }
 

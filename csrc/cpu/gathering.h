@@ -17,8 +17,8 @@ struct GatherRows {
 int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size);
 
 // Requires that first_bad_index is -1 for every tensor. Any order, duplicates allowed; runs of
-// consecutive indices are copied as one block. `fresh`: the outputs were just allocated.
+// consecutive indices are copied as one block.
 void gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
-            bool fresh, int threads);
+            int threads);
 
 }  // namespace emp

@@ -7,14 +7,19 @@
 
 namespace emp {
 
+int64_t KeepRule::of(int64_t n) const {
+  if (n == 0) return 0;
+  if (share < 0) return std::min(n, count);
+  return std::max<int64_t>(1, int64_t(std::nearbyint(share * double(n))));
+}
+
 int64_t score_and_select(const Logits& logits, const Labels& labels, float beta, KeepRule keep,
                          const State* state, const int64_t* ids, const PruningOutputs& out,
                          int threads) {
   const RowCounts counts = score(logits, labels, beta, out.scores, threads);
-  int64_t k = keep.count;
-  if (keep.share >= 0)  // nearbyint rounds halves to even, as Python's round does
-    k = std::max<int64_t>(1, int64_t(std::nearbyint(keep.share * double(counts.valid))));
-  k = std::min(k, counts.valid);  // invalid and ignored scores rank last: none of them is reached
+  // Invalid and ignored scores rank last: none of them is reached.
+  const int64_t k =
+      std::min(keep.of(labels.has_ignored ? counts.valid : logits.rows), counts.valid);
   *out.threshold = select(out.scores.score, logits.rows, k, out.indices, threads);
   *out.num_invalid = int32_t(counts.invalid);
   if (state != nullptr) {

@@ -128,11 +128,14 @@ def resolve(function: str, name: str | None, tensor: torch.Tensor) -> ModuleType
         RuntimeError: the named backend is not available here or does not serve the device.
         TypeError: `name` is no string, or the named backend does not take the tensor's dtype.
     """
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"{function}: backend must be a str or None, got {type(name).__name__}")
     dtype = tensor.dtype
-    backend = _resolve(function, name, "cpu" if tensor.is_cpu else tensor.device.type, dtype)
-    if name is not None and dtype not in backend.DTYPES:
+    device_type = "cpu" if tensor.is_cpu else tensor.device.type
+    if name is None:
+        return _resolve(function, None, device_type, dtype)
+    if not isinstance(name, str):
+        raise TypeError(f"{function}: backend must be a str or None, got {type(name).__name__}")
+    backend = _resolve(function, name, device_type, dtype)
+    if dtype not in backend.DTYPES:
         raise TypeError(
             f"{function}: backend {name!r} must get float32, float16 or bfloat16, got {dtype} "
             "(backend='reference' also takes float64)"

@@ -13,11 +13,13 @@
 #include <vector>
 
 #include "cpu/contrastive.h"
+#include "cpu/cross_entropy.h"
 #include "cpu/gathering.h"
 #include "cpu/pruning.h"
 #include "cpu/row_parts.h"
 #include "cpu/scoring.h"
 #include "cpu/selection.h"
+#include "cpu/shuffle.h"
 #include "cpu/state.h"
 #include "cpu/targets.h"
 #include "cpu/tokens.h"
@@ -192,7 +194,7 @@ void test_gather(std::mt19937& random) {
     const emp::GatherRows tensors[] = {{source.get(), out.get(), row_bytes, row_bytes},
                                        {source.get(), twin.get(), row_bytes, row_bytes}};
     check(emp::first_bad_index(indices.get(), count, rows) == -1, "indices in range", row_bytes);
-    emp::gather(tensors, 2, indices.get(), count, false, 3);
+    emp::gather(tensors, 2, indices.get(), count, 3);
     for (int64_t k = 0; k < count; ++k)
       for (const char* got : {out.get(), twin.get()})
         check(std::memcmp(got + k * row_bytes, &source[indices[k] * row_bytes],
@@ -292,8 +294,6 @@ void test_similarities(std::mt19937& random) {
     }
 }
 
-}  // namespace
-
 // Rows in pieces of columns score as whole ones.
 template <class T>
 void test_row_parts(emp::LogitDtype dtype, std::mt19937& random) {
@@ -357,6 +357,109 @@ void test_tokens(std::mt19937& random) {
   }
 }
 
+// Loss, state and gradient against double precision, for one thread and for three.
+template <class T>
+void test_cross_entropy(emp::LogitDtype dtype, double unit, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  for (const int64_t classes : {1, 2, 15, 16, 17, 31, 33, 49, 100, 1025, 12000}) {
+    const int64_t rows = 37;  // of 12000 classes enough for more than one thread
+    const auto z = exactly<T>(rows * classes);
+    const auto labels = exactly<int16_t>(rows);
+    const auto ids = exactly<int64_t>(rows);
+    for (int64_t i = 0; i < rows * classes; ++i) z[i] = narrow<T>(4 * normal(random));
+    for (int64_t i = 0; i < rows; ++i) {
+      labels[i] = int16_t(random() % uint64_t(classes));
+      ids[i] = rows - 1 - i;
+    }
+    for (int64_t c = 0; c < classes; ++c)  // a confident row
+      z[classes + c] = narrow<T>(c == labels[1] ? 40.0f : 0.0f);
+    for (int64_t c = 0; c < classes; c += 2)
+      if (c != labels[2]) z[2 * classes + c] = narrow<T>(-kInf);
+    labels[5] = -1;
+    const emp::Logits logits{z.get(), dtype, rows, classes, rows, 0, classes};
+    const emp::Labels y{labels.get(), emp::IntDtype::kInt16, true, -1};
+    const auto scales = exactly<float>(rows);
+    for (int64_t i = 0; i < rows; ++i) scales[i] = i == 7 ? 0 : normal(random);
+    std::vector<float> losses;
+    std::vector<T> gradients;
+    for (const int threads : {1, 3}) {
+      const auto result = exactly<float>(rows), loss = exactly<float>(rows),
+                 lse = exactly<float>(rows);
+      const auto fields = exactly<float>(3 * rows);
+      const auto counters = exactly<int32_t>(3 * rows + 1);
+      const emp::State state{
+          &fields[0],      &fields[rows],       &fields[2 * rows],   &counters[0],
+          &counters[rows], &counters[2 * rows], &counters[3 * rows], rows};
+      check(emp::cross_entropy(logits, y, emp::Reduction::kNone, 1.0f, &state, ids.get(),
+                               {result.get(), loss.get(), lse.get()}, threads) == rows - 1,
+            "rows that count", classes);
+      float mean, sum;
+      emp::cross_entropy(logits, y, emp::Reduction::kMean, 1.0f, nullptr, nullptr,
+                         {&mean, loss.get(), lse.get()}, threads);
+      emp::cross_entropy(logits, y, emp::Reduction::kSum, 1.0f, nullptr, nullptr,
+                         {&sum, loss.get(), lse.get()}, threads);
+      const auto gradient = exactly<T>(rows * classes);
+      emp::cross_entropy_backward(logits, y,
+                                  {loss.get(), lse.get(), scales.get(), 1, 2.0f, nullptr},
+                                  gradient.get(), threads);
+      double total = 0;
+      for (int64_t i = 0; i < rows; ++i) {
+        const T* const row = z.get() + i * classes;
+        const int64_t id = ids[i];
+        Expected e{};
+        if (i == 5) {
+          check(result[i] == 0 && counters[id] == 0, "the loss of an ignored row", classes);
+        } else {
+          e = naive(row, classes, labels[i]);
+          check(close(result[i], e.loss) && close(lse[i], e.lse), "loss", classes * 1000 + i);
+          check(counters[id] == 1 && fields[rows + id] == loss[i], "the loss in the state", i);
+          total += e.loss;
+        }
+        for (int64_t c = 0; c < classes; ++c) {
+          double want = 0;
+          if (i != 5 && i != 7) {
+            want = c == labels[i] ? std::expm1(-e.loss)
+                                  : std::exp(double(emp::to_float(row[c])) - e.lse);
+            want *= double(scales[i]) / 2;
+          }
+          const double got = emp::to_float(gradient[i * classes + c]);
+          check(std::fabs(got - want) <= (unit + 1e-5) * std::fabs(want) + 1e-7, "gradient",
+                classes * 1000 + i);
+        }
+      }
+      check(close(sum, total) && close(mean, total / double(rows - 1)), "reduced loss", classes);
+      if (threads == 1) {
+        losses.assign(result.get(), result.get() + rows);
+        gradients.assign(gradient.get(), gradient.get() + rows * classes);
+      } else {
+        check(std::equal(losses.begin(), losses.end(), result.get()) &&
+                  std::memcmp(gradients.data(), gradient.get(), gradients.size() * sizeof(T)) == 0,
+              "the same at any number of threads", classes);
+      }
+    }
+  }
+}
+
+void test_shuffle() {
+  for (const int64_t n : {0, 1, 2, 7, 8, 9, 4097, 40001, (1 << 19) - 1, (1 << 19) + 3}) {
+    const auto ids = exactly<int64_t>(n), first = exactly<int64_t>(n), out = exactly<int64_t>(n);
+    for (int64_t i = 0; i < n; ++i) ids[i] = 3 * i + 5;
+    emp::shuffle(ids.get(), n, 42, first.get(), 1);
+    for (int threads = 1; threads <= 4; ++threads) {
+      emp::shuffle(ids.get(), n, 42, out.get(), threads);
+      check(std::equal(first.get(), first.get() + n, out.get()), "one order for a seed", n);
+    }
+    emp::shuffle(ids.get(), n, 43, out.get(), 2);
+    check(n < 100 || !std::equal(first.get(), first.get() + n, out.get()), "another seed", n);
+    for (int64_t* order : {first.get(), out.get()}) {
+      std::sort(order, order + n);
+      check(std::equal(order, order + n, ids.get()), "each id once", n);
+    }
+  }
+}
+
+}  // namespace
+
 int main() {
   std::mt19937 random(20240801);
   test_scores<float>(emp::LogitDtype::kFloat32, random);
@@ -369,6 +472,10 @@ int main() {
   test_row_parts<float>(emp::LogitDtype::kFloat32, random);
   test_row_parts<emp::BFloat16>(emp::LogitDtype::kBFloat16, random);
   test_similarities(random);
+  test_cross_entropy<float>(emp::LogitDtype::kFloat32, 0, random);
+  test_cross_entropy<emp::BFloat16>(emp::LogitDtype::kBFloat16, 0x1p-8, random);
+  test_cross_entropy<emp::Float16>(emp::LogitDtype::kFloat16, 0x1p-11, random);
+  test_shuffle();
   std::printf("native kernels (%s): %d failures\n", emp::target_name(emp::target()), failures);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -1,0 +1,35 @@
+"""C++ backend for CPU tensors: the SIMD kernels of csrc/cpu through emp_kernels._cpu."""
+
+from .contrastive import score_contrastive
+from .gathering import gather_rows
+from .linear import linear_cross_entropy_backward, score_linear
+from .loss import cross_entropy, cross_entropy_backward
+from .native import DEVICE, DTYPES, SIMD_LEVELS, describe, require, serves_device
+from .pruning import score_and_select
+from .sampler import shuffle
+from .scoring import row_sums, sample_statistics, score
+from .selection import select, select_rows
+from .state import update_state
+
+__all__ = [
+    "DEVICE",
+    "DTYPES",
+    "SIMD_LEVELS",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "describe",
+    "gather_rows",
+    "linear_cross_entropy_backward",
+    "require",
+    "row_sums",
+    "sample_statistics",
+    "score",
+    "score_and_select",
+    "score_contrastive",
+    "score_linear",
+    "select",
+    "select_rows",
+    "serves_device",
+    "shuffle",
+    "update_state",
+]

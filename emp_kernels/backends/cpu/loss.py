@@ -1,0 +1,70 @@
+"""The cross-entropy that is trained, and its gradient."""
+
+import torch
+
+from ...validation import raise_id_out_of_range
+from . import native
+from .native import DEVICE, dense_ids, dense_labels, logit_rows, raise_bad_label, state_tensors
+
+_REDUCTION_CODES = {"mean": 0, "sum": 1, "none": 2}  # of csrc/cpu/cross_entropy.h
+
+
+def cross_entropy(
+    logits, labels, state, ids, ignore_index, reduction: str, function: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Loss of logits (..., C) and labels (...), reduced; loss and lse (N,) of all rows; how many
+    rows count. Their scores are written into `state` (or nowhere) at `ids` (N,), row by row
+    without."""
+    shape, n = labels.shape, labels.numel()
+    labels = dense_labels(labels)
+    beta, tensors = 1.0, None
+    if state is not None:
+        beta, tensors = state.beta, state_tensors(state)
+        ids = None if ids is None else dense_ids(ids)
+    # torch's memory here: in a training step its code is in the caches.
+    result = torch.empty(shape if reduction == "none" else (), dtype=torch.float32, device=DEVICE)
+    loss = torch.empty(n, dtype=torch.float32, device=DEVICE)
+    lse = torch.empty(n, dtype=torch.float32, device=DEVICE)
+    counted, bad_label, bad_id = native.module.cross_entropy(
+        logit_rows(logits),
+        labels,
+        ignore_index,
+        _REDUCTION_CODES[reduction],
+        beta,
+        tensors,
+        ids,
+        result,
+        loss,
+        lse,
+        torch.get_num_threads(),
+    )
+    if bad_label >= 0:
+        raise_bad_label(function, labels, bad_label, logits.shape[-1])
+    if bad_id >= 0:
+        raise_id_out_of_range(function, bad_id, int(ids[bad_id]), state.num_samples)
+    return result, loss, lse, counted
+
+
+def cross_entropy_backward(
+    logits, labels, loss, lse, scales, divisor=1, ignore_index=None, maximum=None
+) -> torch.Tensor:
+    """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i] / divisor,
+    zero where that is 0, whatever the row holds, and where it is ignored. `loss` and `lse` (N,)
+    are those of the forward pass; labels are (...), `scales` has N elements, or one for all.
+
+    Of rows with columns elsewhere, `maximum` (N,) is the whole row's and `lse` stands above it; a
+    label outside [0, C) is one elsewhere."""
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
+    native.module.cross_entropy_backward(
+        logit_rows(logits),
+        dense_labels(labels),
+        ignore_index,
+        loss.contiguous(),
+        lse.contiguous(),
+        scales.contiguous(),
+        divisor,
+        None if maximum is None else maximum.contiguous(),
+        out,
+        torch.get_num_threads(),
+    )
+    return out

@@ -1,0 +1,112 @@
+"""The native module, and tensors as it takes them.
+
+It makes its results itself: their memory asks for huge pages, whose first writing costs half of
+what torch's does where results are large, and torch's default dtype and device do not reach it.
+"""
+
+import os
+from types import ModuleType
+from typing import Any, NoReturn
+
+import torch
+
+from ...results import SampleStatistics, Scores, Selection
+from ...validation import raise_label_out_of_range
+from .. import Unavailable, forked
+
+DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+DEVICE = "cpu"
+SIMD_LEVELS = ("avx512", "avx2", "portable")
+
+module: Any = None
+
+
+def require() -> ModuleType:
+    """Load the native module; raise where it was not built or EMP_SIMD asks for the impossible."""
+    global module
+    try:
+        import emp_kernels._cpu as _cpu
+    except ImportError as error:
+        raise Unavailable(
+            f"the native module emp_kernels._cpu is missing ({error}); build it with "
+            "`pip install .` in the source tree"
+        ) from None
+    wanted = os.environ.get("EMP_SIMD")
+    if wanted and wanted != _cpu.simd_level():
+        raise Unavailable(
+            f"EMP_SIMD must name an instruction set of this processor ({', '.join(SIMD_LEVELS)}), "
+            f"got {wanted!r}; unset it or set it to {_cpu.simd_level()}"
+        )
+    if forked():  # the library notices only the forks that come after it is loaded
+        _cpu.mark_forked()
+    _cpu.use_torch(
+        torch._C._from_dlpack,
+        torch._C._to_dlpack,
+        getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
+    )
+    _cpu.use_results(Scores, SampleStatistics, Selection)
+    module = _cpu
+    return _cpu
+
+
+def serves_device(device_type: str) -> bool:
+    return device_type == "cpu"
+
+
+def describe() -> str:
+    """What runs: instruction set and threads."""
+    return f"C++ {require().simd_level()}, {torch.get_num_threads()} threads"
+
+
+def logit_rows(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (..., C) as (N, C), or groups (G, N / G, C) of equally spaced rows, of unit inner
+    stride. Copied where no view is that."""
+    if logits.is_neg():
+        logits = logits.resolve_neg()
+    if logits.dim() > 2:
+        grouped = _as_groups(logits)
+        if grouped is not None:
+            return grouped
+        logits = logits.flatten(0, -2)
+    return logits if logits.stride()[1] == 1 or logits.shape[1] <= 1 else logits.contiguous()
+
+
+def _as_groups(logits: torch.Tensor) -> torch.Tensor | None:
+    """A view (groups, rows, classes) of unit inner stride, where there is one."""
+    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
+        return None
+    try:
+        return logits.view(-1, logits.shape[-2], logits.shape[-1])
+    except RuntimeError:
+        return None
+
+
+def dense_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Labels (...), contiguous."""
+    labels = labels.contiguous()
+    if labels.dtype is torch.uint64:  # read as int64, a label from 2^63 on could be ignore_index
+        signed = labels.view(torch.int64)
+        labels = signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
+    return labels
+
+
+def dense_ids(ids: torch.Tensor) -> torch.Tensor:
+    """Ids (K,) as contiguous int64."""
+    return (ids if ids.dtype is torch.int64 else ids.to(torch.int64)).contiguous()
+
+
+def state_tensors(state) -> tuple[torch.Tensor, ...]:
+    """What the native module reads and writes of a state, in its order."""
+    return (
+        state.score,
+        state.loss,
+        state.entropy,
+        state.updates,
+        state.selections,
+        state.seen_at,
+        state.clock,
+    )
+
+
+def raise_bad_label(function: str, labels: torch.Tensor, row: int, classes: int) -> NoReturn:
+    raise_label_out_of_range(function, row, int(labels.reshape(-1)[row]), classes)

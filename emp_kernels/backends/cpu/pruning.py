@@ -1,0 +1,36 @@
+"""The main call: score, remember, select."""
+
+import torch
+
+from ...keep import Keep
+from ...results import Selection
+from ...validation import raise_id_out_of_range
+from . import native
+from .native import dense_ids, dense_labels, logit_rows, raise_bad_label, state_tensors
+
+
+def score_and_select(
+    logits, labels, state, keep: Keep, ids, ignore_index, function: str
+) -> Selection:
+    """Score logits (N, C), write the scores into `state` (or nowhere), select the top rows."""
+    labels = dense_labels(labels)
+    beta, tensors = 1.0, None
+    if state is not None:
+        beta, tensors = state.beta, state_tensors(state)
+        ids = None if ids is None else dense_ids(ids)
+    bad_label, bad_id, found = native.module.score_and_select(
+        logit_rows(logits),
+        labels,
+        ignore_index,
+        keep,
+        beta,
+        tensors,
+        ids,
+        torch.get_num_threads(),
+    )
+    if bad_label >= 0:
+        raise_bad_label(function, labels, bad_label, logits.shape[1])
+    if bad_id >= 0:
+        raise_id_out_of_range(function, bad_id, int(ids[bad_id]), state.num_samples)
+    selection: Selection = found
+    return selection

@@ -1,0 +1,118 @@
+// What the kernels take, from what Python passes: tensors of the right shape and device, which were
+// checked there.
+#pragma once
+
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "cpu/contrastive.h"
+#include "cpu/gathering.h"
+#include "cpu/pruning.h"
+#include "cpu/row_parts.h"
+#include "cpu/scoring.h"
+#include "cpu/state.h"
+#include "tensors.h"
+
+namespace bindings {
+
+using Ignored = std::optional<int64_t>;
+
+// Of (rows, classes), or of groups of rows (groups, rows, classes), of unit inner stride.
+inline emp::Logits logits_of(const Tensor& z) {
+  emp::LogitDtype dtype = emp::LogitDtype::kFloat32;
+  if (z.dtype().code == dlpack::kBFloat) dtype = emp::LogitDtype::kBFloat16;
+  if (z.dtype().code == dlpack::kFloat && z.dtype().bits == 16) dtype = emp::LogitDtype::kFloat16;
+  if (z.dims() == 2)
+    return {z.data<void>(), dtype, z.size(0), z.size(1), z.size(0), 0, z.stride(0)};
+  return {z.data<void>(), dtype,      z.size(0) * z.size(1), z.size(2), z.size(1),
+          z.stride(0),    z.stride(1)};
+}
+
+// Of contiguous labels of any shape.
+inline emp::Labels labels_of(const Tensor& labels, Ignored ignored) {
+  const bool is_signed = labels.dtype().code == dlpack::kInt;
+  emp::IntDtype dtype = is_signed ? emp::IntDtype::kInt64 : emp::IntDtype::kUInt64;
+  switch (labels.dtype().bits) {
+    case 8:
+      dtype = is_signed ? emp::IntDtype::kInt8 : emp::IntDtype::kUInt8;
+      break;
+    case 16:
+      dtype = is_signed ? emp::IntDtype::kInt16 : emp::IntDtype::kUInt16;
+      break;
+    case 32:
+      dtype = is_signed ? emp::IntDtype::kInt32 : emp::IntDtype::kUInt32;
+      break;
+  }
+  return {labels.data<void>(), dtype, ignored.has_value(), ignored.value_or(0)};
+}
+
+// Of (4, rows): m, u, t and z_y.
+inline emp::RowParts parts_of(const Tensor& parts) {
+  const auto row = [&](int i) { return parts.data<double>() + i * parts.stride(0); };
+  return {row(0), row(1), row(2), row(3)};
+}
+
+// Of (4, rows), the last of which is not used: m, u and t.
+inline emp::SimilaritySums sums_of(const Tensor& sums) {
+  const emp::RowParts parts = parts_of(sums);
+  return {parts.m, parts.u, parts.t};
+}
+
+// Where a call remembers its scores: the state, and the ids (rows,) int64 or row by row.
+using Remembered = std::optional<emp::State>;
+using Ids = std::optional<Tensor>;
+
+inline const int64_t* ids_of(const Ids& ids) { return ids ? ids->data<const int64_t>() : nullptr; }
+inline const emp::State* state_of(const Remembered& state) { return state ? &*state : nullptr; }
+
+// What is wrong inside the arguments of a call: the first row with a bad label or, if there is
+// none, the first position of a bad id; -1 where there is none.
+struct BadValues {
+  int64_t label = -1, id = -1;
+
+  BadValues() = default;
+  BadValues(const emp::Logits& logits, const emp::Labels& labels, const emp::State* state = nullptr,
+            const int64_t* ids = nullptr)
+      : label(emp::first_bad_label(labels, logits.rows, logits.classes)) {
+    if (label < 0 && ids != nullptr && state != nullptr)
+      id = emp::first_bad_index(ids, logits.rows, state->size);
+  }
+  explicit operator bool() const { return label >= 0 || id >= 0; }
+};
+
+}  // namespace bindings
+
+// A tuple of a state's tensors: score, loss, entropy, updates, selections, seen_at, clock.
+template <>
+struct pybind11::detail::type_caster<emp::State> {
+  PYBIND11_TYPE_CASTER(emp::State, const_name("tuple[torch.Tensor, ...]"));
+
+  bool load(handle source, bool) {
+    if (!PyTuple_CheckExact(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 7) return false;
+    const auto field = [&](int i) {
+      return bindings::Tensor(PyTuple_GET_ITEM(source.ptr(), Py_ssize_t(i)));
+    };
+    const bindings::Tensor score = field(0);
+    value = {score.data<float>(),      field(1).data<float>(),
+             field(2).data<float>(),   field(3).data<int32_t>(),
+             field(4).data<int32_t>(), field(5).data<int32_t>(),
+             field(6).data<int32_t>(), score.size(0)};
+    return true;
+  }
+};
+
+// `keep` of Python: a float is a share, an int a count.
+template <>
+struct pybind11::detail::type_caster<emp::KeepRule> {
+  PYBIND11_TYPE_CASTER(emp::KeepRule, const_name("float | int"));
+
+  bool load(handle source, bool) {
+    if (PyFloat_CheckExact(source.ptr())) {
+      value = {PyFloat_AS_DOUBLE(source.ptr()), 0};
+      return true;
+    }
+    value = {-1, PyLong_AsLongLong(source.ptr())};
+    return PyErr_Occurred() == nullptr;
+  }
+};

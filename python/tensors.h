@@ -1,0 +1,257 @@
+// Tensors of Python's in C++ and back through DLPack, whose structures are a stable ABI: building
+// needs nothing of torch.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "cpu/pages.h"
+
+namespace bindings {
+
+namespace py = pybind11;
+
+// The parts of DLPack in use.
+namespace dlpack {
+
+struct Device {
+  int32_t type, id;
+};
+constexpr Device kCpu{1, 0};
+
+struct DataType {
+  uint8_t code, bits;
+  uint16_t lanes;
+};
+enum Code : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
+
+struct Tensor {
+  void* data;
+  Device device;
+  int32_t ndim;
+  DataType dtype;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+
+struct ManagedTensor {
+  Tensor tensor;
+  void* context;
+  void (*deleter)(ManagedTensor*);
+};
+
+struct Version {
+  uint32_t major, minor;
+};
+struct VersionedTensor {
+  Version version;
+  void* context;
+  void (*deleter)(VersionedTensor*);
+  uint64_t flags;
+  Tensor tensor;
+};
+
+// torch.Tensor.__dlpack_c_exchange_api__. Both functions return 0, or else raise in Python.
+struct ExchangeApi {
+  Version version;
+  const ExchangeApi* previous;
+  void *allocate, *from_object;
+  int (*to_object)(VersionedTensor*, void** object);
+  int (*view)(void* object, Tensor* out);
+  void* current_stream;
+};
+
+constexpr const char* kCapsule = "dltensor";
+
+}  // namespace dlpack
+
+// What this module knows of torch.
+struct Torch {
+  PyObject *from_dlpack = nullptr, *to_dlpack = nullptr;
+  const dlpack::ExchangeApi* exchange = nullptr;  // null where torch is too old to have one
+};
+inline Torch torch;
+
+// torch._C's _from_dlpack and _to_dlpack, and torch.Tensor.__dlpack_c_exchange_api__ or None.
+inline void use_torch(const py::object& from_dlpack, const py::object& to_dlpack,
+                      const py::object& exchange) {
+  torch = {from_dlpack.inc_ref().ptr(), to_dlpack.inc_ref().ptr(), nullptr};
+  if (exchange.is_none()) return;
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(
+      PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
+  if (api == nullptr) throw py::error_already_set();
+  if (api->version.major == 1) torch.exchange = api;
+}
+
+// A tensor that is an argument of a call, as long as the call lasts.
+class Tensor {
+ public:
+  Tensor() = default;
+  explicit Tensor(py::handle source) {
+    if (torch.exchange != nullptr) {
+      if (torch.exchange->view(source.ptr(), &view_) != 0) throw py::error_already_set();
+      return;
+    }
+    owner_ = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.to_dlpack, source.ptr()));
+    if (!owner_) throw py::error_already_set();
+    const void* managed = PyCapsule_GetPointer(owner_.ptr(), dlpack::kCapsule);
+    if (managed == nullptr) throw py::error_already_set();
+    view_ = static_cast<const dlpack::ManagedTensor*>(managed)->tensor;
+  }
+
+  template <class T>
+  T* data() const {
+    return reinterpret_cast<T*>(static_cast<char*>(view_.data) + view_.byte_offset);
+  }
+  int dims() const { return view_.ndim; }
+  int64_t size(int dim) const { return view_.shape[dim]; }
+  int64_t stride(int dim) const { return view_.strides[dim]; }  // in elements
+  const int64_t* shape() const { return view_.shape; }
+  int64_t elements() const {
+    int64_t n = 1;
+    for (int dim = 0; dim < dims(); ++dim) n *= size(dim);
+    return n;
+  }
+  dlpack::DataType dtype() const { return view_.dtype; }
+  int64_t element_bytes() const { return int64_t(view_.dtype.bits) * view_.dtype.lanes / 8; }
+
+ private:
+  dlpack::Tensor view_{};
+  py::object owner_;  // what view_ points into, where torch has no exchange API
+};
+
+// Memory for a result, which becomes a contiguous tensor. Nothing is written into it; large ones
+// ask for huge pages, because the first writing of small ones costs more than most results do.
+class NewTensor {
+ public:
+  NewTensor(dlpack::DataType dtype, const int64_t* shape, int dims) {
+    int64_t bytes = int64_t(dtype.bits) * dtype.lanes / 8;
+    for (int dim = 0; dim < dims; ++dim) bytes *= shape[dim];
+    constexpr size_t kAlignment = 64;
+    const size_t header = sizeof(Block) + size_t(dims) * sizeof(int64_t);
+    block_.reset(static_cast<Block*>(std::malloc(header + kAlignment + size_t(bytes))));
+    if (!block_) throw std::bad_alloc();
+    const uintptr_t end = reinterpret_cast<uintptr_t>(block_.get()) + header;
+    void* data = reinterpret_cast<void*>((end + kAlignment - 1) / kAlignment * kAlignment);
+    emp::prefer_huge_pages(data, bytes);
+    int64_t* own_shape = reinterpret_cast<int64_t*>(block_.get() + 1);
+    std::copy_n(shape, dims, own_shape);
+    block_->tensor = {data, dlpack::kCpu, dims, dtype, own_shape, nullptr, 0};
+  }
+
+  template <class T>
+  T* data() const {
+    return static_cast<T*>(block_->tensor.data);
+  }
+
+  // Once: the memory is then torch's.
+  py::object tensor() {
+    void* made = nullptr;
+    if (torch.exchange != nullptr) {
+      block_->versioned = {{1, 0}, block_.get(), free_context, 0, block_->tensor};
+      if (torch.exchange->to_object(&block_->versioned, &made) != 0) throw py::error_already_set();
+    } else {
+      block_->managed = {block_->tensor, block_.get(), free_context};
+      const auto capsule = py::reinterpret_steal<py::object>(
+          PyCapsule_New(&block_->managed, dlpack::kCapsule, nullptr));
+      if (!capsule) throw py::error_already_set();
+      made = PyObject_CallOneArg(torch.from_dlpack, capsule.ptr());
+      if (made == nullptr) throw py::error_already_set();
+    }
+    block_.release();
+    return py::reinterpret_steal<py::object>(static_cast<PyObject*>(made));
+  }
+
+ private:
+  // Lies in front of the shape, and that in front of the elements.
+  struct Block {
+    dlpack::Tensor tensor;
+    union {
+      dlpack::VersionedTensor versioned;
+      dlpack::ManagedTensor managed;
+    };
+  };
+  struct Free {
+    void operator()(void* block) const { std::free(block); }
+  };
+  template <class T>
+  static void free_context(T* tensor) {
+    std::free(tensor->context);
+  }
+  std::unique_ptr<Block, Free> block_;
+};
+
+template <class T>
+constexpr dlpack::DataType dtype_of();
+template <>
+constexpr dlpack::DataType dtype_of<float>() {
+  return {dlpack::kFloat, 32, 1};
+}
+template <>
+constexpr dlpack::DataType dtype_of<int64_t>() {
+  return {dlpack::kInt, 64, 1};
+}
+template <>
+constexpr dlpack::DataType dtype_of<int32_t>() {
+  return {dlpack::kInt, 32, 1};
+}
+template <>
+constexpr dlpack::DataType dtype_of<bool>() {
+  return {dlpack::kBool, 8, 1};
+}
+
+// A result of T's.
+template <class T>
+class Result : public NewTensor {
+ public:
+  explicit Result(std::initializer_list<int64_t> shape)
+      : NewTensor(dtype_of<T>(), shape.begin(), int(shape.size())) {}
+  explicit Result(int64_t size) : Result({size}) {}
+  Result() : Result(std::initializer_list<int64_t>{}) {}  // of shape ()
+  explicit Result(const Tensor& like) : NewTensor(dtype_of<T>(), like.shape(), like.dims()) {}
+
+  operator T*() const { return data<T>(); }
+
+  // A copy of the first of the (size,) elements.
+  Result first(int64_t size) const {
+    Result copy(size);
+    std::copy_n(data<T>(), size, copy.template data<T>());
+    return copy;
+  }
+};
+
+// What named_tuple makes a tuple of: tensors of results, and objects as they are.
+inline py::object item(NewTensor& result) { return result.tensor(); }
+inline py::object item(py::object& object) { return std::move(object); }
+
+// An instance of a NamedTuple's class, by which a tuple's own constructor makes it, without the
+// Python code in between.
+template <class... Items>
+py::object named_tuple(PyTypeObject* type, Items&... items) {
+  std::array<py::object, sizeof...(items)> objects{item(items)...};
+  auto made = py::reinterpret_steal<py::object>(type->tp_alloc(type, Py_ssize_t(objects.size())));
+  if (!made) throw py::error_already_set();
+  for (size_t i = 0; i < objects.size(); ++i)
+    PyTuple_SET_ITEM(made.ptr(), Py_ssize_t(i), objects[i].release().ptr());
+  return made;
+}
+
+}  // namespace bindings
+
+template <>
+struct pybind11::detail::type_caster<bindings::Tensor> {
+  PYBIND11_TYPE_CASTER(bindings::Tensor, const_name("torch.Tensor"));
+
+  bool load(handle source, bool) {
+    if (source.is_none()) return false;
+    value = bindings::Tensor(source);
+    return true;
+  }
+};

@@ -1,0 +1,103 @@
+"""Tensors between torch and the native module: made and read through DLPack, in both ways."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import emp_kernels as emp
+from emp_kernels import backends
+
+EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+
+@pytest.fixture(params=["exchange", "capsules"])
+def way(request) -> Iterator[str]:
+    """The exchange API, and the capsules that stand in for it where torch is older."""
+    native = backends.load("cpu").require()
+    if request.param == "exchange" and EXCHANGE is None:
+        pytest.skip("this torch has no exchange API")
+    functions = torch._C._from_dlpack, torch._C._to_dlpack
+    native.use_torch(*functions, EXCHANGE if request.param == "exchange" else None)
+    yield request.param
+    native.use_torch(*functions, EXCHANGE)
+
+
+def test_results_equal_the_references(way):
+    logits = torch.randn(3, 50, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(150).view(3, 50).to(torch.uint8) % 7
+    for z in (logits, logits.bfloat16(), logits.transpose(0, 1), logits.requires_grad_()):
+        y = labels.t().contiguous() if z.shape[0] == 50 else labels
+        ours = emp.sample_statistics(z, y, backend="cpu")
+        assert type(ours) is emp.SampleStatistics
+        for got, want in zip(ours, emp.sample_statistics(z, y, backend="reference"), strict=True):
+            assert got.dtype == want.dtype
+            assert got.is_contiguous()
+            assert not got.requires_grad
+            torch.testing.assert_close(got, want, rtol=2e-5, atol=1e-6)
+    states = {}
+    for backend in ("cpu", "reference"):
+        states[backend] = emp.EMPState(400)
+        states[backend].kept = emp.score_and_select(
+            logits.view(150, 7),
+            labels.view(150),
+            states[backend],
+            0.3,
+            indices=torch.arange(300, 0, -2, dtype=torch.int16),
+            ignore_index=3,
+            backend=backend,
+        )
+    ours, reference = states["cpu"], states["reference"]
+    assert type(ours.kept) is emp.Selection
+    assert type(ours.kept.scores) is emp.Scores
+    assert torch.equal(ours.kept.indices, reference.kept.indices)
+    assert ours.kept.num_invalid.dtype == torch.int32
+    assert ours.kept.threshold.shape == ()
+    for name in ("updates", "selections", "seen_at", "clock"):
+        assert torch.equal(getattr(ours, name), getattr(reference, name)), name
+    torch.testing.assert_close(ours.score, reference.score)
+
+
+def test_results_are_memory_of_their_own(way):
+    """Each is written in place, resized, and kept, after everything else of its call is gone."""
+    logits = torch.randn(100_000, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(100_000, dtype=torch.long)
+    loss = emp.score(logits, labels).loss
+    want = loss.clone()
+    gc.collect()
+    others = [emp.score(logits, labels) for _ in range(3)]
+    others[0].loss.zero_()
+    assert not loss._is_view()
+    assert torch.equal(loss, want)
+    assert torch.equal(others[1].loss, want)
+    assert loss.untyped_storage().nbytes() == 400_000
+    weight = torch.ones(100_000, requires_grad=True)
+    (loss * weight).sum().backward()
+    assert torch.equal(weight.grad, want)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_empty_and_single_rows(way, size):
+    logits, labels = torch.zeros(size, 4), torch.zeros(size, dtype=torch.long)
+    found = emp.score_and_select(logits, labels, None, 0.5, backend="cpu")
+    assert found.indices.tolist() == list(range(size))
+    assert [field.shape for field in found.scores] == [(size,)] * 4
+    assert emp.gather(labels, found.indices).shape == (size,)
+
+
+def test_gathered_rows_keep_dtype_and_type(way):
+    raw = torch.randint(256, (40, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    rows = torch.tensor([39, 0, 7, 7])
+    names = ("float8_e4m3fn", "complex32", "complex128", "uint64", "bits8", "int1", "bfloat16")
+    for dtype in (getattr(torch, name) for name in names if hasattr(torch, name)):
+        got = emp.gather({"x": raw.view(dtype)}, rows)["x"]
+        assert got.dtype == dtype
+        assert torch.equal(got.view(torch.uint8), raw[rows]), dtype
+
+    class Kind(torch.Tensor):
+        pass
+
+    assert type(emp.gather(raw.as_subclass(Kind), rows)) is Kind
+    scaled = torch.quantize_per_tensor(raw.float(), 0.5, 3, torch.quint8)
+    assert torch.equal(emp.gather(scaled, rows).dequantize(), scaled.dequantize()[rows])
