@@ -10,7 +10,7 @@ import torch
 
 import emp_kernels as emp
 from bench import memory
-from emp_kernels.backends import cpu
+from emp_kernels.backends.cpu import contrastive as tiled
 
 FORMS = ("infonce", "clip", "ntxent")
 FIELDS = ("loss", "entropy", "lse")
@@ -85,8 +85,8 @@ def sizes(backend, tile):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of 64 rows (32 above a diagonal) by 16 columns, so that small batches have many."""
-    monkeypatch.setattr(cpu, "_ROWS", 64)
-    monkeypatch.setattr(cpu, "_COLUMNS", 16)
+    monkeypatch.setattr(tiled, "_ROWS", 64)
+    monkeypatch.setattr(tiled, "_COLUMNS", 16)
 
 
 def assert_as_good_as_torch(scores, want, other):
@@ -277,8 +277,8 @@ def test_any_number_of_threads_and_any_tile(threads, monkeypatch, backend):
         want = emp.score_contrastive(*z, form=form, hidden=hidden)
         for count, rows in itertools.product(threads, (2048, 256)):
             torch.set_num_threads(count)
-            monkeypatch.setattr(cpu, "_ROWS", rows)
-            monkeypatch.setattr(cpu, "_COLUMNS", rows // 4)
+            monkeypatch.setattr(tiled, "_ROWS", rows)
+            monkeypatch.setattr(tiled, "_COLUMNS", rows // 4)
             got = emp.score_contrastive(*z, form=form, hidden=hidden)
             for a, b in zip(got, want, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=3e-6)
