@@ -158,6 +158,32 @@ void shuffle(Address ids, int64_t n, uint64_t seed, Address out, int threads) {
   emp::shuffle(at<const int64_t>(ids), n, seed, at<int64_t>(out), threads);
 }
 
+// A function that counts an id in selections (size,) and returns it. It is called for each id that
+// a sampler draws: a plain C function, which pybind11's calls are several times as long as.
+struct Selections {
+  int32_t* counts;
+  int64_t size;
+};
+PyObject* count_id(PyObject* self, PyObject* id) {
+  const auto* selections = static_cast<const Selections*>(PyCapsule_GetPointer(self, nullptr));
+  const int64_t i = PyLong_AsLongLong(id);
+  if (i == -1 && PyErr_Occurred() != nullptr) return nullptr;
+  if (i < 0 || i >= selections->size) {
+    PyErr_Format(PyExc_IndexError, "id %lld is out of range for %lld samples", (long long)i,
+                 (long long)selections->size);
+    return nullptr;
+  }
+  ++selections->counts[i];
+  Py_INCREF(id);
+  return id;
+}
+py::object counter(Address selections, int64_t size) {
+  static PyMethodDef method = {"count", count_id, METH_O, nullptr};
+  const py::capsule self(new Selections{at<int32_t>(selections), size},
+                         [](void* p) { delete static_cast<Selections*>(p); });
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&method, self.ptr()));
+}
+
 // Tensors are (source, out, row_bytes, stride_bytes, rows). Returns (tensor, position) of the
 // first index out of range, before anything is written, or (-1, -1).
 std::pair<int64_t, int64_t> gather(
@@ -268,6 +294,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("select", &bindings::select);
   module.def("select_rows", &bindings::select_rows);
   module.def("shuffle", &bindings::shuffle);
+  module.def("counter", &bindings::counter);
   module.def("gather", &bindings::gather);
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy", &bindings::cross_entropy);

@@ -330,9 +330,14 @@ def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch
 
 def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     """The ids (K,) int64 in an order that depends on K and `seed` (64 bits) alone."""
-    out = torch.empty_like(ids)
+    out = _new(ids.shape[0], _INT64)
     _native.shuffle(ids.data_ptr(), ids.shape[0], seed, out.data_ptr(), torch.get_num_threads())
     return out
+
+
+def counter(selections: torch.Tensor):
+    """A function that counts an id in `selections` (N,) int32 and returns it."""
+    return _native.counter(selections.data_ptr(), selections.shape[0])
 
 
 def _state_args(state) -> tuple[int, ...]:
