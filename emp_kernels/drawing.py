@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from operator import length_hint
+from typing import TYPE_CHECKING
 
 import torch
+
+from . import backends
 
 if TYPE_CHECKING:
     from .sampler import EMPSampler
@@ -46,8 +49,20 @@ class Drawing:
     def __init__(self, order: Order, ranks: int, rank: int, drop_last: bool) -> None:
         self.order, self.ranks = order, ranks
         self.ids = _of_rank(order, ranks, rank, drop_last)
-        self.position = 0
         self.stopped = False
+        self._taken = 0
+        self._left: Iterator[int] = iter(())  # of the ids taken
+
+    @property
+    def position(self) -> int:
+        return self._taken - length_hint(self._left)
+
+    def chunks(self) -> Iterator[Iterator[int]]:
+        """The ids, 1024 at a time: `position` follows whoever draws them from these iterators."""
+        for ids in self.ids.split(_CHUNK):
+            self._left = iter(ids.tolist())
+            self._taken += len(ids)
+            yield self._left
 
     @property
     def over(self) -> bool:
@@ -78,38 +93,22 @@ def _of_rank(order: Order, ranks: int, rank: int, drop_last: bool) -> torch.Tens
     return rest[rank::ranks].contiguous()
 
 
-class Draws(Iterator[int]):
-    """A sampler's iterator: hands out a drawing's ids and counts them in the state's selections."""
+def draws(sampler: EMPSampler, drawing: Drawing) -> Iterator[int]:
+    """A sampler's iterator: hands out a drawing's ids and counts them in the state's selections.
 
-    def __init__(self, sampler: EMPSampler, drawing: Drawing) -> None:
-        self._sampler, self._drawing = sampler, drawing
-        self._chunk: list[int] = []
-        self._at = 0
-        self._counts: Any = None
-
-    def __next__(self) -> int:
-        if self._at == len(self._chunk):
-            self._next_chunk()
-        drawn = self._chunk[self._at]
-        self._at += 1
-        self._drawing.position += 1
-        if self._counts is not None:
-            self._counts[drawn] += 1
-        return drawn
-
-    def _next_chunk(self) -> None:
-        state, drawing = self._sampler.state, self._drawing
-        if drawing.position == 0 and drawing.order.start == 0:
-            state.close_window()
-        if drawing.position == len(drawing.ids):
-            if not drawing.stopped:
-                drawing.stopped = True
-                self._sampler.end(drawing)
-            raise StopIteration
-        ids = drawing.ids[drawing.position : drawing.position + _CHUNK]
-        self._chunk, self._at = ids.tolist(), 0
-        if state.device.type == "cpu":
-            self._counts = state.selections.numpy()
+    No line of Python runs for an id.
+    """
+    state = sampler.state
+    if drawing.order.start == 0:
+        state.close_window()
+    for ids in drawing.chunks():
+        counts = state.selections  # held: the counter knows its address
+        if counts.is_cpu:
+            backend = backends.resolve("EMPSampler", None, drawing.ids)
+            yield from map(backend.counter(counts), ids)
         else:
-            ones = torch.ones_like(ids, dtype=torch.int32)
-            state.selections.index_add_(0, ids.to(state.device), ones.to(state.device))
+            ahead = drawing.ids[drawing.position : drawing.position + _CHUNK].to(counts.device)
+            counts.index_add_(0, ahead, torch.ones_like(ahead, dtype=torch.int32))
+            yield from ids
+    drawing.stopped = True
+    sampler.end(drawing)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
 from . import backends, distributed
-from .drawing import Drawing, Draws, Order, stream_of
+from .drawing import Drawing, Order, draws, stream_of
 from .keep import Keep, check_keep_of, kept_count
 from .state import EMPState
 from .validation import check_int, check_size, check_snapshot
@@ -105,7 +105,7 @@ class EMPSampler(Sampler[int]):
         self.num_replicas, self.rank = distributed.ranks(function, num_replicas, rank)
         self.epoch = 0
         self._drawing: Drawing | None = None  # of the last iterator
-        self._iterator: weakref.ref[Draws] | None = None
+        self._iterator: weakref.ref[Iterator[int]] | None = None
         self._resumed: Order | None = None  # what the next iterator draws
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class EMPSampler(Sampler[int]):
         self._drawing = None
         self._resumed = resumed if resumed is not None and resumed.epoch == epoch else None
 
-    def __iter__(self) -> Draws:
+    def __iter__(self) -> Iterator[int]:
         order = self._waiting()
         self._resumed = None
         if order is None:
@@ -149,9 +149,9 @@ class EMPSampler(Sampler[int]):
                 distributed.sync(self.state)
             order = Order(self.epoch, self._draw(self.epoch), 0, resumed=False)
         self._drawing = Drawing(order, self.num_replicas, self.rank, self.drop_last)
-        draws = Draws(self, self._drawing)
-        self._iterator = weakref.ref(draws)
-        return draws
+        iterator = draws(self, self._drawing)
+        self._iterator = weakref.ref(iterator)
+        return iterator
 
     def end(self, drawing: Drawing) -> None:
         """Go on to the next epoch, unless `drawing` is not the last iterator's."""

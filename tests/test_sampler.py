@@ -97,19 +97,37 @@ def _set(sampler, epoch):
     return sampler
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 17, 4097, 90_001, 2**19 - 1, 2**19, 600_001])
+LARGE = [2**16 + 1, 2**17 + 1, 2**18, 390_000, 600_001]  # from the first that is no Fisher-Yates
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 17, 4097, 2**16, *LARGE])
 def test_the_shuffle_is_the_same_permutation_on_every_backend(n, backend, threads):
     ids = torch.arange(n) * 5 + 1
     module, reference = backends.load(backend), backends.load("reference")
     for seed in (0, 2**64 - 1):
-        want = reference.shuffle(ids, seed) if n < 10**5 or seed else None
-        for count in threads if want is not None else []:
+        want = reference.shuffle(ids, seed)
+        for count in threads:
             torch.set_num_threads(count)
             got = module.shuffle(ids, seed)
             assert torch.equal(got, want)
             assert torch.equal(got.sort().values, ids)
-        if n > 1000 and want is not None:
+        if n > 1000:
             assert not torch.equal(want, ids)
+
+
+def test_the_shuffle_of_a_release_is_that_of_the_next(backend):
+    """Epochs behind a resumed one are drawn anew: from one release to another, too."""
+    module = backends.load(backend)
+    assert module.shuffle(torch.arange(8), 7919).tolist() == [4, 7, 5, 6, 1, 0, 2, 3]
+    order = module.shuffle(torch.arange(390_000), 7919)[:4]
+    assert order.tolist() == [286480, 270012, 260606, 364452]
+
+
+def deviations(counts):
+    """By how many standard deviations counts (cells,) spread otherwise than Poisson's."""
+    mean = counts.double().mean()
+    square = ((counts - mean) ** 2 / mean).sum() - (len(counts) - 1)
+    return float(square) / math.sqrt(2 * (len(counts) - 1))
 
 
 def test_the_shuffle_is_uniform():
@@ -124,6 +142,40 @@ def test_the_shuffle_is_uniform():
     assert ((table - 600.0) ** 2 / 600).sum() < 140  # 81 degrees of freedom
     steps = order.diff().abs().double().mean()
     assert math.isclose(float(steps), 20_000, rel_tol=0.02)  # neighbours are strangers
+
+
+@pytest.mark.parametrize("n", LARGE)
+def test_a_large_order_looks_random(n):
+    """Ids over places, neighbours over residues, and the differences of ids that are a few places
+    or a row of the network's table apart, each of which n pairs meet as often as chance has it."""
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
+    places = torch.arange(n)
+    for seed in range(3):
+        order = backends.load("reference").shuffle(places, seed)
+        found = {"places": torch.bincount(order * 64 // n * 64 + places * 64 // n, minlength=4096)}
+        for modulus in (64, 97, columns):
+            pairs = order[1:] % modulus * modulus + order[:-1] % modulus
+            found[f"neighbours modulo {modulus}"] = torch.bincount(pairs, minlength=modulus**2)
+        for apart in (1, 2, 3, 16, columns - 1, columns, 2 * columns, rows, n // 2):
+            steps = torch.bincount((order.roll(-apart) - order) % n, minlength=n)
+            found[f"{apart} apart"] = steps[1:]
+        far = {name: z for name, z in ((k, deviations(v)) for k, v in found.items()) if abs(z) > 5}
+        assert not far
+        rises = (order.diff() > 0).sum() - (n - 1) / 2
+        assert abs(float(rises)) < 5 * math.sqrt(n / 12)
+        assert (order == places).sum() < 8  # a fixed place is expected
+
+
+def test_large_orders_of_many_seeds_are_strangers():
+    """Where a few places' ids go, and where two places' go together, over 4000 orders."""
+    n, module = 2**16 + 1, backends.load("cpu")
+    at = torch.tensor([0, 1, 2, 255, 256, 257, 2**15, n - 2, n - 1])
+    orders = [module.shuffle(torch.arange(n), seed)[at] for seed in range(4000)]
+    eighths = torch.stack(orders, 1) * 8 // n
+    for i, j in itertools.product(range(len(at)), repeat=2):
+        if i != j:
+            assert abs(deviations(torch.bincount(eighths[i] * 8 + eighths[j], minlength=64))) < 5
 
 
 def test_an_iterator_is_fresh_and_its_order_is_fixed():
@@ -395,6 +447,20 @@ def test_selections_count_what_was_drawn():
         counts += torch.bincount(torch.tensor(list(sampler)), minlength=40).int()
     assert torch.equal(state.selections, counts)
     assert state.updates.max() == 1
+
+
+def test_an_id_that_is_no_sample_is_not_counted():
+    """In an order that a checkpoint brought."""
+    sampler = emp.EMPSampler(seen_state(30), 0.5)
+    before = sampler.state.selections.clone()
+    order = {"order": (torch.tensor([3, 30]),), "position": 0, "num_replicas": 1}
+    sampler.load_state_dict(sampler.state_dict() | order)
+    drawing = iter(sampler)
+    assert next(drawing) == 3
+    with pytest.raises(IndexError):
+        next(drawing)
+    before[3] += 1
+    assert torch.equal(sampler.state.selections, before)
 
 
 def test_no_samples():

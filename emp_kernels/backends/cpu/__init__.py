@@ -6,7 +6,7 @@ from .linear import linear_cross_entropy_backward, score_linear
 from .loss import cross_entropy, cross_entropy_backward
 from .native import DEVICE, DTYPES, SIMD_LEVELS, describe, require, serves_device
 from .pruning import score_and_select
-from .sampler import shuffle
+from .sampler import counter, shuffle
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
@@ -15,6 +15,7 @@ __all__ = [
     "DEVICE",
     "DTYPES",
     "SIMD_LEVELS",
+    "counter",
     "cross_entropy",
     "cross_entropy_backward",
     "describe",

@@ -1,4 +1,7 @@
-"""The shuffle of an epoch's ids."""
+"""The shuffle of an epoch's ids, and the count of what it draws."""
+
+import math
+from collections.abc import Callable
 
 import torch
 
@@ -7,21 +10,51 @@ def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     """The ids (K,) int64 in an order that depends on K and `seed` (64 bits) alone; csrc/cpu/
     shuffle.h says how."""
     n = ids.shape[0]
-    bits = min(16, (n // 2048).bit_length() - 1) if n >= 2**19 else 0
-    lane = 8 if bits <= 8 else 16
-    words = _draws(seed, -(-n * lane // 64))[:, None] >> torch.arange(0, 64, lane, device="cpu")
-    bucket = (words & (2**lane - 1)).reshape(-1)[:n] >> (lane - bits)
+    return ids[(_shuffled if n <= 2**16 else _permuted)(n, seed)]
+
+
+def _shuffled(n: int, seed: int) -> torch.Tensor:
+    """Places (n,) by Fisher-Yates."""
     words = _draws(seed + 1, -(-n // 2))[:, None] >> torch.tensor([0, 32], device="cpu")
     random = (words & (2**32 - 1)).reshape(-1)[:n].tolist()
+    order = list(range(n))
+    for place in range(n):
+        other = random[place] * (place + 1) >> 32
+        order[place], order[other] = order[other], order[place]
+    return torch.tensor(order, dtype=torch.int64, device="cpu")
 
-    order = bucket.argsort(stable=True).tolist()
-    end = 0
-    for size in torch.bincount(bucket, minlength=1 << bits).tolist():
-        start, end = end, end + size
-        for place in range(start, end):
-            other = start + (random[place] * (place - start + 1) >> 32)
-            order[place], order[other] = order[other], order[place]
-    return ids[torch.tensor(order, dtype=torch.int64, device="cpu")]
+
+def _permuted(n: int, seed: int) -> torch.Tensor:
+    """Places (n,) by a Feistel network over a table of rows and columns; csrc/cpu/
+    permuted_places.h says how."""
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
+    lanes = (_draws(seed, 6)[:, None] >> torch.tensor([0, 16, 32], device="cpu")) & 0xFFFF
+
+    def once(place: torch.Tensor) -> torch.Tensor:
+        x, y, size, other = place // columns, place % columns, rows, columns
+        for term, factor, factor2 in lanes.tolist():
+            drawn = (y * (factor | 1) + term) & 0xFFFF
+            drawn = ((drawn ^ (drawn >> 8)) * (factor2 | 1)) & 0xFFFF
+            x = (x + (drawn * size >> 16)) % size
+            x, y, size, other = y, x, other, size
+        return x * columns + y
+
+    places = once(torch.arange(n, device="cpu"))
+    while (outside := places >= n).any():
+        places[outside] = once(places[outside])
+    return places
+
+
+def counter(selections: torch.Tensor) -> Callable[[int], int]:
+    """A function that counts an id in `selections` (N,) int32 and returns it."""
+    counts = selections.numpy()
+
+    def count(drawn: int) -> int:
+        counts[drawn] += 1
+        return drawn
+
+    return count
 
 
 def _draws(seed: int, count: int) -> torch.Tensor:
