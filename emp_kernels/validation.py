@@ -124,7 +124,7 @@ def check_beta(function: str, beta: float) -> float:
         if isinstance(beta, bool) or not isinstance(beta, numbers.Real):
             raise TypeError(f"{function}: beta must be a real number, got {type(beta).__name__}")
         beta = float(beta)
-    if not math.isfinite(beta):
+    if not -math.inf < beta < math.inf:  # math.isfinite is unknown to torch.compile
         raise ValueError(f"{function}: beta must be finite, got {beta}")
     return beta
 
