@@ -26,7 +26,8 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
             share memory with its source, and neither may require grad.
 
     Returns:
-        The gathered batch; `out` when it is given. Differentiable like ``index_select``.
+        The gathered batch; `out` when it is given. Differentiable like ``index_select``, which
+        it is under ``torch.compile``.
 
     Raises:
         TypeError: a leaf is no tensor, indices are not integers, `out` has another structure or
@@ -53,6 +54,9 @@ def _gather_leaves(
     """Gathered leaves in order: one backend call for each place where they lie."""
     if not sources:
         return []
+    if torch.compiler.is_compiling() and outputs is None:  # the compiler has rules for torch's own
+        positions = indices.to(torch.int64)
+        return [source.index_select(0, positions.to(source.device)) for source in sources]
     derivatives = torch.is_grad_enabled(), backends.forward_mode()
     for tensor in sources if outputs is None else sources + outputs:
         if not tensor.is_cpu or _needs_torch(tensor, *derivatives):

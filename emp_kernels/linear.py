@@ -121,7 +121,7 @@ def linear_cross_entropy(
     chosen = backends.resolve(function, backend, hidden)
     if isinstance(rows, Selection):
         positions = _check_rows(function, rows.indices, labels.numel(), hidden)
-        scores = _lent_scores(function, rows, labels)
+        scores = _lent_scores(function, rows, labels, hidden.dtype)
     else:
         positions, read, skipped = None, labels, ignore_index
         if rows is not None:

@@ -151,7 +151,7 @@ def _cross_entropy(
                 f"{function}: state must be None when rows is a Selection (its scores were "
                 "written when it was made), got an EMPState"
             )
-        scores = _lent_scores(function, rows, labels)
+        scores = _lent_scores(function, rows, labels, logits.dtype)
         if shard is not None:  # whose maxima nobody lends
             sharded = Sharded(shard.start, scores.lse, torch.zeros_like(scores.lse))
         positions = _check_rows(function, rows.indices, n, logits)
@@ -209,15 +209,19 @@ def _check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor)
     return rows
 
 
-def _lent_scores(function: str, selection: Selection, labels: torch.Tensor) -> Scores:
+def _lent_scores(
+    function: str, selection: Selection, labels: torch.Tensor, dtype: torch.dtype
+) -> Scores:
+    """The selection's scores, flat, as scores of logits of `dtype` are."""
     shape = selection.scores.loss.shape
     if shape.numel() != labels.numel():
         raise ValueError(
             f"{function}: rows must be a Selection of the {labels.numel()} rows of logits, got one "
             f"of {shape.numel()} rows"
         )
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     # Made in inference mode, they could not be saved for the backward pass.
-    lent = (x.clone() if x.is_inference() else x for x in selection.scores)
+    lent = (x.to(wide, copy=x.is_inference()) for x in selection.scores)
     return Scores(*(field.reshape(-1) for field in lent))
 
 

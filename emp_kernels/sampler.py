@@ -196,7 +196,7 @@ class EMPSampler(Sampler[int]):
         The number of ranks may differ from the saved one.
 
         Raises:
-            TypeError: `state_dict` is no mapping.
+            TypeError: `state_dict` is no mapping, or an entry has another type.
             ValueError: it lacks an entry, or is of another version or size; nothing is changed.
         """
         function = "EMPSampler.load_state_dict"
@@ -207,12 +207,19 @@ class EMPSampler(Sampler[int]):
                 f"{function}: num_samples must be the state's {self.state.num_samples}, "
                 f"got {state_dict['num_samples']}"
             )
-        self.epoch = check_size(function, "epoch", state_dict["epoch"])
-        self._drawing = self._resumed = None
-        if state_dict["order"] is not None:
-            drawn = state_dict["position"] * state_dict["num_replicas"]
-            start = state_dict["start"] + drawn
-            self._resumed = Order(self.epoch, state_dict["order"][0], start, resumed=True)
+        epoch, start, position, ranks = (
+            check_size(function, name, state_dict[name])
+            for name in ("epoch", "start", "position", "num_replicas")
+        )
+        order = state_dict["order"]
+        if order is not None:
+            if not isinstance(order, tuple | list) or not isinstance(order[0], torch.Tensor):
+                raise TypeError(
+                    f"{function}: order must be a tuple of one tensor or None, "
+                    f"got {type(order).__name__}"
+                )
+            order = Order(epoch, order[0], start + position * ranks, resumed=True)
+        self.epoch, self._drawing, self._resumed = epoch, None, order
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the copy goes on where this sampler is."""

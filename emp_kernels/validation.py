@@ -136,7 +136,7 @@ def check_ignore_index(function: str, ignore_index: int | None) -> int | None:
 def check_beta(function: str, beta: float) -> float:
     """`beta`, the memory term's weight, as a finite float."""
     beta = check_real(function, "beta", beta)
-    if not math.isfinite(beta):
+    if not -math.inf < beta < math.inf:  # math.isfinite is unknown to torch.compile
         raise ValueError(f"{function}: beta must be finite, got {beta}")
     return beta
 

@@ -391,6 +391,23 @@ def test_nothing_to_train_on(backend):
             assert not gradient.any()
 
 
+def test_a_selection_of_float64_lends_its_losses_rounded(backend):
+    hidden, weight, _, labels = product(6, 4, 5)
+    logits = hidden.double() @ weight.double().t()
+    selection = emp.score_and_select(logits, labels, None, 0.5)
+    (loss, gradients), (want, theirs) = (
+        derivatives(
+            lambda h, w, rows=rows: emp.linear_cross_entropy(
+                h, w, labels, rows=rows, backend=backend
+            ),
+            (hidden, weight),
+        )
+        for rows in (selection, selection.indices)
+    )
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(gradients, theirs)
+
+
 def test_losses_of_rows_may_be_changed_in_place(backend):
     hidden, weight, _, labels = product(3, 4, 6)
     hidden.requires_grad_()

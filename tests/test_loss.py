@@ -352,6 +352,19 @@ def test_a_selection_of_inference_mode_lends_its_losses(reduction, backend):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_selection_of_float64_lends_its_losses_rounded(dtype, backend):
+    logits, labels = rows(6, 5, dtype)
+    selection = emp.score_and_select(logits.double(), labels, None, 0.5)
+    want = gradient_of(logits, labels, rows=selection.indices, backend=backend)
+    got = gradient_of(logits, labels, rows=selection, backend=backend)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    selection = emp.score_and_select(logits, labels, None, 0.5, backend=backend)
+    loss, gradient = gradient_of(logits.double(), labels, rows=selection)
+    assert loss.dtype == gradient.dtype == torch.float64
+
+
 def test_forward_mode_is_refused(backend):
     """Without that, the loss would be a constant."""
     logits, labels = rows(6, 5)

@@ -84,6 +84,35 @@ def test_the_main_call_in_one_graph(ignore_index, with_ids):
     assert states[1].clock == 2
 
 
+def test_sizes_and_options_may_be_dynamic():
+    torch._dynamo.reset()
+
+    def step(logits, labels, beta, keep):
+        scores = emp.score(logits, labels, beta=beta)
+        kept = emp.select(scores.score, keep)
+        return scores, kept, emp.gather({"z": logits, "more": [labels]}, kept)
+
+    compiled = torch.compile(step, dynamic=True, fullgraph=True, backend="aot_eager")
+    logits, labels = batch()
+    for n, beta, keep in ((20, 0.5, 0.3), (7, 0.7, 0.9), (6, 0.9, 3), (5, 1.1, 2)):
+        arguments = logits[:n], labels[:n], beta, keep
+        torch.testing.assert_close(compiled(*arguments), step(*arguments))
+
+
+def test_gather_in_one_graph_is_differentiable():
+    torch._dynamo.reset()
+    logits, labels = batch()
+    indices = torch.tensor([3, 0, 3], dtype=torch.int32)
+    gradients = []
+    for gather in (emp.gather, torch.compile(emp.gather, fullgraph=True, backend="aot_eager")):
+        leaf = logits.clone().requires_grad_()
+        rows, same = gather((leaf, labels), indices)
+        assert torch.equal(same, labels[[3, 0, 3]])
+        rows.square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
 def test_inductor():
     torch._dynamo.reset()
     logits, labels = batch()

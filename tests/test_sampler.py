@@ -484,6 +484,11 @@ def test_a_wrong_checkpoint_changes_nothing():
     wrong += [
         (ValueError, good | {"version": 0}, "version must be 2, got 0"),
         (ValueError, good | {"num_samples": 31}, "num_samples must be the state's 30, got 31"),
+        (ValueError, good | {"position": -1}, "position must be at least 0, got -1"),
+        (TypeError, good | {"start": None}, "start must be an int, got NoneType"),
+        (TypeError, good | {"num_replicas": 1.0}, "num_replicas must be an int, got float"),
+        (TypeError, good | {"order": 3}, "order must be a tuple of one tensor or None, got int"),
+        (TypeError, good | {"order": ([1],)}, "order must be a tuple of one tensor"),
     ]
     for error, state_dict, message in wrong:
         with pytest.raises(error, match=rf"EMPSampler.load_state_dict: .*{message}"):
