@@ -12,7 +12,7 @@ OPPONENTS = (
     *("torch.compile", "torch", "numpy"),
     *("topk + sort", "argpartition + sort"),
     "index_select",
-    *("InfoBatch", "select"),
+    *("InfoBatch", "select", "RandomSampler"),
     *("matmul, score", "matmul", "torch dense"),
 )
 
@@ -41,7 +41,7 @@ def readme(rows: Sequence[Row], folder: str) -> str:
         ("pruning", ("torch.compile", "torch", "numpy")),
         ("selection", ("topk + sort", "argpartition + sort")),
         ("gathering", ("index_select", "numpy")),
-        ("training", ("torch", "topk + sort", "InfoBatch", "select")),
+        ("training", ("torch", "topk + sort", "InfoBatch", "select", "RandomSampler")),
         ("linear", ("matmul, score", "matmul")),
     )
     parts = []
