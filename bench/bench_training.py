@@ -2,18 +2,21 @@
 order."""
 
 import itertools
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.data import RandomSampler
 
 import emp_kernels as emp
 from bench import harness
 from emp_kernels.cli.experiment import small_cnn
 
 KEEP = 0.3
-TOPK, INFOBATCH, COMPOSER, SELECT = "topk + sort", "InfoBatch", "Composer", "select"
+TOPK, INFOBATCH, COMPOSER = "topk + sort", "InfoBatch", "Composer"
+SELECT, DRAWS = "select", "RandomSampler"
 SAMPLES = 1_300_000  # of ImageNet
 STEP = 128, 3, 16, 100  # images, channels, height and width, classes
 STEP_PATIENCE = 25.0  # steps jitter by ten percent: a median needs hundreds of them
@@ -218,5 +221,25 @@ def bench_epoch_order(case, epoch):
         rounds=41,
         calls=3,
         goals={SELECT: (0.5, None)},
+        fields={"n": SAMPLES, "keep": KEEP, "dtype": "float32"},
+    )
+
+
+def bench_epoch_draws(case, epoch):
+    """Every id of an epoch, one by one, with what the epoch begins with and what is counted."""
+    state, _, found = epoch
+    sampler = emp.EMPSampler(state, KEEP, warmup_epochs=0)
+    plain = RandomSampler(range(len(found)))
+    before = state.selections.clone()
+    assert torch.equal(torch.tensor(sorted(sampler)), found)
+    before[found] += 1
+    assert torch.equal(state.selections, before)
+    case(
+        f"epoch's ids one by one, 0.3 of {SAMPLES:.1e}",
+        lambda: deque(sampler, maxlen=0),
+        {DRAWS: lambda: deque(plain, maxlen=0)},
+        moved=4 * SAMPLES + 24 * len(found),
+        rounds=21,
+        goals={DRAWS: (1, None)},
         fields={"n": SAMPLES, "keep": KEEP, "dtype": "float32"},
     )

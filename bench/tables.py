@@ -16,7 +16,7 @@ OPPONENTS = (
     *("TRL", "verl", "verl, chunked", "Liger cross-entropy"),
     *("topk + sort", "topk", "argpartition + sort"),
     "index_select",
-    *("InfoBatch", "Composer", "select"),
+    *("InfoBatch", "Composer", "select", "RandomSampler"),
     *("matmul, score", "matmul", "cut-cross-entropy"),
     *("torch dense", "torch dense, in place"),
 )
@@ -48,7 +48,7 @@ def readme(rows: Sequence[Row], folder: str) -> str:
         ("tokens", ("torch.compile", "torch", *peers.TOKENS)),
         ("selection", ("topk + sort", "topk", "argpartition + sort")),
         ("gathering", ("index_select", "numpy")),
-        ("training", ("torch", "topk + sort", "InfoBatch", "Composer", "select")),
+        ("training", ("torch", "topk + sort", "InfoBatch", "Composer", "select", "RandomSampler")),
         ("linear", ("matmul, score", "matmul", "torch", *peers.LINEAR)),
         ("contrastive", ("torch dense", "torch dense, in place")),
     )

@@ -180,6 +180,36 @@ def test_ratios_and_shares_are_medians_of_paired_rounds(monkeypatch):
     assert found["goals"]["share"]["measured"] == found["share"]
 
 
+@pytest.mark.parametrize("rounds", [1, 4, 5])
+def test_ours_comes_first_in_every_second_round(monkeypatch, rounds):
+    clock, order = Clock(monkeypatch), []
+
+    def call(name):
+        work = clock.work(1)
+        return lambda: (order.append(name), work())
+
+    found = measured(clock, call("ours"), {"other": call("other")}, 2**28, rounds=rounds)
+    assert found["opponents"]["other"]["rounds"] == rounds
+    pairs = [("other", "ours"), ("ours", "other")]
+    timed = order[len(order) - 2 * rounds :]
+    assert timed == [name for i in range(rounds) for name in pairs[i % 2]]
+
+
+def test_the_interval_holds_the_median_of_paired_rounds():
+    """Of 400 normal samples about 95 of 100 intervals hold the true median."""
+    random = np.random.default_rng(0)
+    held = 0
+    for sample in random.standard_normal((400, 101)):
+        found = harness.ratio_of_rounds(sample.tolist())
+        assert found["ratio_low"] < found["ratio"] < found["ratio_high"]
+        assert found["ratio_p20"] < found["ratio_low"]
+        assert found["ratio_high"] < found["ratio_p80"]
+        held += found["ratio_low"] <= 0 <= found["ratio_high"]
+    assert 0.92 <= held / 400 <= 0.98
+    few = harness.ratio_of_rounds([3, 1, 2])
+    assert (few["ratio_low"], few["ratio"], few["ratio_high"]) == (1, 2, 3)
+
+
 def test_many_calls_a_round_are_divided(monkeypatch):
     clock = Clock(monkeypatch)
     opponents = {"other": clock.work(0.02)}
