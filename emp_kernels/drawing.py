@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .sampler import EMPSampler
 
 _CHUNK = 1024  # ids handed over to Python at a time
+_TINY = 1e-12  # what is below is drawn as if it were this: a logarithm has to exist
 _MASK = 2**64 - 1
 
 
@@ -26,6 +27,19 @@ def stream_of(seed: int, epoch: int) -> int:
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
         z ^= z >> 31
     return z
+
+
+def gumbel_keys(scores: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Keys (N,) float32 of random draws from `scores` (N,), both on the CPU: the samples with the
+    K highest are K draws without replacement, each with probability in proportion to its score
+    among those that are left.
+
+    ``log(score) + G`` with Gumbel noise G, which is minus the logarithm of an exponential variable
+    (Kool et al., 2019, arXiv 1903.06059). +inf stays the highest.
+    """
+    exponential = torch.empty(len(scores), dtype=torch.float32, device="cpu")
+    exponential.exponential_(generator=generator)
+    return scores.clamp_min(_TINY).log() - exponential.log()
 
 
 class Order:

@@ -10,21 +10,24 @@ import torch
 from torch.utils.data import Sampler
 
 from . import backends, distributed
-from .drawing import Drawing, Order, draws, stream_of
+from .drawing import Drawing, Order, draws, gumbel_keys, stream_of
 from .keep import Keep, check_keep_of, kept_count
+from .selection import select
 from .state import EMPState
 from .validation import check_int, check_size, check_snapshot
 
 _VERSION = 2
+_SAMPLINGS = ("top", "gumbel")
 
 
 class EMPSampler(Sampler[int]):
     """Draws every sample in the first and last epochs, the state's selection in between.
 
     An epoch's order is fixed when ``__iter__`` is called, from (seed, epoch, state): the ids of
-    ``state.select(keep)``, never-seen samples first among them, in an order that `seed` and the
-    epoch's number give. No global random generator is used. An iterator that has drawn all its ids
-    advances the epoch, which starts at 0; :meth:`set_epoch` overrides it.
+    ``state.select(keep)``, never-seen samples first among them (or, with `sampling`, a random draw
+    by score), in an order that `seed` and the epoch's number give. No global random generator is
+    used. An iterator that has drawn all its ids advances the epoch, which starts at 0;
+    :meth:`set_epoch` overrides it.
 
     With several ranks, rank r of R draws the ids r, r + R, r + 2R, ... of the one order that all
     ranks agree on: at each epoch's start their states are merged
@@ -37,6 +40,10 @@ class EMPSampler(Sampler[int]):
     Args:
         state: of the data set's size; its scores choose the ids.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)) samples, an int keeps that many.
+        sampling: "top" keeps the highest scores. "gumbel" draws as many without replacement, each
+            with probability in proportion to its score (:func:`drawing.gumbel_keys`), anew each
+            epoch: no sample is left out for ever, and one that no training fits does not take a
+            place in every epoch. Never-seen samples are first in both.
         shuffle: False draws ascending ids.
         seed: any int, the same on all ranks.
         warmup_epochs: so many epochs at the beginning draw everything.
@@ -55,6 +62,7 @@ class EMPSampler(Sampler[int]):
 
     state: EMPState
     keep: Keep
+    sampling: str
     shuffle: bool
     drop_last: bool
     seed: int
@@ -70,6 +78,7 @@ class EMPSampler(Sampler[int]):
         state: EMPState,
         keep: Keep = 0.3,
         *,
+        sampling: str = "top",
         shuffle: bool = True,
         seed: int = 0,
         warmup_epochs: int = 1,
@@ -84,6 +93,13 @@ class EMPSampler(Sampler[int]):
             raise TypeError(f"{function}: state must be an EMPState, got {type(state).__name__}")
         self.state = state
         self.keep = check_keep_of(function, keep, state.num_samples)
+        if not isinstance(sampling, str):
+            raise TypeError(f"{function}: sampling must be a str, got {type(sampling).__name__}")
+        if sampling not in _SAMPLINGS:
+            raise ValueError(
+                f"{function}: sampling must be {' or '.join(_SAMPLINGS)}, got {sampling!r}"
+            )
+        self.sampling = sampling
         for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
             if not isinstance(flag, bool):
                 raise TypeError(f"{function}: {name} must be a bool, got {type(flag).__name__}")
@@ -272,6 +288,9 @@ class EMPSampler(Sampler[int]):
         """The epoch's ids in order, of all ranks, int64 on the CPU."""
         if self._draws_all(epoch):
             ids = torch.arange(self.state.num_samples, device="cpu")
+        elif self.sampling == "gumbel":
+            generator = torch.Generator().manual_seed(stream_of(self.seed, epoch))
+            ids = select(gumbel_keys(self.state.score.cpu(), generator), self.keep)
         else:
             ids = self.state.select(self.keep).cpu()
         if not self.shuffle:

@@ -73,6 +73,39 @@ def test_never_seen_samples_come_first():
     assert sorted(emp.EMPSampler(state, 6, warmup_epochs=0)) == state.select(6).tolist()
 
 
+def test_gumbel_draws_without_replacement_in_proportion_to_the_score():
+    state = emp.EMPState(6)
+    scores = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0])
+    state.update(torch.arange(5), emp.Scores(scores, scores, scores, scores))
+    first, pairs = torch.zeros(6), torch.zeros(6, 6)
+    epochs = 4000
+    for seed in range(epochs):
+        sampler = emp.EMPSampler(state, 3, sampling="gumbel", warmup_epochs=0, seed=seed)
+        drawn = sorted(sampler)
+        assert drawn[2] == 5  # never seen
+        pairs[drawn[0], drawn[1]] += 1
+        sampler = emp.EMPSampler(state, 2, sampling="gumbel", warmup_epochs=0, seed=seed)
+        first[min(sampler)] += 1
+    share = scores / scores.sum()
+    torch.testing.assert_close(first[:5] / epochs, share, rtol=0, atol=4 * 0.5 / epochs**0.5)
+    both = share[:, None] * share * (1 / (1 - share[:, None]) + 1 / (1 - share))
+    torch.testing.assert_close(
+        pairs[:5, :5] / epochs, both.triu(1), rtol=0, atol=4 * 0.5 / epochs**0.5
+    )
+
+
+def test_gumbel_draws_anew_each_epoch_and_the_same_on_every_rank():
+    state = seen_state(400)
+    whole = emp.EMPSampler(state, 0.3, sampling="gumbel", warmup_epochs=1, seed=7)
+    parts = ranks_of(2, state, 0.3, sampling="gumbel", warmup_epochs=1, seed=7)
+    assert sorted(whole) == list(range(400))
+    assert len(list(parts[0])) == len(list(parts[1])) == 200
+    first, second = list(whole), list(whole)
+    assert len(set(first)) == len(set(second)) == 120
+    assert set(first) != set(second)
+    assert together([list(part) for part in parts]) == first
+
+
 def test_the_order_depends_on_seed_epoch_and_state_alone():
     state = seen_state(500)
     torch.manual_seed(1)
@@ -515,6 +548,8 @@ def test_wrong_arguments():
         (ValueError, (state, 0.0), {}),
         (ValueError, (state, 1.5), {}),
         (ValueError, (state, 11), {}),
+        (TypeError, (state,), {"sampling": True}),
+        (ValueError, (state,), {"sampling": "best"}),
         (TypeError, (state,), {"shuffle": 1}),
         (TypeError, (state,), {"drop_last": None}),
         (TypeError, (state,), {"seed": 0.5}),

@@ -11,9 +11,9 @@ import torch
 
 import emp_kernels as emp
 from emp_kernels.cli.experiment import Batch, Course, Method
+from emp_kernels.drawing import gumbel_keys
 
 STALE, PER_BATCH = "stale", "per batch"
-TINY = 1e-12  # scores below this are drawn as if they were this: a logarithm has to exist
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ class Ranking(Method):
         if self.beta is None:
             return torch.rand(len(scores), generator=draws)
         if self.draw == "gumbel":
-            exponential = torch.empty(len(scores)).exponential_(generator=draws)
-            return scores.clamp_min(TINY).log() - exponential.log()
+            return gumbel_keys(scores, draws)
         if self.draw == "mixed":
             keys = torch.rand(len(scores), generator=draws)
             keys[emp.select(scores, max(1, count // 2))] = 2.0

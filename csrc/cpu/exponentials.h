@@ -116,9 +116,11 @@ struct Exponentials {
 
   // Adds exp(z - m) / scale of one vector, to u and q only where `use` (looked at with kLeaveOut);
   // elements that are not in use equal m, and t gains nothing from them. With Range::kTiny
-  // everything is halved before and squared behind the exponential; t is halved too.
+  // everything is halved before and squared behind the exponential; t is halved too. Always
+  // inlined, as add_powers is: a call for every vector keeps sums and constants in memory.
   template <Range kRange, bool kLeaveOut, Against kAgainst, bool kSquares>
-  static void add_vector(const Constants& k, F z, const Reference& at, M use, Sums& s) {
+  [[gnu::always_inline]] static void add_vector(const Constants& k, F z, const Reference& at, M use,
+                                                Sums& s) {
     if (kRange == Range::kTiny) z = S::mul(z, k.half);
     constexpr bool kToMaximum = kAgainst == Against::kMaximum;
     // The floor also keeps -inf out, whose 0 * -inf would be NaN. A NaN stays one.
@@ -144,7 +146,8 @@ struct Exponentials {
   // than add_vector, but y rounds by 2^-25 |y|: for 16-bit logits, and not for a row's largest. t
   // gains in units of log(2).
   template <Range kRange, bool kSquares>
-  static void add_powers(const Constants& k, F z, const Reference& at, Sums& s) {
+  [[gnu::always_inline]] static void add_powers(const Constants& k, F z, const Reference& at,
+                                                Sums& s) {
     F y = S::fma(z, k.log2e, at.minus_power);
     if (kRange != Range::kNormal) y = S::max(k.lowest_power, y);
     const F e = k.exp2(y);
