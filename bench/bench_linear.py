@@ -96,7 +96,7 @@ def check_gradients(found, right, rtol: float) -> None:
 def bench_linear_cross_entropy(case):
     """The loss with both gradients. The bytes are the weight twice and its gradient. Ours makes the
     product of the logits twice, rather than keep them: four products where others make three."""
-    n, dtype = CASES[0]
+    n, dtype, rounds = CASES[0]
     hidden, weight, labels = inputs(n, dtype)
     hidden.requires_grad_()
     weight.requires_grad_()
@@ -118,7 +118,7 @@ def bench_linear_cross_entropy(case):
         ours,
         {name: (lambda loss=loss: gradients(loss())) for name, loss in losses.items()},
         moved=3 * weight.nbytes,
-        rounds=9,
+        rounds=rounds,
         fields={
             "n": n, "d": D, "c": C, "dtype": dtype, "products": 3, "not_measured": missing,
             "peer_versions": peers.versions(),
