@@ -33,10 +33,12 @@ SHADES = {
     "InfoBatch": OTHERS[1],
     "Composer": OTHERS[2],
     "select": INK,
+    "RandomSampler": FAINT,
     "matmul, score": COLOURS["LFL"],
     "matmul": FAINT,
     "cut-cross-entropy": OTHERS[0],
     "torch dense": COLOURS["LFL"],
+    "torch dense, in place": FAINT,
 }
 MARKERS = {
     "TRL": "v",

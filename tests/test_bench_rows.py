@@ -105,9 +105,10 @@ def check(row):
     assert math.isclose(row["gb_per_s"], rate, rel_tol=1e-9)
     assert row["read"]["way"]
     assert 0.4 < row["share"] / (rate / row["read"]["gb_per_s"]) < 2.5  # medians of other things
-    assert row["rounds"] >= 9
+    few = row["seconds"]["median"] > 2  # a call of seconds: two rounds have to do
+    assert row["rounds"] >= (2 if few else 9)
     for opponent in row["opponents"].values():
-        assert opponent["rounds"] >= harness.FEWEST
+        assert opponent["rounds"] >= (2 if few else harness.FEWEST)
         assert opponent["ratio"] > 0
     for name, goal in row["goals"].items():
         ratios = {key: found["ratio"] for key, found in row["opponents"].items()}

@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -51,11 +52,12 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree, built offline; compiles what changed since the last build."""
-    for earlier in (ROOT / "build").glob("lib.*"):
-        shutil.rmtree(earlier)  # setuptools would pack the modules of earlier builds again
     folder = tmp_path_factory.mktemp("wheel")
     command = (sys.executable, "-m", "pip", "wheel", "-q", "--no-index", "--no-deps")
-    run(*command, "--no-build-isolation", "-w", folder, ".", cwd=ROOT)
+    with FileLock(ROOT / "build" / "wheel.lock"):  # the tests' other processes build there, too
+        for earlier in (ROOT / "build").glob("lib.*"):
+            shutil.rmtree(earlier)  # setuptools would pack the modules of earlier builds again
+        run(*command, "--no-build-isolation", "-w", folder, ".", cwd=ROOT)
     (built,) = folder.glob("*.whl")
     return built
 
