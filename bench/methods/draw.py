@@ -31,8 +31,8 @@ def differences(rows: Sequence[cells.Row]) -> Figure:
         if any(cells.in_cell(rows, keep, noise, protocol) for keep in SHADES)
     ]
     names = [m for m in cells.methods(r for r in rows if r["keep"] < 1) if m.name != "LFL"]
-    height = 1.5 + 0.27 * len(names)
-    figure = Figure(figsize=(2.6 + 2.5 * len(settings), height), dpi=130, layout="constrained")
+    size = max(7.6, 2.6 + 2.5 * len(settings)), 1.5 + 0.27 * len(names)  # the title needs 7.6
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
     panels: Any = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
     labelled = set()
     for axes, (protocol, noise) in zip(panels, settings, strict=True):
