@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import tables
-from bench.methods import report
+from bench.methods import report, time_to_accuracy
 from emp_kernels.cli import summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "methods-gains": report.clear_gains,
     "methods-why": report.why,
     "methods-regimes": report.regimes,
-    "methods-time": report.time_to_accuracy,
+    "methods-time": time_to_accuracy.table,
 }
 PAGES = ("README.md", "bench/methods/FINDINGS.md")
 BLOCK = re.compile(r"(<!-- table (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)

@@ -15,7 +15,7 @@ import torch
 
 import emp_kernels as emp
 from bench import harness, readme_tables
-from bench.methods import cells, choosing, networks, plan, report, signals, trial
+from bench.methods import cells, choosing, networks, plan, report, signals, time_to_accuracy, trial
 from bench.methods.choosing import PER_BATCH
 from emp_kernels.cli import experiment, images
 
@@ -490,7 +490,7 @@ def test_tables_of_rows(rows):
     assert "1 of 1 comparisons" in report.clear_gains(rows)
     why = report.why(rows)
     assert "| 97.0 ± 6.0 | +3.0 ± 0.6 | 70.0 | 21.1 | 50.0 | 80.0 | 90.0 | 75.0 | – |" in why
-    assert report.time_to_accuracy(rows) == "Not measured."
+    assert time_to_accuracy.table(rows) == "Not measured."
 
 
 def test_regimes_stand_in_a_line_each(rows):
@@ -528,7 +528,7 @@ def alone(rows):
 def test_time_to_accuracy_is_paired_by_seed_and_takes_runs_that_were_alone(alone):
     """Targets are 91, 96 and 101: EMP ends at 91, 97 and 103 and passes them with its last look,
     the one before last (96.5) and that one again (102.5)."""
-    text = report.time_to_accuracy(alone)
+    text = time_to_accuracy.table(alone)
     assert "91.0 % (seed 0), 96.0 % (seed 1), 101.0 % (seed 2)" in text
     assert "looked at 3 times a run" in text
     emp_line = "| 97.0 ± 6.0 | +3.0 ± 0.6 | 1.7 | 2.0 | 0.5 | 0.2 | 12.5 |"
@@ -537,11 +537,11 @@ def test_time_to_accuracy_is_paired_by_seed_and_takes_runs_that_were_alone(alone
     assert "| full | 0.3 | 100 | 94.0 ± 5.0 | – | not reached | 2.0 | 0.2 | 0.2 | 0.0 |" in text
     assert "| full | 1 | 300 | 97.0 ± 5.0 | – | 1.5 | 6.0 | 0.5 | 0.2 | 0.0 |" in text
     fallen = alone[2] | {"curve": [[100, 2.0, 90.9]]}  # EMP of seed 0
-    text = report.time_to_accuracy([*alone[:2], fallen, *alone[3:]])
+    text = time_to_accuracy.table([*alone[:2], fallen, *alone[3:]])
     assert "| 1.5 (2 of 3 runs) | 2.0 |" in text
     shared = [*alone[:-1], alone[-1] | {"alone": False}]
-    assert report.time_to_accuracy(shared) == "Not measured."
-    assert report.time_to_accuracy(alone[:9]) == "Not measured."  # without full data
+    assert time_to_accuracy.table(shared) == "Not measured."
+    assert time_to_accuracy.table(alone[:9]) == "Not measured."  # without full data
 
 
 def test_the_time_plot_shows_every_run_and_target(alone):
@@ -590,7 +590,7 @@ def test_plots_are_made_of_rows(rows, alone, tmp_path):
         assert (tmp_path / name).stat().st_size > 5000
     text = (tmp_path / "methods.md").read_text(encoding="utf-8")
     assert report.accuracy(rows) in text
-    assert report.time_to_accuracy(alone) in text
+    assert time_to_accuracy.table(alone) in text
 
 
 # The page of findings

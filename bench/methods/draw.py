@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from bench import harness
-from bench.methods import cells, report
+from bench.methods import cells, report, time_to_accuracy
 from bench.methods.choosing import PER_BATCH, STALE
 from emp_kernels.plots import COLOURS, FAINT, INK, OTHERS, STYLE, training_counts
 
@@ -94,7 +94,7 @@ def seconds(rows: Sequence[cells.Row]) -> Figure:
                 axes.plot(times, accuracies, linestyle=style, color=shade, alpha=0.8, label=label)
                 axes.plot(times[-1], accuracies[-1], "o", color=shade)
                 label = None
-    for target in report.time_targets(rows).values():
+    for target in time_to_accuracy.targets(rows).values():
         axes.axhline(target, color=FAINT, linewidth=1, linestyle=":")
     axes.grid(axis="both")
     axes.set_xlabel("seconds of training")
@@ -127,7 +127,7 @@ def page(rows: Sequence[cells.Row]) -> str:
         report.everything(rows),
     ]
     if rows[0]["alone"]:
-        parts += ["Time to accuracy:", report.time_to_accuracy(rows)]
+        parts += ["Time to accuracy:", time_to_accuracy.table(rows)]
     return "\n\n".join(parts)
 
 

@@ -1,7 +1,7 @@
 """Tables of the comparison, from its rows alone."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.methods.cells import (
@@ -52,7 +52,7 @@ def accuracy(rows: Sequence[Row], folder: str = "") -> str:
         lines.append(
             [
                 str(method),
-                _or_nothing(difference(head, method, "LFL")),
+                or_nothing(difference(head, method, "LFL")),
                 *(_mean(found.values(), most) for found in values),
             ]
         )
@@ -91,14 +91,14 @@ def why(rows: Sequence[Row], folder: str = "") -> str:
             [
                 str(method),
                 str(cell([row["accuracy"] for row in found])),
-                _or_nothing(difference(head, method, "random")),
-                _average([100 * at_most(row["counts"], 2) for row in found]),
-                _average([100 * most_trained(row["counts"], 0.1) for row in found]),
-                _average([_percent(row["overlap"]) for row in found]),
-                _average([row["rare_accuracy"] for row in found]),
-                _average([row["other_accuracy"] for row in found]),
-                _average([_percent(row["as_by_loss"]) for row in found]),
-                _average([100 * row["wrong_share"] for row in wrong]),
+                or_nothing(difference(head, method, "random")),
+                average([100 * at_most(row["counts"], 2) for row in found]),
+                average([100 * most_trained(row["counts"], 0.1) for row in found]),
+                average([_percent(row["overlap"]) for row in found]),
+                average([row["rare_accuracy"] for row in found]),
+                average([row["other_accuracy"] for row in found]),
+                average([_percent(row["as_by_loss"]) for row in found]),
+                average([100 * row["wrong_share"] for row in wrong]),
             ]
         )
     return f"{markdown(headings, lines)}\n\n{origin(head)}"
@@ -118,10 +118,10 @@ def regimes(rows: Sequence[Row], folder: str = "") -> str:
             [
                 data,
                 str(len(random)),
-                _average([fitted(row) for row in of_method(head, shown[0]).values()]),
+                average([fitted(row) for row in of_method(head, shown[0]).values()]),
                 str(cell([row["accuracy"] for row in random])),
                 *(
-                    _or_nothing(difference(head, method, name))
+                    or_nothing(difference(head, method, name))
                     for method, name in zip(shown, ("random", *_AGAINST), strict=True)
                 ),
             ]
@@ -180,7 +180,7 @@ def everything(rows: Sequence[Row], folder: str = "") -> str:
                 [
                     *(str(method), f"{keep:g}", f"{100 * noise:g} %", protocol, str(len(own))),
                     str(cell([row["accuracy"] for row in own])),
-                    *(_or_nothing(difference(found, method, name)) for name in BASELINES),
+                    *(or_nothing(difference(found, method, name)) for name in BASELINES),
                     f"{own[0]['steps']:,}",
                     f"{trained:,.0f}",
                     f"{statistics.median(row['seconds'] for row in own):.1f}",
@@ -188,50 +188,6 @@ def everything(rows: Sequence[Row], folder: str = "") -> str:
                 ]
             )
     return f"{markdown(headings, lines)}\n\n{origin(rows)}"
-
-
-def time_to_accuracy(rows: Sequence[Row], folder: str = "") -> str:
-    """Seconds of training until the full-data accuracy less one point, from runs that had the
-    machine to themselves, and where their time goes."""
-    targets = time_targets(rows)
-    if not targets:
-        return "Not measured."
-    headings = [
-        *("method", "keep", "steps", "accuracy, %", "− full, equal steps"),
-        *("s to the target", "s a run", "choosing, s", "losses, s", "of it scoring, %"),
-    ]
-    lines = []
-    for keep, noise, protocol in cells(rows):
-        found = in_cell(rows, keep, noise, protocol)
-        for method in methods(found):
-            runs = of_method(found, method)
-            own = list(runs.values())
-            lines.append(
-                [
-                    *(str(method), f"{keep:g}", f"{own[0]['steps']:,}"),
-                    str(cell([row["accuracy"] for row in own])),
-                    _or_nothing(difference(found, method, "full")),
-                    _time_to(targets, runs),
-                    *(
-                        f"{statistics.fmean(row[name] for row in own):.1f}"
-                        for name in ("seconds", "choosing_seconds", "loss_seconds")
-                    ),
-                    _average(_overheads(found, runs)),
-                ]
-            )
-    place = f"../../{folder}/" if folder else ""  # from the page of findings
-    picture = f"![Accuracy against seconds]({place}methods-{rows[0]['data']}-alone.png)"
-    parts = [markdown(headings, lines), _about_targets(targets, rows), picture, origin(rows)]
-    return "\n\n".join(parts)
-
-
-def time_targets(rows: Sequence[Row]) -> dict[int, float]:
-    """By seed, the accuracy of everything in every epoch less one point; none where a run shared
-    the machine."""
-    if not all(row["alone"] for row in rows):
-        return {}
-    full = of_method(in_cell(rows, 1.0, 0.0), Method("full", None))
-    return {seed: row["accuracy"] - 1 for seed, row in full.items()}
 
 
 def origin(rows: Sequence[Row]) -> str:
@@ -255,47 +211,6 @@ def origin(rows: Sequence[Row]) -> str:
     )
 
 
-def _time_to(targets: Mapping[int, float], runs: Mapping[int, Row]) -> str:
-    """Mean seconds to the seed's target where all runs reach it, else how many of them do."""
-    seeds = sorted(set(targets) & set(runs))
-    times = [_reached(runs[seed]["curve"], targets[seed]) for seed in seeds]
-    known = [seconds for seconds in times if seconds is not None]
-    if not seeds or not known:
-        return "not reached" if seeds else NOTHING
-    some = "" if len(known) == len(seeds) else f" ({len(known)} of {len(seeds)} runs)"
-    return f"{statistics.fmean(known):.1f}{some}"
-
-
-def _reached(curve: Sequence[Sequence[float]], target: float) -> float | None:
-    return next((seconds for _, seconds, accuracy in curve if accuracy >= target), None)
-
-
-def _overheads(found: Sequence[Row], runs: Mapping[int, Row]) -> list[float | None]:
-    """Percent of each run that choosing and scoring take beyond what full data pays for its order
-    and its losses, in as many steps with the same seed."""
-    full = of_method(found, Method("full", None))
-    names = ("choosing_seconds", "loss_seconds")
-    return [
-        100 * sum(row[name] - full[seed][name] for name in names) / row["seconds"]
-        if seed in full
-        else None
-        for seed, row in runs.items()
-    ]
-
-
-def _about_targets(targets: Mapping[int, float], rows: Sequence[Row]) -> str:
-    listed = ", ".join(f"{target:.1f} % (seed {seed})" for seed, target in targets.items())
-    looks = len(rows[0]["curve"])
-    return (
-        f"Targets, everything in every epoch less one point: {listed}. A run's learning rate rises "
-        "and falls over its own steps, so that it reaches its accuracy near its end, and its "
-        "budget is its time: *full* at a keep below 1 is full data with the steps of the pruned "
-        f"runs. The accuracy is looked at {looks} times a run, evenly spread, and a time to the "
-        "target is that of the first look above it. *Of it scoring* is what choosing and scoring "
-        "take beyond that full data's order and losses, in percent of the run."
-    )
-
-
 def _mean(found: Iterable[Row], most: int) -> str:
     """Mean and deviation; the number of seeds where some are missing."""
     values = [row["accuracy"] for row in found]
@@ -304,7 +219,7 @@ def _mean(found: Iterable[Row], most: int) -> str:
     return str(cell(values)) + (f" ({len(values)})" if len(values) < most else "")
 
 
-def _average(values: Sequence[float | None]) -> str:
+def average(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{statistics.fmean(known):.1f}" if known else NOTHING
 
@@ -313,7 +228,7 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _or_nothing(found: Difference | None) -> str:
+def or_nothing(found: Difference | None) -> str:
     return NOTHING if found is None else str(found)
 
 
