@@ -499,8 +499,8 @@ def test_regimes_stand_in_a_line_each(rows):
     tiny += [row_of("LFL", 0, 5.0, data="tiny", noise=0.1), row_of("LFL", 0, 5.0, keep=0.5)]
     nothing = "| – | – | – |"
     assert report.regimes([*rows, *tiny]).splitlines()[2:] == [
-        f"| digits | 3 | 89.0 | 94.0 ± 5.0 | +1.0 ± 0.0 | +2.0 ± 0.6 {nothing} – | – |",
         f"| tiny | 3 | 86.0 | 94.0 ± 5.0 | +1.0 ± 0.0 | +2.0 ± 0.6 {nothing} +6.0 ± 2.9 | – |",
+        f"| digits | 3 | 89.0 | 94.0 ± 5.0 | +1.0 ± 0.0 | +2.0 ± 0.6 {nothing} – | – |",
     ]
 
 

@@ -105,27 +105,28 @@ def why(rows: Sequence[Row], folder: str = "") -> str:
 
 
 def regimes(rows: Sequence[Row], folder: str = "") -> str:
-    """A line for each data set of `rows`: how well its network fits, and what selection gains."""
+    """A line for each data set of `rows`, by how well its network fits: what selection gains."""
     shown = [Method("LFL", 0.0), *(Method("EMP", beta) for beta in (1.0, 3.0, 10.0))]
     shown += [Method("entropy", 0.0), Method("EMP Gumbel", 1.0), Method("EMP half random", 3.0)]
     headings = ["data", "seeds", "training set right, %", "random", "LFL − random"]
     headings += [f"{method} − {name}" for method, name in zip(shown[1:], _AGAINST, strict=True)]
+    heads = {
+        data: in_cell([row for row in rows if row["data"] == data], HEAD_KEEP, 0.0)
+        for data in dict.fromkeys(row["data"] for row in rows)
+    }
+    fits = {
+        data: statistics.fmean(fitted(row) for row in of_method(head, shown[0]).values())
+        for data, head in heads.items()
+    }
     lines = []
-    for data in dict.fromkeys(row["data"] for row in rows):
-        head = in_cell([row for row in rows if row["data"] == data], HEAD_KEEP, 0.0)
-        random = of_method(head, Method("random", None)).values()
-        lines.append(
-            [
-                data,
-                str(len(random)),
-                average([fitted(row) for row in of_method(head, shown[0]).values()]),
-                str(cell([row["accuracy"] for row in random])),
-                *(
-                    or_nothing(difference(head, method, name))
-                    for method, name in zip(shown, ("random", *_AGAINST), strict=True)
-                ),
-            ]
-        )
+    for data in sorted(heads, key=fits.__getitem__):
+        random = of_method(heads[data], Method("random", None)).values()
+        gained = [
+            or_nothing(difference(heads[data], method, name))
+            for method, name in zip(shown, ("random", *_AGAINST), strict=True)
+        ]
+        accuracy = str(cell([row["accuracy"] for row in random]))
+        lines.append([data, str(len(random)), f"{fits[data]:.1f}", accuracy, *gained])
     return markdown(headings, lines)
 
 
