@@ -34,9 +34,13 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
             dtype.
         ValueError: an index out of range (on CPU), a wrong shape, device or aliasing in `out`.
     """
+    # A compiler sees the operations below, and derivatives that travel forwards need torch's own.
+    if out is None and not torch.compiler.is_compiling() and not backends.forward_mode():
+        gather_batch = backends.batch_gatherer()
+        gathered = gather_batch and gather_batch(batch, indices)
+        if gathered is not None:
+            return gathered
     check_ids("gather", "indices", indices)
-    if out is None and type(batch) is torch.Tensor and batch.dim() > 0:
-        return _gather_leaves([batch], indices, None)[0]
     sources: list[torch.Tensor] = []
     _collect(batch, sources)
     outputs: list[torch.Tensor] | None = None
@@ -58,11 +62,6 @@ def _gather_leaves(
         positions = indices.to(torch.int64)
         return [source.index_select(0, positions.to(source.device)) for source in sources]
     derivatives = torch.is_grad_enabled(), backends.forward_mode()
-    for tensor in sources if outputs is None else sources + outputs:
-        if not tensor.is_cpu or _needs_torch(tensor, *derivatives):
-            break
-    else:  # the rule, without the cost of telling places apart
-        return _gather_place(sources[0].device, False, sources, indices, outputs)
     places = [(source.device, _needs_torch(source, *derivatives)) for source in sources]
     if outputs is not None:
         places = [
@@ -85,13 +84,15 @@ def _gather_leaves(
 
 def _needs_torch(tensor: torch.Tensor, grad: bool, forward: bool) -> bool:
     """Whether rows must be copied by torch: for autograd, for memory that torch conjugates,
-    negates or scales as it reads it, and for types and layouts that make their own rows."""
+    negates or scales as it reads it, or that is not there, and for types and layouts that make
+    their own rows."""
     return (
         forward
         or type(tensor) is not torch.Tensor
         or (grad and tensor.requires_grad)
         or tensor.is_neg()
         or tensor.is_conj()
+        or tensor._is_zerotensor()
         or tensor.is_quantized
         or tensor.layout is not torch.strided
     )

@@ -3,12 +3,9 @@
 // wrong comes back in place of results.
 #include <pybind11/pybind11.h>
 
-#include <vector>
-
 #include "arguments.h"
 #include "cpu/contrastive.h"
 #include "cpu/cross_entropy.h"
-#include "cpu/gathering.h"
 #include "cpu/pruning.h"
 #include "cpu/row_parts.h"
 #include "cpu/scoring.h"
@@ -18,6 +15,7 @@
 #include "cpu/targets.h"
 #include "cpu/threads.h"
 #include "cpu/tokens.h"
+#include "gathering.h"
 #include "tensors.h"
 
 namespace bindings {
@@ -188,52 +186,6 @@ py::object counter(const py::object& selections) {
   return py::reinterpret_steal<py::object>(PyCFunction_New(&method, self.ptr()));
 }
 
-// Rows `indices` of the sources, tensors with contiguous rows, written into `outputs` or, where
-// these are None, into new tensors. (-1, -1, results), or (a source's number, the position of the
-// first index out of its range, None) before anything is written.
-py::tuple gather(const py::list& sources, const Tensor& indices,
-                 const std::optional<py::list>& outputs, int threads) {
-  const int64_t* const index = indices.data<const int64_t>();
-  const int64_t count = indices.size(0);
-  std::vector<emp::GatherRows> rows;
-  std::vector<Tensor> from;
-  rows.reserve(sources.size());
-  from.reserve(sources.size());
-  int64_t checked = INT64_MAX;
-  for (const py::handle item : sources) {
-    const Tensor& source = from.emplace_back(item);
-    if (source.size(0) < checked) {
-      const int64_t bad = emp::first_bad_index(index, count, source.size(0));
-      if (bad >= 0) return py::make_tuple(from.size() - 1, bad, py::none());
-      checked = source.size(0);
-    }
-    const int64_t bytes = source.element_bytes();
-    int64_t row_bytes = bytes;
-    for (int dim = 1; dim < source.dims(); ++dim) row_bytes *= source.size(dim);
-    rows.push_back({source.data<const char>(), nullptr, row_bytes, source.stride(0) * bytes});
-  }
-  std::vector<NewTensor> results;
-  if (outputs) {
-    for (size_t i = 0; i < rows.size(); ++i) rows[i].out = Tensor((*outputs)[i]).data<char>();
-  } else {
-    results.reserve(rows.size());
-    for (size_t i = 0; i < rows.size(); ++i) {
-      std::vector<int64_t> shape(from[i].shape(), from[i].shape() + from[i].dims());
-      shape[0] = count;
-      results.emplace_back(from[i].dtype(), shape.data(), from[i].dims());
-      rows[i].out = results.back().data<char>();
-    }
-  }
-  {
-    py::gil_scoped_release released;
-    emp::gather(rows.data(), int(rows.size()), index, count, threads);
-  }
-  if (outputs) return py::make_tuple(-1, -1, *outputs);
-  py::list made;
-  for (NewTensor& result : results) made.append(result.tensor());
-  return py::make_tuple(-1, -1, made);
-}
-
 // `fields` are the scores' (rows,) score, loss and entropy. The position of the first bad id,
 // before anything is written, or -1.
 int64_t update_state(const emp::State& state, const Tensor& ids, const Tensor& score,
@@ -296,8 +248,8 @@ void add_tile(const Tensor& tile, const Tensor& sums, bool columns, int threads)
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of emp_kernels";
   module.def("use_torch", &bindings::use_torch,
-             "What makes and reads tensors: torch._C._from_dlpack, torch._C._to_dlpack, and "
-             "torch.Tensor.__dlpack_c_exchange_api__ or None.");
+             "torch.Tensor, and what makes and reads tensors: torch._C._from_dlpack, "
+             "torch._C._to_dlpack, and torch.Tensor.__dlpack_c_exchange_api__ or None.");
   module.def("use_results", &bindings::use_results, "Scores, SampleStatistics and Selection.");
   module.def("score", &bindings::score);
   module.def("first_bad_label", &bindings::first_bad_label);
@@ -311,6 +263,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("shuffle", &bindings::shuffle);
   module.def("counter", &bindings::counter);
   module.def("gather", &bindings::gather);
+  module.attr("gather_batch") = bindings::batch_gatherer();
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy", &bindings::cross_entropy);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);

@@ -30,7 +30,7 @@ struct DataType {
   uint8_t code, bits;
   uint16_t lanes;
 };
-enum Code : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
+enum Code : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kComplex = 5, kBool = 6 };
 
 struct Tensor {
   void* data;
@@ -74,15 +74,18 @@ constexpr const char* kCapsule = "dltensor";
 
 // What this module knows of torch.
 struct Torch {
+  PyTypeObject* tensor_type = nullptr;
   PyObject *from_dlpack = nullptr, *to_dlpack = nullptr;
   const dlpack::ExchangeApi* exchange = nullptr;  // null where torch is too old to have one
 };
 inline Torch torch;
 
-// torch._C's _from_dlpack and _to_dlpack, and torch.Tensor.__dlpack_c_exchange_api__ or None.
-inline void use_torch(const py::object& from_dlpack, const py::object& to_dlpack,
-                      const py::object& exchange) {
-  torch = {from_dlpack.inc_ref().ptr(), to_dlpack.inc_ref().ptr(), nullptr};
+// torch.Tensor, torch._C's _from_dlpack and _to_dlpack, and torch.Tensor.__dlpack_c_exchange_api__
+// or None.
+inline void use_torch(const py::type& tensor, const py::object& from_dlpack,
+                      const py::object& to_dlpack, const py::object& exchange) {
+  torch = {reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr()), from_dlpack.inc_ref().ptr(),
+           to_dlpack.inc_ref().ptr(), nullptr};
   if (exchange.is_none()) return;
   const auto* api = static_cast<const dlpack::ExchangeApi*>(
       PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
@@ -97,6 +100,7 @@ class Tensor {
   explicit Tensor(py::handle source) {
     if (torch.exchange != nullptr) {
       if (torch.exchange->view(source.ptr(), &view_) != 0) throw py::error_already_set();
+      require_memory();
       return;
     }
     owner_ = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.to_dlpack, source.ptr()));
@@ -104,12 +108,24 @@ class Tensor {
     const void* managed = PyCapsule_GetPointer(owner_.ptr(), dlpack::kCapsule);
     if (managed == nullptr) throw py::error_already_set();
     view_ = static_cast<const dlpack::ManagedTensor*>(managed)->tensor;
+    require_memory();
+  }
+
+  // Whether `source` is a tensor that can be looked at at once, and now is.
+  bool view(PyObject* source) {
+    if (torch.exchange == nullptr) return false;
+    if (torch.exchange->view(source, &view_) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    return has_memory();
   }
 
   template <class T>
   T* data() const {
     return reinterpret_cast<T*>(static_cast<char*>(view_.data) + view_.byte_offset);
   }
+  bool on_cpu() const { return view_.device.type == dlpack::kCpu.type; }
   int dims() const { return view_.ndim; }
   int64_t size(int dim) const { return view_.shape[dim]; }
   int64_t stride(int dim) const { return view_.strides[dim]; }  // in elements
@@ -119,10 +135,25 @@ class Tensor {
     for (int dim = 0; dim < dims(); ++dim) n *= size(dim);
     return n;
   }
+  // Whether what is left when the first dimensions are fixed lies in one piece.
+  bool is_contiguous(int first) const {
+    int64_t expected = 1;
+    for (int dim = dims() - 1; dim >= first; --dim) {
+      if (size(dim) != 1 && stride(dim) != expected) return elements() == 0;
+      expected *= size(dim);
+    }
+    return true;
+  }
   dlpack::DataType dtype() const { return view_.dtype; }
   int64_t element_bytes() const { return int64_t(view_.dtype.bits) * view_.dtype.lanes / 8; }
 
  private:
+  // torch has tensors that stand for zeros without having any.
+  bool has_memory() const { return view_.data != nullptr || elements() == 0; }
+  void require_memory() const {
+    if (!has_memory()) throw py::type_error("a tensor must lie in memory, got one without any");
+  }
+
   dlpack::Tensor view_{};
   py::object owner_;  // what view_ points into, where torch has no exchange API
 };

@@ -60,9 +60,12 @@ def backend(request) -> str:
 def as_default(backend, monkeypatch) -> Iterator[str]:
     """`backend`, serving also the functions that take no backend argument."""
     monkeypatch.setattr(backends, "default", lambda device_type, dtype: backend)
-    backends._resolve.cache_clear()
+    choices = backends._resolve, backends.batch_gatherer
+    for choice in choices:
+        choice.cache_clear()
     yield backend
-    backends._resolve.cache_clear()
+    for choice in choices:
+        choice.cache_clear()
 
 
 @pytest.fixture

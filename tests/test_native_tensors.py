@@ -8,6 +8,7 @@ import torch
 
 import emp_kernels as emp
 from emp_kernels import backends
+from emp_kernels.backends import cpu
 
 EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
@@ -18,7 +19,7 @@ def way(request) -> Iterator[str]:
     native = backends.load("cpu").require()
     if request.param == "exchange" and EXCHANGE is None:
         pytest.skip("this torch has no exchange API")
-    functions = torch._C._from_dlpack, torch._C._to_dlpack
+    functions = torch.Tensor, torch._C._from_dlpack, torch._C._to_dlpack
     native.use_torch(*functions, EXCHANGE if request.param == "exchange" else None)
     yield request.param
     native.use_torch(*functions, EXCHANGE)
@@ -101,3 +102,57 @@ def test_gathered_rows_keep_dtype_and_type(way):
     assert type(emp.gather(raw.as_subclass(Kind), rows)) is Kind
     scaled = torch.quantize_per_tensor(raw.float(), 0.5, 3, torch.quint8)
     assert torch.equal(emp.gather(scaled, rows).dequantize(), scaled.dequantize()[rows])
+
+
+def test_a_batch_is_gathered_in_one_native_call(way):
+    """What is plain in it comes back whole; the rest is declined, for Python to look into."""
+    raw = torch.randint(256, (40, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    rows = torch.tensor([39, 0, 7, 7])
+
+    def gather(batch, indices=rows):
+        return cpu.native.module.gather_batch(batch, indices, True, 2)
+
+    wide = raw.view(torch.float32)
+    plain = [raw, wide, raw.view(torch.int64), raw.view(torch.complex64), raw > 99, raw[:, 3]]
+    plain += [wide[:, :2], raw[:, :0], wide.view(40, 2, 2)[:, 1:], wide[:1].expand(40, 4)]
+    for tensor in plain:
+        got = gather(tensor)
+        if way == "capsules":
+            assert got is None
+            continue
+        assert got.dtype == tensor.dtype
+        assert got.shape == (4, *tensor.shape[1:])
+        assert torch.equal(got.view(torch.uint8), tensor[rows].view(torch.uint8))
+    batch = {"a": raw, "b": (wide, [raw, {}]), "c": [raw[:, 0]], 3: ()}
+    got = gather(batch)
+    if way == "exchange":
+        assert list(got) == ["a", "b", "c", 3]
+        assert torch.equal(got["a"], raw[rows])
+        assert type(got["b"]) is tuple
+        assert torch.equal(got["b"][1][0], raw[rows])
+        assert got["b"][1][1] == {}
+        assert torch.equal(got["c"][0], raw[rows, 0])
+        assert got[3] == ()
+    unequal = torch.full((3, 2), 1j).conj()
+    unplain = [None, 3, "text", {"a": raw, "b": 3}, [raw, None], raw.view(torch.int1)]
+    unplain += [torch.nn.Parameter(wide), wide.clone().requires_grad_(), raw.to("meta")]
+    unplain += [wide.t()[:, ::2], wide[:, ::2], torch.tensor(3), torch.eye(50).to_sparse()]
+    unplain += [unequal, unequal.imag, torch._efficientzerotensor(50), {"a": raw[:39]}]
+    for batch in unplain:
+        assert gather(batch) is None
+    bad = [rows.int(), rows[None], rows[::2], rows - 1, rows + 1, rows.double(), [0], None]
+    for indices in bad:
+        assert gather(raw, indices) is None
+    endless: list = []
+    endless.append(endless)
+    if way == "exchange":
+        with pytest.raises(RecursionError):
+            gather(endless)
+
+
+def test_tensors_without_memory_are_an_error(way):
+    """torch's zeros that are nowhere; index_select knows them."""
+    zeros = torch._efficientzerotensor(5, 3)
+    assert torch.equal(emp.gather({"x": zeros}, torch.tensor([4, 0]))["x"], torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="must lie in memory"):
+        emp.score(zeros, torch.zeros(5, dtype=torch.long), backend="cpu")

@@ -5,20 +5,20 @@
 
 namespace emp {
 
-// Rows of row_bytes contiguous bytes each, `stride_bytes` apart in the source (which may be mapped
-// from a file); the output is contiguous and does not overlap the source.
+// `rows` rows of row_bytes contiguous bytes each, `stride_bytes` apart in the source (which may be
+// mapped from a file); the output is contiguous and does not overlap the source.
 struct GatherRows {
   const char* source;
   char* out;
-  int64_t row_bytes, stride_bytes;
+  int64_t rows, row_bytes, stride_bytes;
 };
 
 // First position k with indices[k] outside [0, size), or -1.
 int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size);
 
-// Requires that first_bad_index is -1 for every tensor. Any order, duplicates allowed; runs of
-// consecutive indices are copied as one block.
-void gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
+// Any order, duplicates allowed; runs of consecutive indices are copied as one block. False where
+// an index is out of a source's range; the outputs then hold anything.
+bool gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
             int threads);
 
 }  // namespace emp

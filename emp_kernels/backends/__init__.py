@@ -11,7 +11,9 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -153,6 +155,17 @@ def resolve_gather(source: torch.Tensor, by_torch: bool) -> ModuleType:
     if source.is_cuda and _gathers_on_cuda():
         return load("cuda")
     return load("reference")
+
+
+@functools.cache
+def batch_gatherer() -> Callable[[Any, Any], Any] | None:
+    """A function of a batch and indices that gathers all of it at once or returns None where it
+    declines: of small batches Python's walk through them would be the largest part."""
+    try:
+        backend = load(default("cpu", torch.uint8))
+    except Unavailable:
+        return None
+    return getattr(backend, "gather_batch", None)
 
 
 @functools.cache

@@ -191,10 +191,10 @@ void test_gather(std::mt19937& random) {
     for (int64_t k = 0; k < count; ++k) indices[k] = int64_t(random() % uint64_t(rows));
     std::sort(indices.get() + 400, indices.get() + count);
     const auto out = exactly<char>(count * row_bytes), twin = exactly<char>(count * row_bytes);
-    const emp::GatherRows tensors[] = {{source.get(), out.get(), row_bytes, row_bytes},
-                                       {source.get(), twin.get(), row_bytes, row_bytes}};
+    const emp::GatherRows tensors[] = {{source.get(), out.get(), rows, row_bytes, row_bytes},
+                                       {source.get(), twin.get(), rows, row_bytes, row_bytes}};
     check(emp::first_bad_index(indices.get(), count, rows) == -1, "indices in range", row_bytes);
-    emp::gather(tensors, 2, indices.get(), count, 3);
+    check(emp::gather(tensors, 2, indices.get(), count, 3), "gather", row_bytes);
     for (int64_t k = 0; k < count; ++k)
       for (const char* got : {out.get(), twin.get()})
         check(std::memcmp(got + k * row_bytes, &source[indices[k] * row_bytes],
@@ -204,6 +204,7 @@ void test_gather(std::mt19937& random) {
     check(emp::first_bad_index(indices.get(), count, rows) == 5, "an index too high", row_bytes);
     indices[3] = -1;
     check(emp::first_bad_index(indices.get(), count, rows) == 3, "a negative index", row_bytes);
+    check(!emp::gather(tensors, 2, indices.get(), count, 3), "gather of bad indices", row_bytes);
   }
 }
 

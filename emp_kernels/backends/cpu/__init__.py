@@ -1,7 +1,7 @@
 """C++ backend for CPU tensors: the SIMD kernels of csrc/cpu through emp_kernels._cpu."""
 
 from .contrastive import score_contrastive
-from .gathering import gather_rows
+from .gathering import gather_batch, gather_rows
 from .linear import linear_cross_entropy_backward, score_linear
 from .loss import cross_entropy, cross_entropy_backward
 from .native import DEVICE, DTYPES, SIMD_LEVELS, describe, require, serves_device
@@ -19,6 +19,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_backward",
     "describe",
+    "gather_batch",
     "gather_rows",
     "linear_cross_entropy_backward",
     "require",

@@ -15,6 +15,14 @@ _EXCHANGED = frozenset(
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def gather_batch(batch, indices):
+    """A whole batch of ordinary tensors in dicts, lists and tuples; None where it is anything else
+    or an index is bad, to be told apart by the checks in Python that this does without."""
+    return native.module.gather_batch(
+        batch, indices, torch.is_grad_enabled(), torch.get_num_threads()
+    )
+
+
 def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
     """Rows `indices` (K,) of each source; written into `outputs` where they are given."""
     indices = dense_ids(indices)

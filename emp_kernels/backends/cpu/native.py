@@ -40,6 +40,7 @@ def require() -> ModuleType:
     if forked():  # the library notices only the forks that come after it is loaded
         _cpu.mark_forked()
     _cpu.use_torch(
+        torch.Tensor,
         torch._C._from_dlpack,
         torch._C._to_dlpack,
         getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
