@@ -19,7 +19,8 @@ constexpr int64_t kChecked = 1024;
 bool any_bad_index(const int64_t* indices, int64_t begin, int64_t end, int64_t size) {
   const uint64_t last = uint64_t(size) - 1;
   uint64_t signs = 0;
-  for (int64_t k = begin; k < end; ++k) signs |= uint64_t(indices[k]) | (last - uint64_t(indices[k]));
+  for (int64_t k = begin; k < end; ++k)
+    signs |= uint64_t(indices[k]) | (last - uint64_t(indices[k]));
   return begin < end && (size == 0 || int64_t(signs) < 0);
 }
 
