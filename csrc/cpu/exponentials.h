@@ -14,13 +14,13 @@ struct Exponentials {
   using M = typename S::M;
 
   static constexpr int64_t kPair = 2 * S::kWidth;
-  static constexpr int64_t kChunk = 1024;
+  static constexpr int64_t kChunkBytes = 4096;
 
   // 1.5 * 2^23: adding it rounds a float to an integer that stands in the low mantissa bits.
   static constexpr float kMagic = 12582912.0f;
   static constexpr int kSteps = 1 << S::kTableBits;
   static constexpr bool kCubic = S::kTableBits < 5;
-  static constexpr double kLog2 = 0.693147180559945309417;
+  static constexpr double kLog2 = 0.693147180559945309417, kLog4 = 2 * kLog2;
   // exp(d) is a normal float from here on. Smaller contributions matter only to rows whose u is
   // itself that small, which are summed again with Range::kTiny.
   static constexpr float kNormal = -87.0f;
@@ -35,8 +35,8 @@ struct Exponentials {
   struct Constants {
     typename S::Exp2Table table;
     F steps_per_nat, magic, minus_step, minus_step_low, c1, c2, c3, one, half, normal;
-    typename S::Exp2 exp2;  // where S::kHasExp2
-    F log2e, lowest_power;
+    typename S::Exp4 exp4;  // where S::kHasExp4
+    F log4e, lowest_power;
 
     Constants() {
       int32_t entries[kSteps];
@@ -57,8 +57,8 @@ struct Exponentials {
       one = S::set(1.0f);
       half = S::set(0.5f);
       normal = S::set(kNormal);
-      log2e = S::set(float(1 / kLog2));
-      lowest_power = S::set(-125.0f);
+      log4e = S::set(float(1 / kLog4));
+      lowest_power = S::set(-62.5f);
     }
   };
 
@@ -74,19 +74,19 @@ struct Exponentials {
     kMaximum,
     kStep,      // |m| <= kStepLimit keeps k_m exact
     kNearStep,  // |m| <= kNearLimit: log(2) as one float is within 1 ulp for the z that matter
-    kPowers,    // m itself, in powers of two: see add_powers
+    kPowers,    // m itself, in powers of four: see add_powers
   };
   static constexpr float kStepLimit = 8192.0f, kNearLimit = 8.0f;  // kPowers: as kStep
 
   struct Reference {
     F m, magic, scale, floor;  // z below the floor counts as the floor, which is next to nothing
-    F minus_power, residue;    // for kPowers: -m log2(e), and what it lost by rounding
+    F minus_power, residue;    // for kPowers: -m log4(e), and what it lost by rounding
 
     Reference(const Constants& k, F maximum, Against against)
         : m(maximum), magic(k.magic), scale(k.one), floor(k.normal) {
-      minus_power = S::sub(S::set(0.0f), S::mul(m, k.log2e));
-      residue = S::fma(m, k.log2e, minus_power);
-      if (against == Against::kPowers) scale = S::fma(residue, S::set(-float(kLog2)), k.one);
+      minus_power = S::sub(S::set(0.0f), S::mul(m, k.log4e));
+      residue = S::fma(m, k.log4e, minus_power);
+      if (against == Against::kPowers) scale = S::fma(residue, S::set(-float(kLog4)), k.one);
       if (against == Against::kMaximum || against == Against::kPowers) return;
       floor = S::add(m, k.normal);
       const F k_m = S::sub(S::fma(m, k.steps_per_nat, k.magic), k.magic);
@@ -142,25 +142,31 @@ struct Exponentials {
     if (kSquares && kRange != Range::kTiny) s.q = S::fma(e, e, s.q);  // of a tiny u: nothing
   }
 
-  // Adds 2^y, y = (z - m) log2(e), of one vector with every z - m >= kNormal. Two operations less
-  // than add_vector, but y rounds by 2^-25 |y|: for 16-bit logits, and not for a row's largest. t
-  // gains in units of log(2).
-  template <Range kRange, bool kSquares>
-  [[gnu::always_inline]] static void add_powers(const Constants& k, F z, const Reference& at,
+  // Adds 4^y, y = (z - m) log4(e), of one vector with every z - m >= kNormal, where `use`. Three
+  // operations less than add_vector, but y rounds by 2^-25 |y|: for 16-bit logits, and not for a
+  // row's largest. t gains in units of log(4).
+  template <Range kRange, bool kLeaveOut, bool kSquares>
+  [[gnu::always_inline]] static void add_powers(const Constants& k, F z, const Reference& at, M use,
                                                 Sums& s) {
-    F y = S::fma(z, k.log2e, at.minus_power);
+    F y = S::fma(z, k.log4e, at.minus_power);
     if (kRange != Range::kNormal) y = S::max(k.lowest_power, y);
-    const F e = k.exp2(y);
-    s.u = S::add(s.u, e);
-    s.t = S::fma(e, y, s.t);
-    if (kSquares) s.q = S::fma(e, e, s.q);
+    const F e = k.exp4(y);
+    if constexpr (kLeaveOut) {
+      s.u = S::add_where(use, s.u, e);
+      s.t = S::fma_where(use, e, y, s.t);
+      if (kSquares) s.q = S::fma_where(use, e, e, s.q);
+    } else {
+      s.u = S::add(s.u, e);
+      s.t = S::fma(e, y, s.t);
+      if (kSquares) s.q = S::fma(e, e, s.q);
+    }
   }
 
   // Adds n elements against their maximum so far. With kLeaveOut the elements equal to it are left
   // out, and their number is returned.
   template <Range kRange, bool kLeaveOut, Against kAgainst, bool kSquares, class T>
   static int64_t add_run(const Constants& k, const T* z, int64_t n, float maximum, Sums& sums) {
-    constexpr int64_t kAhead = kChunk;  // the next chunk, or the row that follows
+    constexpr int64_t kAhead = kChunkBytes / sizeof(T);  // the next chunk, or the row that follows
     constexpr Range kFilled = kRange == Range::kTiny ? Range::kTiny : Range::kAny;
     const F m = S::set(maximum);
     const Reference at(k, kRange == Range::kTiny ? S::mul(m, k.half) : m, kAgainst);
@@ -174,13 +180,13 @@ struct Exponentials {
     };
     const auto add = [&](F x, Sums& s) __attribute__((always_inline)) {
       if constexpr (kAgainst == Against::kPowers)
-        add_powers<kRange, kSquares>(k, x, at, s);
+        add_powers<kRange, kLeaveOut, kSquares>(k, x, at, used(x), s);
       else
         add_vector<kRange, kLeaveOut, kAgainst, kSquares>(k, x, at, used(x), s);
     };
     const auto add_filled = [&](F x, Sums& s) __attribute__((always_inline)) {
       if constexpr (kAgainst == Against::kPowers)
-        add_powers<kFilled, kSquares>(k, x, at, s);
+        add_powers<kFilled, kLeaveOut, kSquares>(k, x, at, used(x), s);
       else
         add_vector<kFilled, kLeaveOut, kAgainst, kSquares>(k, x, at, used(x), s);
     };
@@ -223,8 +229,8 @@ struct Exponentials {
   static Sums finished(Sums s, const Reference& at) {
     F scale = at.scale;
     if (kAgainst == Against::kPowers) {  // y was too large by the residue
-      const F log2 = S::set(float(kLog2)), excess = S::mul(at.residue, s.u);
-      s.t = S::mul(S::sub(s.t, excess), log2);
+      const F log4 = S::set(float(kLog4)), excess = S::mul(at.residue, s.u);
+      s.t = S::mul(S::sub(s.t, excess), log4);
     }
     if (kRange == Range::kTiny) {
       scale = S::mul(scale, scale);
@@ -245,7 +251,7 @@ struct Exponentials {
         return add_run<kRange, kLeaveOut, Against::kNearStep, kSquares>(k, z, n, m, s);
       if (std::fabs(m) <= kStepLimit)
         return add_run<kRange, kLeaveOut, Against::kStep, kSquares>(k, z, n, m, s);
-    } else if constexpr (kRange == Range::kNormal && S::kHasExp2) {
+    } else if constexpr (kRange == Range::kNormal && S::kHasExp4) {
       if (std::fabs(m) <= kStepLimit)
         return add_run<kRange, kLeaveOut, Against::kPowers, kSquares>(k, z, n, m, s);
     }

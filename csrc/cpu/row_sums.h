@@ -40,7 +40,7 @@ struct RowSumsOf {
 template <class S>
 struct RowKernel : Exponentials<S> {
   using E = Exponentials<S>;
-  using E::kChunk, E::kNormal, E::kPair, E::kStepLimit, E::kTinyUnit, E::kVanish;
+  using E::kChunkBytes, E::kNormal, E::kPair, E::kStepLimit, E::kTinyUnit, E::kVanish;
   using typename E::Against, typename E::Constants, typename E::Range, typename E::Reference;
   using typename E::F, typename E::M, typename E::Sums;
   static constexpr int64_t kFewClasses = 48;  // up to here a lane a row beats a vector a row
@@ -145,6 +145,8 @@ struct RowKernel : Exponentials<S> {
     constexpr float kFloor = kTiny ? 2 * kNormal : kVanish;
     float m = -kInf;
     double u = 0, t = 0, q = 0;
+    constexpr int64_t kChunk = kChunkBytes / sizeof(T);
+    constexpr bool kSeesLowest = !kTiny && sizeof(T) == 2;
     for (int64_t start = 0; start < classes; start += kChunk) {
       const T* z = row + start;
       const int64_t n = std::min(kChunk, classes - start);
@@ -160,11 +162,15 @@ struct RowKernel : Exponentials<S> {
           q = f * f * (q + 1);
         }
         m = range.highest;
-        ties = double(E::template add<kRange, true, kSquares>(k, z, n, m, s) - 1);
+        const int64_t left_out =
+            kSeesLowest && range.lowest >= m + kNormal
+                ? E::template add<Range::kNormal, true, kSquares>(k, z, n, m, s)
+                : E::template add<kRange, true, kSquares>(k, z, n, m, s);
+        ties = double(left_out - 1);
       } else if (m == -kInf || !(range.highest >= m + kFloor)) {  // only a NaN can matter here
         if (has_nan(z, n)) return {m, kNaN, kNaN, kNaN};
         continue;
-      } else if (!kTiny && range.lowest >= m + kNormal) {
+      } else if (kSeesLowest && range.lowest >= m + kNormal) {
         E::template add<Range::kNormal, false, kSquares>(k, z, n, m, s);
       } else {
         E::template add<kRange, false, kSquares>(k, z, n, m, s);

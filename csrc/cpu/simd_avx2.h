@@ -65,8 +65,8 @@ struct Simd {
   }
 
   static constexpr bool kTransposes = false;
-  static constexpr bool kHasExp2 = false;
-  struct Exp2 {};
+  static constexpr bool kHasExp4 = false;
+  struct Exp4 {};
 
   // Bits of 2 * kWidth 16-bit elements.
   using Bits = __m256i;

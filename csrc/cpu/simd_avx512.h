@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "dtypes.h"
 
@@ -37,6 +38,8 @@ struct Simd {
   static M none() { return 0; }
   static M all() { return 0xffff; }
   static F zero_unless(M keep, F a) { return _mm512_maskz_mov_ps(keep, a); }
+  // a + b where keep, else a.
+  static F add_where(M keep, F a, F b) { return _mm512_mask_add_ps(a, keep, a, b); }
   // a * b + c where keep, else c.
   static F fma_where(M keep, F a, F b, F c) { return _mm512_mask3_fmadd_ps(a, b, c, keep); }
 
@@ -53,37 +56,40 @@ struct Simd {
     const __m512i entry = _mm512_permutex2var_epi32(table.low, k, table.high);
     return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, 23 - kTableBits)));
   }
-  // 2^y for y >= -126, within 1e-7: y rounded down to 1 / 32 finds the table's entry and gives the
-  // exponent; what is left of it, in [0, 1 / 32), goes through a polynomial of degree two.
-  static constexpr bool kHasExp2 = true;
-  struct Exp2 {
-    F low, high, c1, c2, one, magic;
+  // 4^y for y in [-62.9, 62.9], within 3.5e-7: y rounded to 1 / 64 finds the table's entry and the
+  // exponent; what is left of it, r in [-1 / 128, 1 / 128], goes through scale * ((r + kCentre)^2
+  // + c), an operation less than a polynomial with three coefficients of its own. kCentre is near
+  // log4(e), where the best parabola has its lowest point, and a multiple of 1 / 64, so that it
+  // comes off the rounded y without an error. The base is 4 because scale is then near 1 and the
+  // entries, which carry it, are no nearer to the smallest exponent than their powers.
+  static constexpr bool kHasExp4 = true;
+  struct Exp4 {
+    static constexpr float kCentre = 46.0f / 64;
+    static constexpr float kMagic = 0x1.8p17f;  // adding it leaves 64 y in the low bits
+    Exp2Table table;
+    F c, magic, magic_centre;
 
-    Exp2() {
-      // 2^r = c0 + c1 r + c2 r^2 where r is one of three Chebyshev nodes; the entries carry c0.
-      double r[3], power[3];
-      for (int i = 0; i < 3; ++i) {
-        r[i] = (1 + std::cos(std::acos(-1.0) * (2 * i + 1) / 6)) / 64;
-        power[i] = std::exp2(r[i]);
+    Exp4() {
+      // The relative error is +e at both ends of [-h, h] and -e at 0.
+      const double h = 1.0 / 128, up = std::exp2(2 * h), down = std::exp2(-2 * h);
+      const double slope = (up - down) / 2, middle = (up + down) / 2;
+      const double ratio = middle - slope * h / (2 * kCentre), e = (1 - ratio) / (1 + ratio);
+      const double scale = (1 + e) * slope / (2 * h * kCentre);
+      int32_t entries[32];
+      for (int j = 0; j < 32; ++j) {
+        const float x = float(scale * std::exp2(j / 32.0));
+        std::memcpy(&entries[j], &x, 4);
+        entries[j] -= j << (23 - kTableBits);
       }
-      const double slope = (power[1] - power[0]) / (r[1] - r[0]);
-      const double square = ((power[2] - power[1]) / (r[2] - r[1]) - slope) / (r[2] - r[0]);
-      const double linear = slope - square * (r[0] + r[1]);
-      const double c0 = power[0] - slope * r[0] + square * r[0] * r[1];
-      alignas(64) float entries[32];
-      for (int j = 0; j < 32; ++j) entries[j] = float(c0 * std::exp2(j / 32.0));
-      low = load(entries);
-      high = load(entries + 16);
-      c1 = set(float(linear / c0));
-      c2 = set(float(square / c0));
-      one = set(1.0f);
-      magic = set(0x1.8p18f);  // adding it leaves 32 y in the low bits
+      table = load_table(entries);
+      c = set(float((1 - e) / scale - double(kCentre) * kCentre));
+      magic = set(kMagic);
+      magic_centre = set(kMagic + kCentre);
     }
     F operator()(F y) const {
-      const F magic_y = _mm512_add_round_ps(y, magic, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-      const F r = _mm512_reduce_ps(y, (5 << 4) | _MM_FROUND_TO_NEG_INF);
-      const F entry = _mm512_permutex2var_ps(low, _mm512_castps_si512(magic_y), high);
-      return _mm512_scalef_ps(mul(entry, fma(r, fma(r, c2, c1), one)), y);
+      const F magic_k = add(y, magic);
+      const F s = sub(y, sub(magic_k, magic_centre));
+      return mul(exp2_scaled(table, magic_k), fma(s, s, c));
     }
   };
 
