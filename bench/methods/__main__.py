@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from bench import harness
 from bench.methods import worker
 from bench.methods.choosing import PER_BATCH
-from bench.methods.plan import KEY, STUDIES, Trial, trials
+from bench.methods.plan import KEY, STUDIES, Trial, timed_trials, trials
 from emp_kernels.cli import provenance
 from emp_kernels.cli.requirements import CommandError
 
@@ -32,30 +32,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for data in options.data:
         wanted = [
             found
-            for found in trials(data, keeps)
+            for found in (timed_trials(data) if options.alone else trials(data, keeps))
             if (not options.quick or (found.seed < 3 and STUDIES[data].methods is None))
             and (not options.methods or found.method.name in options.methods)
         ]
         done = [_key(row) for row in rows_of(rows_file(options, data))]
         plan += [found for found in wanted if found.key not in done]
-    # Runs whose times count go seed by seed: a drift of the machine's speed meets all methods.
-    plan.sort(key=(lambda found: found.seed) if options.alone else _turn)
+    if not options.alone:
+        plan.sort(key=_turn)
     if not plan:
         print("every run is there already")
         return
-    workers = 1 if options.alone else options.workers
     spawn = multiprocessing.get_context("spawn")  # forked processes have no OpenMP threads
     steps = spawn.Value("q", 0)
     origin = harness.origin() | {
         "commit": provenance.commit("bench/methods"),
         "alone": options.alone,
-        "workers": workers,
+        "workers": options.workers,
     }
-    with ProcessPoolExecutor(workers, spawn, worker.begin, (steps,)) as pool:
-        tasks = {
-            pool.submit(worker.measure, found, options.data_dir, options.alone): found
-            for found in plan
-        }
+    with ProcessPoolExecutor(options.workers, spawn, worker.begin, (steps,)) as pool:
+        tasks = {pool.submit(worker.measure, found, options.data_dir): found for found in plan}
         try:
             _collect(tasks, steps, options, origin)
         except BaseException:
@@ -64,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def rows_file(options: argparse.Namespace, data: str) -> Path:
-    """Runs with the machine to themselves, whose times count, have a file of their own."""
+    """Runs whose times count have a file of their own."""
     return options.rows / f"methods-{data}{'-alone' if options.alone else ''}.jsonl"
 
 
@@ -142,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--alone",
         action="store_true",
-        help="one run at a time on all threads of an idle machine; rows whose times count",
+        help="the runs whose times count, on a machine that does nothing else",
     )
     return parser
 

@@ -202,7 +202,9 @@ def origin(rows: Sequence[Row]) -> str:
     commits = dict.fromkeys(row["commit"] or "unknown" for row in rows)
     seeds = sorted({row["seed"] for row in rows})
     times = (
-        "" if all(row["alone"] for row in rows) else "; a shared machine, so times are not exact"
+        f", {first['workers']} at a time and nothing beside them"
+        if all(row["alone"] for row in rows)
+        else "; a shared machine, so times are not exact"
     )
     return (
         f"{first['data']}, {first['epochs']} epochs, batches of {first['batch_size']}, seeds "

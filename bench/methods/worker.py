@@ -27,12 +27,12 @@ class _Counter:
 
 def begin(steps: Any) -> None:
     """Once a process: count steps into the shared value `steps`."""
-    global _counter, _threads
-    _counter, _threads = _Counter(steps), torch.get_num_threads()
+    global _counter
+    _counter = _Counter(steps)
 
 
-def measure(trial: Trial, directory: Path | None, alone: bool) -> dict[str, Any]:
-    """The row of `trial`, which runs on the machine's threads when `alone`, else on its study's."""
-    threads = _threads if alone else STUDIES[trial.data].threads
+def measure(trial: Trial, directory: Path | None) -> dict[str, Any]:
+    """The row of `trial`, which runs on its study's threads."""
+    threads = STUDIES[trial.data].threads
     torch.set_num_threads(threads)
     return measured(trial, directory, _counter.advance) | {"threads": threads}
