@@ -447,6 +447,7 @@ def row_of(method, seed, accuracy, **fields):
         "as_by_loss": 0.75,
         "threads": 1,
         "alone": False,
+        "workers": 2,
         "epochs": 4,
         "batch_size": 16,
         "machine": {"cpu": "a processor", "cpus": 2, "gpus": []},

@@ -26,9 +26,12 @@ BY_BATCH = (RANDOM, LFL, EL2N, *EMP, ENTROPY, MINUS, LFL_GUMBEL, GUMBEL, HALF, H
 BY_EPOCH = (FULL, *BY_BATCH[:3], INFOBATCH, *BY_BATCH[3:], AGED)
 REGIME = (RANDOM, LFL, *EMP, ENTROPY, GUMBEL, HALF_3)
 LARGE = (RANDOM, LFL, EMP[1], EMP[2], GUMBEL, HALF_3, INFOBATCH, FULL, EMP[3], ENTROPY)
-# The target is near what keep 0.7 reaches, and out of reach of 0.3; long runs first, so that two at
-# a time end together.
-TIMED = ((FULL, 1.0), (FULL, 0.7), (EMP[1], 0.7), (INFOBATCH, 0.7), (FULL, 0.3), (EMP[1], 0.3))
+# Down to where the target is out of reach; long runs first, so that two at a time end together.
+TIMED = (
+    (FULL, 1.0),
+    *((method, keep) for keep in (0.85, 0.7) for method in (FULL, EMP[1], INFOBATCH)),
+    *((FULL, 0.3), (EMP[1], 0.3)),
+)
 
 
 @dataclass(frozen=True)
