@@ -50,7 +50,8 @@ sanitize-%: venv
 	cmake -G Ninja -S . -B build/sanitize-$* -DEMP_NATIVE_TESTS=ON -DEMP_SANITIZE=$* \
 	    -DCMAKE_BUILD_TYPE=RelWithDebInfo --log-level=NOTICE
 	cmake --build build/sanitize-$*
-	for level in avx512 avx2 portable; do EMP_SIMD=$$level build/sanitize-$*/kernels || exit 1; done
+	for level in avx512 avx2 portable; do \
+	    EMP_SIMD=$$level $(RUN)/ctest --test-dir build/sanitize-$* --output-on-failure || exit 1; done
 
 # Rows, tables and plots into bench/results/<date>-<machine>, and the README's table from them.
 bench: build
