@@ -7,8 +7,9 @@ import torch
 import emp_kernels as emp
 from bench import harness
 
-# Row bytes, rows, rounds.
-SINGLE = [(4, 10**7, 15), (512, 400_000, 15), (12288, 20_000, 15)]
+# Row bytes, rows, rounds, calls a round; the last ones are batches.
+SINGLE = [(4, 10**7, 15, 1), (512, 400_000, 15, 1), (12288, 20_000, 15, 1)]
+SINGLE += [(4, 256, 61, 200), (512, 256, 61, 200), (12288, 256, 61, 50)]
 # Rows, rounds, calls a round: an epoch's images, a large batch of them, a small one.
 SEVERAL = [(20_000, 15, 1), (1024, 31, 5), (256, 61, 50)]
 WIDTH, MOST = 128, 10**7  # growth: numbers of a row, and rows of the source
@@ -21,15 +22,18 @@ def ascending(rows: int) -> torch.Tensor:
     return order[: round(0.3 * rows)].sort().values
 
 
-@pytest.mark.parametrize(("row_bytes", "rows", "rounds"), SINGLE, ids=[f"{s[0]}B" for s in SINGLE])
-def bench_one_tensor(case, row_bytes, rows, rounds):
+@pytest.mark.parametrize(
+    ("row_bytes", "rows", "rounds", "calls"), SINGLE, ids=[f"{s[0]}B-{s[1]}" for s in SINGLE]
+)
+def bench_one_tensor(case, row_bytes, rows, rounds, calls):
     """The bytes are those of the rows, read and written, and of the indices."""
-    source = torch.randn(rows, row_bytes // 4, generator=torch.Generator().manual_seed(0))
+    numbers = torch.randn(rows, row_bytes // 4, generator=torch.Generator().manual_seed(0))
+    source = numbers.squeeze(1)  # of single numbers (N,), as labels are
     indices = ascending(rows)
     array, positions = source.numpy(), indices.numpy()
     assert torch.equal(emp.gather(source, indices), source.index_select(0, indices))
     case(
-        f"gather rows of {row_bytes} B",
+        f"gather rows of {row_bytes} B" + (f", {rows} rows" if rows < 1000 else ""),
         lambda: emp.gather(source, indices),
         {
             "index_select": lambda: source.index_select(0, indices),
@@ -37,6 +41,7 @@ def bench_one_tensor(case, row_bytes, rows, rounds):
         },
         moved=len(indices) * (2 * row_bytes + 8),
         rounds=rounds,
+        calls=calls,
         goals={"index_select": (1, None)},
         fields={"n": rows, "row_bytes": [row_bytes]},
     )

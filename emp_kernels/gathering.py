@@ -36,8 +36,8 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
     """
     # A compiler sees the operations below, and derivatives that travel forwards need torch's own.
     if out is None and not torch.compiler.is_compiling() and not backends.forward_mode():
-        gather_batch = backends.batch_gatherer()
-        gathered = gather_batch and gather_batch(batch, indices)
+        plain = backends.plain("gather")
+        gathered = plain and plain(batch, indices)
         if gathered is not None:
             return gathered
     check_ids("gather", "indices", indices)
@@ -62,6 +62,11 @@ def _gather_leaves(
         positions = indices.to(torch.int64)
         return [source.index_select(0, positions.to(source.device)) for source in sources]
     derivatives = torch.is_grad_enabled(), backends.forward_mode()
+    for tensor in sources if outputs is None else sources + outputs:
+        if not tensor.is_cpu or _needs_torch(tensor, *derivatives):
+            break
+    else:  # the rule, without the cost of telling places apart
+        return _gather_place(sources[0].device, False, sources, indices, outputs)
     places = [(source.device, _needs_torch(source, *derivatives)) for source in sources]
     if outputs is not None:
         places = [

@@ -13,14 +13,13 @@ from .distributed import vocab_parallel
 from .distributed.vocab_parallel import Shard
 from .gradient import EveryRow, Sharded, SomeRows, differentiable
 from .results import Scores, Selection
-from .state import EMPState
+from .state import EMPState, check_ids_of_rows
 from .validation import (
     as_int64,
     check_ids,
     check_ignore_index,
     check_labels,
     check_logits,
-    check_same_device,
     raise_id_out_of_range,
 )
 
@@ -139,7 +138,10 @@ def _cross_entropy(
             f"{function}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
         )
     n = labels.numel()
-    indices = _check_state(function, state, indices, logits, n)
+    leading = logits.shape[:-1]
+    if len(leading) > 1 and isinstance(indices, torch.Tensor) and indices.shape == leading:
+        indices = indices.reshape(-1)
+    indices = check_ids_of_rows(function, state, indices, logits, n)
     chosen = backends.resolve(function, backend, logits)
     plan: EveryRow | SomeRows
     sharded = None
@@ -165,36 +167,6 @@ def _cross_entropy(
     if (logits.requires_grad and torch.is_grad_enabled()) or backends.forward_mode():
         return differentiable(logits, labels, plan)
     return plan.forward(logits, labels)[0]
-
-
-def _check_state(
-    function: str,
-    state: EMPState | None,
-    indices: torch.Tensor | None,
-    logits: torch.Tensor,
-    n: int,
-) -> torch.Tensor | None:
-    """The rows' ids on the logits' device, and that they suit the state; None: row by row."""
-    if indices is not None:
-        leading = logits.shape[:-1]
-        if len(leading) > 1 and isinstance(indices, torch.Tensor) and indices.shape == leading:
-            indices = indices.reshape(-1)
-        check_ids(function, "indices", indices, n)
-        if indices.device != logits.device:
-            indices = indices.to(logits.device)
-    if state is None:
-        return indices
-    if not isinstance(state, EMPState):
-        raise TypeError(
-            f"{function}: state must be an EMPState or None, got {type(state).__name__}"
-        )
-    check_same_device(function, "state", state.score, "logits", logits)
-    if indices is None and state.num_samples != n:
-        raise ValueError(
-            f"{function}: pass indices= (the rows' sample ids): without them the state must "
-            f"hold exactly the {n} rows of logits, got a state of {state.num_samples} samples"
-        )
-    return indices
 
 
 def _check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor) -> torch.Tensor:

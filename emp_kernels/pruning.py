@@ -5,13 +5,11 @@ import torch
 from . import backends, ops, tokens
 from .keep import Keep, check_keep_of
 from .results import Selection
-from .state import EMPState
+from .state import EMPState, check_ids_of_rows
 from .validation import (
-    check_ids,
     check_ignore_index,
     check_labels,
     check_logits,
-    check_same_device,
 )
 
 
@@ -62,6 +60,14 @@ def score_and_select(
         RuntimeError: the named backend is not available.
     """
     function = "score_and_select"
+    ordinary = backend is None and per == "all" and (state is None or type(state) is EMPState)
+    if ordinary and not torch.compiler.is_compiling():
+        plain = backends.plain(function)
+        selection: Selection | None = plain and plain(
+            logits, labels, state, keep, indices, ignore_index
+        )
+        if selection is not None:
+            return selection
     check_logits(function, logits)
     if logits.dim() != 2 or per != "all":
         return tokens.select_tokens(
@@ -71,21 +77,7 @@ def score_and_select(
     n = logits.shape[0]
     keep = check_keep_of(function, keep, n)
     ignore_index = check_ignore_index(function, ignore_index)
-    if indices is not None:
-        check_ids(function, "indices", indices, n)
-        if indices.device != logits.device:
-            indices = indices.to(logits.device)
-    if state is not None:
-        if not isinstance(state, EMPState):
-            raise TypeError(
-                f"{function}: state must be an EMPState or None, got {type(state).__name__}"
-            )
-        check_same_device(function, "state", state.score, "logits", logits)
-        if indices is None and state.num_samples != n:
-            raise ValueError(
-                f"{function}: pass indices= (the rows' sample ids): without them the state must "
-                f"hold exactly the {n} rows of logits, got a state of {state.num_samples} samples"
-            )
+    indices = check_ids_of_rows(function, state, indices, logits, n)
     if torch.compiler.is_compiling():
         return ops.score_and_select(logits, labels, state, keep, indices, ignore_index, backend)
     chosen = backends.resolve(function, backend, logits)

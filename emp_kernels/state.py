@@ -221,3 +221,32 @@ class EMPState:
         self.epoch = epoch
         self.warned = bool(state_dict["warned"])
         self.synced_at = synced_at
+
+
+def check_ids_of_rows(
+    function: str,
+    state: EMPState | None,
+    indices: torch.Tensor | None,
+    logits: torch.Tensor,
+    n: int,
+    rows: str = "rows",
+) -> torch.Tensor | None:
+    """The sample ids (n,) of what is scored, on the device of `logits`, and that they suit the
+    state; None: row i is sample i."""
+    if indices is not None:
+        check_ids(function, "indices", indices, n)
+        if indices.device != logits.device:
+            indices = indices.to(logits.device)
+    if state is None:
+        return indices
+    if not isinstance(state, EMPState):
+        raise TypeError(
+            f"{function}: state must be an EMPState or None, got {type(state).__name__}"
+        )
+    check_same_device(function, "state", state.score, "logits", logits)
+    if indices is None and state.num_samples != n:
+        raise ValueError(
+            f"{function}: pass indices= (the ids of the {rows}): without them the state must hold "
+            f"exactly the {n} {rows} of logits, got a state of {state.num_samples} samples"
+        )
+    return indices

@@ -13,12 +13,10 @@ from . import backends
 from .compiling import outside_compiler
 from .keep import Keep, check_keep_of, kept_count
 from .results import Scores, Selection
-from .state import EMPState
+from .state import EMPState, check_ids_of_rows
 from .validation import (
-    check_ids,
     check_ignore_index,
     check_labels,
-    check_same_device,
 )
 
 PER = ("all", "row", "sequence")
@@ -93,29 +91,14 @@ def _check_ids(
     what, n = "tokens", labels.numel()
     if per == "sequence":
         what, n = "sequences", labels.shape[0]
-    if indices is not None:
-        if isinstance(indices, torch.Tensor) and per != "sequence" and indices.dim() == 2:
-            if indices.shape != labels.shape:
-                raise ValueError(
-                    f"{function}: indices must have shape {tuple(labels.shape)} or ({n},) where "
-                    f"per is {per!r}, got {tuple(indices.shape)}"
-                )
-            indices = indices.reshape(-1)
-        check_ids(function, "indices", indices, n)
-        indices = indices.to(labels.device)
-    if state is None:
-        return indices
-    if not isinstance(state, EMPState):
-        raise TypeError(
-            f"{function}: state must be an EMPState or None, got {type(state).__name__}"
-        )
-    check_same_device(function, "state", state.score, "logits", labels)
-    if indices is None and state.num_samples != n:
-        raise ValueError(
-            f"{function}: pass indices= (the ids of the {what}): without them the state must hold "
-            f"exactly the {n} {what} of logits, got a state of {state.num_samples} samples"
-        )
-    return indices
+    if isinstance(indices, torch.Tensor) and per != "sequence" and indices.dim() == 2:
+        if indices.shape != labels.shape:
+            raise ValueError(
+                f"{function}: indices must have shape {tuple(labels.shape)} or ({n},) where "
+                f"per is {per!r}, got {tuple(indices.shape)}"
+            )
+        indices = indices.reshape(-1)
+    return check_ids_of_rows(function, state, indices, labels, n, what)
 
 
 def _counts(score: torch.Tensor) -> torch.Tensor:

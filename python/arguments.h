@@ -66,6 +66,13 @@ using Ids = std::optional<Tensor>;
 inline const int64_t* ids_of(const Ids& ids) { return ids ? ids->data<const int64_t>() : nullptr; }
 inline const emp::State* state_of(const Remembered& state) { return state ? &*state : nullptr; }
 
+// score, loss, entropy, updates, selections, seen_at, clock.
+inline emp::State state_of_fields(const Tensor (&fields)[7]) {
+  return {fields[0].data<float>(),   fields[1].data<float>(),   fields[2].data<float>(),
+          fields[3].data<int32_t>(), fields[4].data<int32_t>(), fields[5].data<int32_t>(),
+          fields[6].data<int32_t>(), fields[0].size(0)};
+}
+
 // What is wrong inside the arguments of a call: the first row with a bad label or, if there is
 // none, the first position of a bad id; -1 where there is none.
 struct BadValues {
@@ -83,21 +90,16 @@ struct BadValues {
 
 }  // namespace bindings
 
-// A tuple of a state's tensors: score, loss, entropy, updates, selections, seen_at, clock.
+// A tuple of a state's tensors.
 template <>
 struct pybind11::detail::type_caster<emp::State> {
   PYBIND11_TYPE_CASTER(emp::State, const_name("tuple[torch.Tensor, ...]"));
 
   bool load(handle source, bool) {
     if (!PyTuple_CheckExact(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 7) return false;
-    const auto field = [&](int i) {
-      return bindings::Tensor(PyTuple_GET_ITEM(source.ptr(), Py_ssize_t(i)));
-    };
-    const bindings::Tensor score = field(0);
-    value = {score.data<float>(),      field(1).data<float>(),
-             field(2).data<float>(),   field(3).data<int32_t>(),
-             field(4).data<int32_t>(), field(5).data<int32_t>(),
-             field(6).data<int32_t>(), score.size(0)};
+    bindings::Tensor fields[7];
+    for (int i = 0; i < 7; ++i) fields[i] = bindings::Tensor(PyTuple_GET_ITEM(source.ptr(), i));
+    value = bindings::state_of_fields(fields);
     return true;
   }
 };

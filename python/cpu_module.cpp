@@ -6,7 +6,6 @@
 #include "arguments.h"
 #include "cpu/contrastive.h"
 #include "cpu/cross_entropy.h"
-#include "cpu/pruning.h"
 #include "cpu/row_parts.h"
 #include "cpu/scoring.h"
 #include "cpu/selection.h"
@@ -16,19 +15,12 @@
 #include "cpu/threads.h"
 #include "cpu/tokens.h"
 #include "gathering.h"
+#include "plain.h"
+#include "pruning.h"
+#include "results.h"
 #include "tensors.h"
 
 namespace bindings {
-
-// The classes of results.py.
-PyTypeObject *Scores, *SampleStatistics, *Selection;
-
-void use_results(const py::type& scores, const py::type& statistics, const py::type& selection) {
-  const auto keep = [](py::type type) {
-    return reinterpret_cast<PyTypeObject*>(type.release().ptr());
-  };
-  Scores = keep(scores), SampleStatistics = keep(statistics), Selection = keep(selection);
-}
 
 // (-1, Scores), or (the first row with a bad label, None).
 py::tuple score(const Tensor& z, const Tensor& y, Ignored ignored, float beta, int threads) {
@@ -100,33 +92,6 @@ py::object scores_of_parts(const Tensor& parts, const Tensor& like, float beta) 
     emp::scores_of_parts(parts_of(parts), parts.size(1), beta, {score, loss, entropy, lse});
   }
   return named_tuple(Scores, score, loss, entropy, lse);
-}
-
-// (-1, -1, Selection), or (the first row with a bad label, the first position of a bad id, None),
-// one of which is -1.
-py::tuple score_and_select(const Tensor& z, const Tensor& y, Ignored ignored, emp::KeepRule keep,
-                           float beta, const Remembered& state, const Ids& ids, int threads) {
-  const emp::Logits logits = logits_of(z);
-  const emp::Labels labels = labels_of(y, ignored);
-  const int64_t room = keep.of(logits.rows);
-  Result<int64_t> indices(room);
-  Result<float> score(y), loss(y), entropy(y), lse(y), threshold;
-  Result<int32_t> num_invalid;
-  int64_t selected = 0;
-  BadValues bad;
-  {
-    py::gil_scoped_release released;
-    bad = BadValues(logits, labels, state_of(state), ids_of(ids));
-    if (!bad)
-      selected = emp::score_and_select(
-          logits, labels, beta, keep, state_of(state), ids_of(ids),
-          {{score, loss, entropy, lse}, indices, threshold, num_invalid}, threads);
-  }
-  if (bad) return py::make_tuple(bad.label, bad.id, py::none());
-  if (selected < room) indices = indices.first(selected);
-  py::object scores = named_tuple(Scores, score, loss, entropy, lse);
-  return py::make_tuple(bad.label, bad.id,
-                        named_tuple(Selection, indices, scores, threshold, num_invalid));
 }
 
 py::object select(const Tensor& scores, int64_t count, int threads) {
@@ -258,12 +223,14 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("sample_statistics", &bindings::sample_statistics);
   module.def("row_sums", &bindings::row_sums);
   module.def("score_and_select", &bindings::score_and_select);
+  module.attr("plain_score_and_select") =
+      bindings::plain_function<bindings::plain_score_and_select, 8>("plain_score_and_select");
   module.def("select", &bindings::select);
   module.def("select_rows", &bindings::select_rows);
   module.def("shuffle", &bindings::shuffle);
   module.def("counter", &bindings::counter);
   module.def("gather", &bindings::gather);
-  module.attr("gather_batch") = bindings::batch_gatherer();
+  module.attr("plain_gather") = bindings::plain_function<bindings::plain_gather, 4>("plain_gather");
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy", &bindings::cross_entropy);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);

@@ -3,8 +3,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <array>
 #include <optional>
 #include <vector>
 
@@ -23,9 +21,7 @@ inline emp::GatherRows rows_of(const Tensor& source, char* out) {
 
 // Memory for `count` rows of a source.
 inline NewTensor rows_like(const Tensor& source, int64_t count) {
-  constexpr int kMostDims = 64;  // torch's own limit
-  std::array<int64_t, kMostDims> shape;
-  std::copy_n(source.shape(), source.dims(), shape.begin());
+  std::vector<int64_t> shape(source.shape(), source.shape() + source.dims());
   shape[0] = count;
   return NewTensor(source.dtype(), shape.data(), source.dims());
 }
@@ -107,7 +103,7 @@ class Batch {
 
   py::object result(py::handle leaf) {
     Tensor source;
-    if (!is_plain(leaf.ptr(), source)) return {};
+    if (!has_plain_rows(leaf.ptr(), source)) return {};
     NewTensor made = rows_like(source, indices_.size(0));
     rows_.push_back(rows_of(source, made.data<char>()));
     sources_.push_back(py::reinterpret_borrow<py::object>(leaf));
@@ -133,7 +129,8 @@ class Batch {
   py::object results_of_items(py::handle node) {
     const auto items = py::reinterpret_borrow<Items>(node);
     Items made(items.size());
-    for (size_t i = 0; i < made.size() && i < items.size(); ++i) {
+    for (size_t i = 0; i < made.size(); ++i) {
+      if (i >= items.size()) return {};  // a key's __hash__ may have shortened the list
       py::object rows = results(items[i]);
       if (!rows) return {};
       made[i] = std::move(rows);
@@ -141,28 +138,11 @@ class Batch {
     return made;
   }
 
-  // Sets `tensor`. Numbers that are negated or conjugated as they are read, and copies that
-  // autograd has to learn of, are not plain.
-  bool is_plain(PyObject* object, Tensor& tensor) const {
-    if (Py_TYPE(object) != torch.tensor_type || !tensor.view(object)) return false;
-    const dlpack::DataType dtype = tensor.dtype();
-    const bool complex = dtype.code == dlpack::kComplex;
-    const bool known = dtype.code <= dlpack::kFloat || dtype.code == dlpack::kBFloat ||
-                       dtype.code == dlpack::kBool || complex;
+  // Rows of the tensor in pieces, of which autograd does not have to learn.
+  bool has_plain_rows(PyObject* object, Tensor& tensor) const {
     static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
-    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
-    static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
-    return known && dtype.lanes == 1 && tensor.on_cpu() && tensor.dims() > 0 &&
-           tensor.is_contiguous(1) &&
-           !(grad_ && is_true(PyObject_GetAttr(object, requires_grad))) &&
-           !is_true(PyObject_CallMethodNoArgs(object, is_neg)) &&
-           !(complex && is_true(PyObject_CallMethodNoArgs(object, is_conj)));
-  }
-
-  static bool is_true(PyObject* found) {
-    if (found == nullptr) throw py::error_already_set();
-    Py_DECREF(found);  // True and False are always there
-    return found == Py_True;
+    return is_plain(object, tensor) && tensor.dims() > 0 && tensor.is_contiguous(1) &&
+           !(grad_ && is_true(PyObject_GetAttr(object, requires_grad)));
   }
 
   bool grad_, valid_;
@@ -171,29 +151,12 @@ class Batch {
   std::vector<emp::GatherRows> rows_;
 };
 
-// (batch, indices, grad, threads): rows `indices` of the batch, or None where anything is not plain
-// or an index is out of range. A plain C function: of the smallest batches pybind11's call would be
-// a tenth.
-inline PyObject* gather_batch(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 4) return PyErr_Format(PyExc_TypeError, "gather_batch takes 4 arguments");
-  try {
-    Batch rows(arguments[1], arguments[2] == Py_True);
-    py::object results = rows.results(arguments[0]);
-    if (results && rows.copy_rows(int(PyLong_AsLong(arguments[3])))) return results.release().ptr();
-    return py::none().release().ptr();
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  }
-  return nullptr;
-}
-
-inline py::object batch_gatherer() {
-  static PyMethodDef method = {
-      "gather_batch", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(gather_batch)),
-      METH_FASTCALL, nullptr};
-  return py::reinterpret_steal<py::object>(PyCFunction_New(&method, nullptr));
+// (batch, indices, grad, threads): rows `indices` of the batch, unless one is out of range.
+inline py::object plain_gather(PyObject* const* arguments) {
+  Batch rows(arguments[1], arguments[2] == Py_True);
+  py::object results = rows.results(arguments[0]);
+  if (results && !rows.copy_rows(int(PyLong_AsLong(arguments[3])))) return {};
+  return results;
 }
 
 }  // namespace bindings

@@ -5,7 +5,6 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -148,8 +147,12 @@ class Tensor {
   int64_t element_bytes() const { return int64_t(view_.dtype.bits) * view_.dtype.lanes / 8; }
 
  private:
-  // torch has tensors that stand for zeros without having any.
-  bool has_memory() const { return view_.data != nullptr || elements() == 0; }
+  // torch has tensors that stand for zeros without having any: their addresses are offsets from
+  // null, where no process has memory.
+  bool has_memory() const {
+    constexpr uintptr_t kLowest = 65536;
+    return reinterpret_cast<uintptr_t>(view_.data) >= kLowest || elements() == 0;
+  }
   void require_memory() const {
     if (!has_memory()) throw py::type_error("a tensor must lie in memory, got one without any");
   }
@@ -258,20 +261,25 @@ class Result : public NewTensor {
   }
 };
 
-// What named_tuple makes a tuple of: tensors of results, and objects as they are.
-inline py::object item(NewTensor& result) { return result.tensor(); }
-inline py::object item(py::object& object) { return std::move(object); }
+inline bool is_true(PyObject* found) {
+  if (found == nullptr) throw py::error_already_set();
+  Py_DECREF(found);  // True and False are always there
+  return found == Py_True;
+}
 
-// An instance of a NamedTuple's class, by which a tuple's own constructor makes it, without the
-// Python code in between.
-template <class... Items>
-py::object named_tuple(PyTypeObject* type, Items&... items) {
-  std::array<py::object, sizeof...(items)> objects{item(items)...};
-  auto made = py::reinterpret_steal<py::object>(type->tp_alloc(type, Py_ssize_t(objects.size())));
-  if (!made) throw py::error_already_set();
-  for (size_t i = 0; i < objects.size(); ++i)
-    PyTuple_SET_ITEM(made.ptr(), Py_ssize_t(i), objects[i].release().ptr());
-  return made;
+// Sets `tensor`: whether `object` is of torch's own class, in the CPU's memory, of numbers that lie
+// there as they are, neither negated nor conjugated as they are read.
+inline bool is_plain(PyObject* object, Tensor& tensor) {
+  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+  static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
+  if (Py_TYPE(object) != torch.tensor_type || !tensor.view(object)) return false;
+  const dlpack::DataType dtype = tensor.dtype();
+  const bool complex = dtype.code == dlpack::kComplex;
+  const bool known = dtype.code <= dlpack::kFloat || dtype.code == dlpack::kBFloat ||
+                     dtype.code == dlpack::kBool || complex;
+  return known && dtype.lanes == 1 && tensor.on_cpu() &&
+         !is_true(PyObject_CallMethodNoArgs(object, is_neg)) &&
+         !(complex && is_true(PyObject_CallMethodNoArgs(object, is_conj)));
 }
 
 }  // namespace bindings

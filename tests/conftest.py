@@ -60,7 +60,7 @@ def backend(request) -> str:
 def as_default(backend, monkeypatch) -> Iterator[str]:
     """`backend`, serving also the functions that take no backend argument."""
     monkeypatch.setattr(backends, "default", lambda device_type, dtype: backend)
-    choices = backends._resolve, backends.batch_gatherer
+    choices = backends._resolve, backends.plain
     for choice in choices:
         choice.cache_clear()
     yield backend

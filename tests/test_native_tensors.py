@@ -1,6 +1,7 @@
 """Tensors between torch and the native module: made and read through DLPack, in both ways."""
 
 import gc
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_batch_is_gathered_in_one_native_call(way):
     rows = torch.tensor([39, 0, 7, 7])
 
     def gather(batch, indices=rows):
-        return cpu.native.module.gather_batch(batch, indices, True, 2)
+        return cpu.native.module.plain_gather(batch, indices, True, 2)
 
     wide = raw.view(torch.float32)
     plain = [raw, wide, raw.view(torch.int64), raw.view(torch.complex64), raw > 99, raw[:, 3]]
@@ -152,7 +153,99 @@ def test_a_batch_is_gathered_in_one_native_call(way):
 
 def test_tensors_without_memory_are_an_error(way):
     """torch's zeros that are nowhere; index_select knows them."""
-    zeros = torch._efficientzerotensor(5, 3)
-    assert torch.equal(emp.gather({"x": zeros}, torch.tensor([4, 0]))["x"], torch.zeros(2, 3))
-    with pytest.raises(TypeError, match="must lie in memory"):
-        emp.score(zeros, torch.zeros(5, dtype=torch.long), backend="cpu")
+    whole = torch._efficientzerotensor(2, 5, 3)
+    for zeros in whole:  # the second begins behind null
+        assert torch.equal(emp.gather({"x": zeros}, torch.tensor([4, 0]))["x"], torch.zeros(2, 3))
+        with pytest.raises(TypeError, match="must lie in memory"):
+            emp.score(zeros, torch.zeros(5, dtype=torch.long), backend="cpu")
+
+
+def test_rows_of_many_dimensions(way):
+    tensor = torch.arange(2.0).view([2] + [1] * 200)
+    got = emp.gather([tensor], torch.tensor([1]))[0]
+    assert got.shape == (1,) * 201
+    assert got.item() == 1
+
+
+def test_a_batch_that_shrinks_as_it_is_gathered(way):
+    """A key's __hash__ empties the list that holds it."""
+
+    class Key:
+        armed = False
+
+        def __hash__(self) -> int:
+            if self.armed:
+                batch.clear()
+            return 1
+
+    tensor = torch.arange(3.0)
+    batch = [{Key(): tensor}, tensor]
+    Key.armed = True
+    got = emp.gather(batch, torch.tensor([2]))
+    assert all(isinstance(item, dict | torch.Tensor) for item in got)
+
+
+def same(a, b):
+    """Bit for bit, of nested results and states' tensors."""
+    if isinstance(a, tuple):
+        return type(a) is type(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("label_dtype", [torch.int64, torch.int32, torch.int16], ids=str)
+def test_the_main_call_without_checks_does_what_it_does_with_them(way, dtype, label_dtype):
+    generator = torch.Generator().manual_seed(0)
+    plain = cpu.native.module.plain_score_and_select
+    for n, c in [(0, 3), (1, 1), (40, 10), (300, 130)]:
+        logits = torch.randn(n, 2 * c, generator=generator).to(dtype)[:, :c]
+        logits[n // 3 : n // 3 + 1, 0] = torch.nan
+        labels = torch.randint(c, (n,), generator=generator).to(label_dtype)
+        ids = torch.randperm(2 * n + 1, generator=generator)[:n]
+        keeps = [0.3, 1.0] if n == 0 else [0.3, 1.0, 1, n]
+        for keep, given, ignored in itertools.product(keeps, (None, ids), (None, 0, -100)):
+            states = [emp.EMPState(n if given is None else 2 * n + 1, beta=0.5) for _ in range(2)]
+            first, second = (
+                emp.score_and_select(
+                    *(logits, labels, state, keep),
+                    indices=given,
+                    ignore_index=ignored,
+                    backend=backend,
+                )
+                for state, backend in zip(states, (None, "cpu"), strict=True)
+            )
+            assert same(first, second)
+            assert same(cpu.native.state_tensors(states[0]), cpu.native.state_tensors(states[1]))
+            without = plain(logits, labels, None, keep, given, ignored, 0.5, 2)
+            assert (without is None) == (way == "capsules")
+
+
+def test_the_main_call_without_checks_leaves_the_rest_alone(way):
+    logits = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    labels, ids = torch.arange(12) % 5, torch.arange(12)
+    fields, small = (cpu.native.state_tensors(emp.EMPState(n)) for n in (12, 11))
+    usual = [logits, labels, fields, 0.5, ids, None, 1.0, 1]
+    plain = cpu.native.module.plain_score_and_select
+    unequal = (1j * logits).conj().imag
+    unusual = {
+        0: [logits.double(), logits[0], logits[None], logits.t(), logits[:, ::2], logits[:, :0]]
+        + [unequal, logits.long(), logits.to("meta"), torch.nn.Parameter(logits), None, "text"]
+        + [logits.to_sparse(), torch._efficientzerotensor(12, 5), logits[:11]],
+        1: [labels.to(torch.uint8), labels.to(torch.int8), labels > 2, labels.double(), labels[:11]]
+        + [labels[:, None], labels.repeat_interleave(2)[::2], labels + 1, labels - 1, None, 3]
+        + [labels.to(torch.uint64), labels.to("meta")],
+        2: [fields[:6], list(fields), (*fields[:6], None), (fields[0].to("meta"), *fields[1:])],
+        3: [True, 0, 13, -1, 2**70, 0.0, -0.5, 1.5, torch.nan, None, "all", torch.tensor(0.5)],
+        4: [ids.int(), ids[:11], ids[:, None], ids + 1, ids - 1, ids.flip(0)[::2], 3],
+        5: [True, 2**70, 1.0, "none"],
+    }
+    for place, values in unusual.items():
+        for value in values:
+            assert plain(*usual[:place], value, *usual[place + 1 :]) is None, (place, value)
+    assert plain(logits, labels, small, 0.5, None, None, 1.0, 1) is None
+    assert same(fields, cpu.native.state_tensors(emp.EMPState(12)))
+    if way == "exchange":
+        with pytest.raises(TypeError):
+            plain(*usual[:6], "beta", 1)
+    with pytest.raises(TypeError, match="expected 8 arguments, got 7"):
+        plain(*usual[:7])

@@ -29,7 +29,7 @@ struct Exponentials {
   static constexpr double kTinyUnit = 0x1p80;
 
   // exp(d) = 2^(k / kSteps) * (1 + c1 r + c2 r^2 [+ c3 r^3]), |r| <= h = log(2) / (2 kSteps).
-  // The constant term is exactly 1, so that elements equal to the maximum count exactly 1; the
+  // The constant term is exactly 1, so that elements equal to the maximum count exactly 1 here; the
   // other coefficients spread the first neglected term evenly over [-h, h] (relative error
   // 6e-8 with 32 entries, 3e-8 with 8).
   struct Constants {
@@ -142,9 +142,9 @@ struct Exponentials {
     if (kSquares && kRange != Range::kTiny) s.q = S::fma(e, e, s.q);  // of a tiny u: nothing
   }
 
-  // Adds 4^y, y = (z - m) log4(e), of one vector with every z - m >= kNormal, where `use`. Three
-  // operations less than add_vector, but y rounds by 2^-25 |y|: for 16-bit logits, and not for a
-  // row's largest. t gains in units of log(4).
+  // Adds 4^y, y = (z - m) log4(e), of one vector with every z - m >= kNormal, where `use`. Fewer
+  // operations than add_vector, but y rounds by 2^-25 |y|, which is for 16-bit logits, and elements
+  // equal to the maximum count 1 within 2e-7. t gains in units of log(4).
   template <Range kRange, bool kLeaveOut, bool kSquares>
   [[gnu::always_inline]] static void add_powers(const Constants& k, F z, const Reference& at, M use,
                                                 Sums& s) {

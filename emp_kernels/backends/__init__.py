@@ -158,14 +158,15 @@ def resolve_gather(source: torch.Tensor, by_torch: bool) -> ModuleType:
 
 
 @functools.cache
-def batch_gatherer() -> Callable[[Any, Any], Any] | None:
-    """A function of a batch and indices that gathers all of it at once or returns None where it
-    declines: of small batches Python's walk through them would be the largest part."""
+def plain(function: str) -> Callable[..., Any] | None:
+    """The CPU backend's way to serve the public `function` at once where arguments are what most
+    calls pass, without a check in Python. It returns None for all others, and where something is
+    wrong: the checks, then, find out what. Of small batches they would be most of the call."""
     try:
-        backend = load(default("cpu", torch.uint8))
+        backend = load(default("cpu", torch.float32))
     except Unavailable:
         return None
-    return getattr(backend, "gather_batch", None)
+    return getattr(backend, f"plain_{function}", None)
 
 
 @functools.cache

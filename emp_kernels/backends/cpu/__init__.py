@@ -1,11 +1,11 @@
 """C++ backend for CPU tensors: the SIMD kernels of csrc/cpu through emp_kernels._cpu."""
 
 from .contrastive import score_contrastive
-from .gathering import gather_batch, gather_rows
+from .gathering import gather_rows, plain_gather
 from .linear import linear_cross_entropy_backward, score_linear
 from .loss import cross_entropy, cross_entropy_backward
 from .native import DEVICE, DTYPES, SIMD_LEVELS, describe, require, serves_device
-from .pruning import score_and_select
+from .pruning import plain_score_and_select, score_and_select
 from .sampler import counter, shuffle
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
@@ -19,9 +19,10 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_backward",
     "describe",
-    "gather_batch",
     "gather_rows",
     "linear_cross_entropy_backward",
+    "plain_gather",
+    "plain_score_and_select",
     "require",
     "row_sums",
     "sample_statistics",

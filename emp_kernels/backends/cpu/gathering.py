@@ -15,10 +15,9 @@ _EXCHANGED = frozenset(
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def gather_batch(batch, indices):
-    """A whole batch of ordinary tensors in dicts, lists and tuples; None where it is anything else
-    or an index is bad, to be told apart by the checks in Python that this does without."""
-    return native.module.gather_batch(
+def plain_gather(batch, indices):
+    """Of ordinary tensors in dicts, lists and tuples."""
+    return native.module.plain_gather(
         batch, indices, torch.is_grad_enabled(), torch.get_num_threads()
     )
 

@@ -9,6 +9,14 @@ from . import native
 from .native import dense_ids, dense_labels, logit_rows, raise_bad_label, state_tensors
 
 
+def plain_score_and_select(logits, labels, state, keep, ids, ignore_index):
+    """Of ordinary rows and numbers; `state` is an EMPState or None."""
+    beta, tensors = (1.0, None) if state is None else (state.beta, state_tensors(state))
+    return native.module.plain_score_and_select(
+        logits, labels, tensors, keep, ids, ignore_index, beta, torch.get_num_threads()
+    )
+
+
 def score_and_select(
     logits, labels, state, keep: Keep, ids, ignore_index, function: str
 ) -> Selection:
