@@ -1,8 +1,9 @@
 """Checks of public arguments. Each raises ``function: argument must rule, got value``.
 
-Types, shapes and devices are checked here, once, by the public functions. Values inside a tensor
-(a label's or an id's range) are checked by the backend: by native code that reads them anyway, or
-by a pass of torch's, here. The errors are worded here either way.
+Types, shapes and devices are checked here, once, by the public functions, of all arguments but
+those that :func:`emp_kernels.backends.plain` serves as they are. Values inside a tensor (a label's
+or an id's range) are checked by the backend: by native code that reads them anyway, or by a pass of
+torch's, here. The errors are worded here either way.
 """
 
 import math

@@ -1,6 +1,6 @@
 // emp_kernels._cpu: the CPU kernels for Python. Arguments were checked for type, shape and device
-// by the caller, values inside the tensors are checked here, before anything is written: what is
-// wrong comes back in place of results.
+// by the caller, but for those of the plain_ functions; values inside the tensors are checked here,
+// before anything is written: what is wrong comes back in place of results.
 #include <pybind11/pybind11.h>
 
 #include "arguments.h"
@@ -224,7 +224,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("row_sums", &bindings::row_sums);
   module.def("score_and_select", &bindings::score_and_select);
   module.attr("plain_score_and_select") =
-      bindings::plain_function<bindings::plain_score_and_select, 8>("plain_score_and_select");
+      bindings::plain_function<bindings::plain_score_and_select, 9>("plain_score_and_select");
   module.def("select", &bindings::select);
   module.def("select_rows", &bindings::select_rows);
   module.def("shuffle", &bindings::shuffle);

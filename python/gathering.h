@@ -153,9 +153,11 @@ class Batch {
 
 // (batch, indices, grad, threads): rows `indices` of the batch, unless one is out of range.
 inline py::object plain_gather(PyObject* const* arguments) {
+  const int threads = int(PyLong_AsLong(arguments[3]));
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
   Batch rows(arguments[1], arguments[2] == Py_True);
   py::object results = rows.results(arguments[0]);
-  if (results && !rows.copy_rows(int(PyLong_AsLong(arguments[3])))) return {};
+  if (results && !rows.copy_rows(threads)) return {};
   return results;
 }
 

@@ -1,6 +1,6 @@
-// Functions that take what most calls pass and return None for everything else, for Python to look
-// into: of a small batch the checks there would be most of the call. They are plain C functions,
-// because of the smallest ones pybind11's call would be a tenth.
+// Functions that serve what most calls pass, and return None where any of it is something else, for
+// Python to look into: of a small batch the checks there would be most of the call. They are plain
+// C functions, because of the smallest ones pybind11's call would be a tenth.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -66,19 +66,26 @@ inline bool is_keep_of(PyObject* keep, int64_t rows, emp::KeepRule& rule) {
   return overflow == 0 && rule.count >= 1 && rule.count <= rows;
 }
 
-// The tensors of a state on the CPU.
-inline bool is_state(PyObject* fields, emp::State& state) {
+// The tensors of a state of `samples` on the CPU, as EMPState made them.
+inline bool is_state(PyObject* fields, int64_t samples, emp::State& state) {
   if (!PyTuple_CheckExact(fields) || PyTuple_GET_SIZE(fields) != 7) return false;
   Tensor tensors[7];
-  for (int i = 0; i < 7; ++i)
-    if (!tensors[i].view(PyTuple_GET_ITEM(fields, i)) || !tensors[i].on_cpu()) return false;
+  for (int i = 0; i < 7; ++i) {
+    Tensor& field = tensors[i];
+    if (!field.view(PyTuple_GET_ITEM(fields, i)) || !field.on_cpu()) return false;
+    const bool shaped = i == 6 ? field.dims() == 0 : field.dims() == 1 && field.size(0) == samples;
+    const dlpack::DataType dtype = field.dtype();
+    if (!shaped || !field.is_contiguous(0) || dtype.bits != 32 ||
+        dtype.code != (i < 3 ? dlpack::kFloat : dlpack::kInt))
+      return false;
+  }
   state = state_of_fields(tensors);
   return true;
 }
 
-// (logits, labels, a state's tensors or None, keep, ids or None, ignore_index or None, beta,
-// threads): a Selection of logits (N, C) of at least one column, unless a label or id is out of
-// range.
+// (logits, labels, a state's tensors or None, its samples, its beta, keep, ids or None,
+// ignore_index or None, threads): a Selection of logits (N, C) of at least one column, unless a
+// label or id is out of range.
 inline py::object plain_score_and_select(PyObject* const* arguments) {
   const auto is_none = [&](int i) { return arguments[i] == Py_None; };
   Tensor z, y, id;
@@ -97,26 +104,27 @@ inline py::object plain_score_and_select(PyObject* const* arguments) {
   };
   // Of 8 bits: DLPack calls torch's narrower integers by the same name.
   if (!is_of_rows(arguments[1], y, 16)) return {};
+  const int64_t samples = PyLong_AsLongLong(arguments[3]);
+  const float beta = float(PyFloat_AsDouble(arguments[4]));
+  const int threads = int(PyLong_AsLong(arguments[8]));
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
   emp::State state{};
-  if (!is_none(2) && !is_state(arguments[2], state)) return {};
-  if (!is_none(2) && is_none(4) && state.size != rows) return {};
+  if (!is_none(2) && !is_state(arguments[2], samples, state)) return {};
   emp::KeepRule keep{};
-  if (!is_keep_of(arguments[3], rows, keep)) return {};
-  if (!is_none(4) && !is_of_rows(arguments[4], id, 64)) return {};
+  if (!is_keep_of(arguments[5], rows, keep)) return {};
+  if (!is_none(6) && !is_of_rows(arguments[6], id, 64)) return {};
+  if (!is_none(2) && is_none(6) && samples != rows) return {};
   Ignored ignored;
-  if (!is_none(5)) {
+  if (!is_none(7)) {
     int overflow = 0;
-    if (!PyLong_CheckExact(arguments[5])) return {};
-    ignored = PyLong_AsLongLongAndOverflow(arguments[5], &overflow);
+    if (!PyLong_CheckExact(arguments[7])) return {};
+    ignored = PyLong_AsLongLongAndOverflow(arguments[7], &overflow);
     if (overflow != 0) return {};
   }
-  const float beta = float(PyFloat_AsDouble(arguments[6]));
-  const int threads = int(PyLong_AsLong(arguments[7]));
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
   BadValues bad;
   return select_scored(
       {logits_of(z), labels_of(y, ignored), keep, beta, is_none(2) ? nullptr : &state,
-       is_none(4) ? nullptr : id.data<const int64_t>()},
+       is_none(6) ? nullptr : id.data<const int64_t>()},
       y, threads, bad);
 }
 

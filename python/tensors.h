@@ -92,6 +92,13 @@ inline void use_torch(const py::type& tensor, const py::object& from_dlpack,
   if (api->version.major == 1) torch.exchange = api;
 }
 
+// Of a bool that a call returned.
+inline bool is_true(PyObject* found) {
+  if (found == nullptr) throw py::error_already_set();
+  Py_DECREF(found);  // True and False are always there
+  return found == Py_True;
+}
+
 // A tensor that is an argument of a call, as long as the call lasts.
 class Tensor {
  public:
@@ -99,7 +106,7 @@ class Tensor {
   explicit Tensor(py::handle source) {
     if (torch.exchange != nullptr) {
       if (torch.exchange->view(source.ptr(), &view_) != 0) throw py::error_already_set();
-      require_memory();
+      require_memory(source.ptr());
       return;
     }
     owner_ = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.to_dlpack, source.ptr()));
@@ -107,7 +114,7 @@ class Tensor {
     const void* managed = PyCapsule_GetPointer(owner_.ptr(), dlpack::kCapsule);
     if (managed == nullptr) throw py::error_already_set();
     view_ = static_cast<const dlpack::ManagedTensor*>(managed)->tensor;
-    require_memory();
+    require_memory(source.ptr());
   }
 
   // Whether `source` is a tensor that can be looked at at once, and now is.
@@ -117,7 +124,7 @@ class Tensor {
       PyErr_Clear();
       return false;
     }
-    return has_memory();
+    return has_memory(source);
   }
 
   template <class T>
@@ -148,13 +155,16 @@ class Tensor {
 
  private:
   // torch has tensors that stand for zeros without having any: their addresses are offsets from
-  // null, where no process has memory.
-  bool has_memory() const {
-    constexpr uintptr_t kLowest = 65536;
-    return reinterpret_cast<uintptr_t>(view_.data) >= kLowest || elements() == 0;
+  // null. What lies as high as memory usually does is not asked.
+  bool has_memory(PyObject* source) const {
+    constexpr uint64_t kUsual = uint64_t(1) << 40;
+    if (uint64_t(reinterpret_cast<uintptr_t>(view_.data)) >= kUsual || elements() == 0) return true;
+    static PyObject* const is_zerotensor = PyUnicode_InternFromString("_is_zerotensor");
+    return view_.data != nullptr && !is_true(PyObject_CallMethodNoArgs(source, is_zerotensor));
   }
-  void require_memory() const {
-    if (!has_memory()) throw py::type_error("a tensor must lie in memory, got one without any");
+  void require_memory(PyObject* source) const {
+    if (!has_memory(source))
+      throw py::type_error("a tensor must lie in memory, got one without any");
   }
 
   dlpack::Tensor view_{};
@@ -260,12 +270,6 @@ class Result : public NewTensor {
     return copy;
   }
 };
-
-inline bool is_true(PyObject* found) {
-  if (found == nullptr) throw py::error_already_set();
-  Py_DECREF(found);  // True and False are always there
-  return found == Py_True;
-}
 
 // Sets `tensor`: whether `object` is of torch's own class, in the CPU's memory, of numbers that lie
 // there as they are, neither negated nor conjugated as they are read.

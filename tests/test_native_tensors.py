@@ -153,8 +153,8 @@ def test_a_batch_is_gathered_in_one_native_call(way):
 
 def test_tensors_without_memory_are_an_error(way):
     """torch's zeros that are nowhere; index_select knows them."""
-    whole = torch._efficientzerotensor(2, 5, 3)
-    for zeros in whole:  # the second begins behind null
+    near, far = torch._efficientzerotensor(2, 5, 3), torch._efficientzerotensor(10**6, 5, 3)
+    for zeros in (near[0], near[1], far[-1]):  # that begin at null, and behind it
         assert torch.equal(emp.gather({"x": zeros}, torch.tensor([4, 0]))["x"], torch.zeros(2, 3))
         with pytest.raises(TypeError, match="must lie in memory"):
             emp.score(zeros, torch.zeros(5, dtype=torch.long), backend="cpu")
@@ -216,7 +216,7 @@ def test_the_main_call_without_checks_does_what_it_does_with_them(way, dtype, la
             )
             assert same(first, second)
             assert same(cpu.native.state_tensors(states[0]), cpu.native.state_tensors(states[1]))
-            without = plain(logits, labels, None, keep, given, ignored, 0.5, 2)
+            without = plain(logits, labels, None, 0, 0.5, keep, given, ignored, 2)
             assert (without is None) == (way == "capsules")
 
 
@@ -224,7 +224,7 @@ def test_the_main_call_without_checks_leaves_the_rest_alone(way):
     logits = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     labels, ids = torch.arange(12) % 5, torch.arange(12)
     fields, small = (cpu.native.state_tensors(emp.EMPState(n)) for n in (12, 11))
-    usual = [logits, labels, fields, 0.5, ids, None, 1.0, 1]
+    usual = [logits, labels, fields, 12, 1.0, 0.5, ids, None, 1]
     plain = cpu.native.module.plain_score_and_select
     unequal = (1j * logits).conj().imag
     unusual = {
@@ -234,18 +234,31 @@ def test_the_main_call_without_checks_leaves_the_rest_alone(way):
         1: [labels.to(torch.uint8), labels.to(torch.int8), labels > 2, labels.double(), labels[:11]]
         + [labels[:, None], labels.repeat_interleave(2)[::2], labels + 1, labels - 1, None, 3]
         + [labels.to(torch.uint64), labels.to("meta")],
-        2: [fields[:6], list(fields), (*fields[:6], None), (fields[0].to("meta"), *fields[1:])],
-        3: [True, 0, 13, -1, 2**70, 0.0, -0.5, 1.5, torch.nan, None, "all", torch.tensor(0.5)],
-        4: [ids.int(), ids[:11], ids[:, None], ids + 1, ids - 1, ids.flip(0)[::2], 3],
-        5: [True, 2**70, 1.0, "none"],
+        2: [fields[:6], list(fields), (*fields[:6], None), (fields[0].to("meta"), *fields[1:])]
+        + [(fields[0][:11], *fields[1:]), (fields[0].double(), *fields[1:]), small]
+        + [(*fields[:6], fields[5]), (*fields[:3], fields[0], *fields[4:])],
+        3: [11, 13],
+        5: [True, 0, 13, -1, 2**70, 0.0, -0.5, 1.5, torch.nan, None, "all", torch.tensor(0.5)],
+        6: [ids.int(), ids[:11], ids[:, None], ids + 1, ids - 1, ids.flip(0)[::2], 3],
+        7: [True, 2**70, 1.0, "none"],
     }
     for place, values in unusual.items():
         for value in values:
             assert plain(*usual[:place], value, *usual[place + 1 :]) is None, (place, value)
-    assert plain(logits, labels, small, 0.5, None, None, 1.0, 1) is None
+    assert plain(*usual[:2], small, 11, 1.0, 0.5, None, None, 1) is None
     assert same(fields, cpu.native.state_tensors(emp.EMPState(12)))
-    if way == "exchange":
-        with pytest.raises(TypeError):
-            plain(*usual[:6], "beta", 1)
-    with pytest.raises(TypeError, match="expected 8 arguments, got 7"):
+    with pytest.raises(TypeError, match="expected 9 arguments, got 7"):
         plain(*usual[:7])
+    if way == "exchange":
+        for place in (3, 4, 8):
+            with pytest.raises(TypeError):
+                plain(*usual[:place], "a number", *usual[place + 1 :])
+        with pytest.raises(TypeError):
+            cpu.native.module.plain_gather(logits, ids, True, "threads")
+
+
+def test_a_state_whose_tensors_were_replaced_is_not_written_beyond_them(way):
+    state = emp.EMPState(4)
+    state.score = torch.full((1000,), torch.inf)
+    with pytest.raises(ValueError, match="got a state of 4 samples"):
+        emp.score_and_select(torch.randn(1000, 3), torch.zeros(1000, dtype=torch.long), state)

@@ -1,7 +1,8 @@
 """Backends: the same functions with the same signatures, and the choice among them.
 
 Every backend offers the functions that it serves (its ``__init__`` lists them all), ``require``,
-``serves_device``, ``describe`` and ``DTYPES``; arguments arrive checked for type, shape and device.
+``serves_device``, ``describe`` and ``DTYPES``; arguments arrive checked for type, shape and device,
+but for those of its ``plain_`` functions, see :func:`plain`.
 A backend of many functions is a package, its rooms named as the public modules that they serve:
 ``triton/contrastive.py`` is what ``emp_kernels/contrastive.py`` calls. Backends never import one
 another.

@@ -6,7 +6,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <vector>
 
@@ -15,7 +14,6 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/row_parts.h"
 #include "cpu/scoring.h"
-#include "cpu/targets.h"
 #include "cpu/tokens.h"
 
 namespace {

@@ -11,9 +11,11 @@ from .native import dense_ids, dense_labels, logit_rows, raise_bad_label, state_
 
 def plain_score_and_select(logits, labels, state, keep, ids, ignore_index):
     """Of ordinary rows and numbers; `state` is an EMPState or None."""
-    beta, tensors = (1.0, None) if state is None else (state.beta, state_tensors(state))
+    of_state = (None, 0, 1.0)
+    if state is not None:
+        of_state = (state_tensors(state), state.num_samples, state.beta)
     return native.module.plain_score_and_select(
-        logits, labels, tensors, keep, ids, ignore_index, beta, torch.get_num_threads()
+        logits, labels, *of_state, keep, ids, ignore_index, torch.get_num_threads()
     )
 
 
