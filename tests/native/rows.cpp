@@ -14,6 +14,7 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/row_parts.h"
 #include "cpu/scoring.h"
+#include "cpu/selection.h"
 #include "cpu/tokens.h"
 
 namespace {
