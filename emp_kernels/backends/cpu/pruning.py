@@ -11,11 +11,11 @@ from .native import dense_ids, dense_labels, logit_rows, raise_bad_label, state_
 
 def plain_score_and_select(logits, labels, state, keep, ids, ignore_index):
     """Of ordinary rows and numbers; `state` is an EMPState or None."""
-    of_state = (None, 0, 1.0)
-    if state is not None:
-        of_state = (state_tensors(state), state.num_samples, state.beta)
+    tensors = None if state is None else state_tensors(state)
+    samples, beta = (0, 1.0) if state is None else (state.num_samples, state.beta)
     return native.module.plain_score_and_select(
-        logits, labels, *of_state, keep, ids, ignore_index, torch.get_num_threads()
+        *(logits, labels, tensors, samples, beta, keep, ids, ignore_index),
+        torch.get_num_threads(),
     )
 
 
