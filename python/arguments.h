@@ -66,11 +66,22 @@ using Ids = std::optional<Tensor>;
 inline const int64_t* ids_of(const Ids& ids) { return ids ? ids->data<const int64_t>() : nullptr; }
 inline const emp::State* state_of(const Remembered& state) { return state ? &*state : nullptr; }
 
-// score, loss, entropy, updates, selections, seen_at, clock.
-inline emp::State state_of_fields(const Tensor (&fields)[7]) {
-  return {fields[0].data<float>(),   fields[1].data<float>(),   fields[2].data<float>(),
-          fields[3].data<int32_t>(), fields[4].data<int32_t>(), fields[5].data<int32_t>(),
-          fields[6].data<int32_t>(), fields[0].size(0)};
+// score, loss, entropy, updates, selections, seen_at, clock: false where they are not of one size
+// and of the dtypes that EMPState gives them, as after something else was put in their place.
+inline bool state_of(const Tensor (&fields)[7], emp::State& state) {
+  for (int i = 0; i < 7; ++i) {
+    const Tensor& field = fields[i];
+    const auto code = i < 3 ? dlpack::kFloat : dlpack::kInt;
+    const bool shaped =
+        i == 6 ? field.dims() == 0 : field.dims() == 1 && field.size(0) == fields[0].size(0);
+    if (!shaped || !field.is_contiguous(0) || field.dtype().bits != 32 ||
+        field.dtype().code != code)
+      return false;
+  }
+  state = {fields[0].data<float>(),   fields[1].data<float>(),   fields[2].data<float>(),
+           fields[3].data<int32_t>(), fields[4].data<int32_t>(), fields[5].data<int32_t>(),
+           fields[6].data<int32_t>(), fields[0].size(0)};
+  return true;
 }
 
 // What is wrong inside the arguments of a call: the first row with a bad label or, if there is
@@ -99,8 +110,7 @@ struct pybind11::detail::type_caster<emp::State> {
     if (!PyTuple_CheckExact(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 7) return false;
     bindings::Tensor fields[7];
     for (int i = 0; i < 7; ++i) fields[i] = bindings::Tensor(PyTuple_GET_ITEM(source.ptr(), i));
-    value = bindings::state_of_fields(fields);
-    return true;
+    return bindings::state_of(fields, value);
   }
 };
 

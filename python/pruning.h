@@ -66,21 +66,13 @@ inline bool is_keep_of(PyObject* keep, int64_t rows, emp::KeepRule& rule) {
   return overflow == 0 && rule.count >= 1 && rule.count <= rows;
 }
 
-// The tensors of a state of `samples` on the CPU, as EMPState made them.
+// The tensors of a state of `samples` on the CPU.
 inline bool is_state(PyObject* fields, int64_t samples, emp::State& state) {
   if (!PyTuple_CheckExact(fields) || PyTuple_GET_SIZE(fields) != 7) return false;
   Tensor tensors[7];
-  for (int i = 0; i < 7; ++i) {
-    Tensor& field = tensors[i];
-    if (!field.view(PyTuple_GET_ITEM(fields, i)) || !field.on_cpu()) return false;
-    const bool shaped = i == 6 ? field.dims() == 0 : field.dims() == 1 && field.size(0) == samples;
-    const dlpack::DataType dtype = field.dtype();
-    if (!shaped || !field.is_contiguous(0) || dtype.bits != 32 ||
-        dtype.code != (i < 3 ? dlpack::kFloat : dlpack::kInt))
-      return false;
-  }
-  state = state_of_fields(tensors);
-  return true;
+  for (int i = 0; i < 7; ++i)
+    if (!tensors[i].view(PyTuple_GET_ITEM(fields, i)) || !tensors[i].on_cpu()) return false;
+  return state_of(tensors, state) && state.size == samples;
 }
 
 // (logits, labels, a state's tensors or None, its samples, its beta, keep, ids or None,

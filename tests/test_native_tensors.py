@@ -260,5 +260,18 @@ def test_the_main_call_without_checks_leaves_the_rest_alone(way):
 def test_a_state_whose_tensors_were_replaced_is_not_written_beyond_them(way):
     state = emp.EMPState(4)
     state.score = torch.full((1000,), torch.inf)
+    logits, labels = torch.randn(1000, 3), torch.zeros(1000, dtype=torch.long)
     with pytest.raises(ValueError, match="got a state of 4 samples"):
-        emp.score_and_select(torch.randn(1000, 3), torch.zeros(1000, dtype=torch.long), state)
+        emp.score_and_select(logits, labels, state)
+    ids = torch.arange(1000)
+    calls = [
+        lambda: emp.score_and_select(logits, labels, state, indices=ids),
+        lambda: emp.cross_entropy(logits, labels, state, indices=ids),
+        lambda: state.update(ids, emp.score(logits, labels)),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            call()
+    for name in ("loss", "entropy", "updates", "selections", "seen_at"):
+        assert len(getattr(state, name)) == 4
+        assert not getattr(state, name).any()
