@@ -99,7 +99,7 @@ def linear_cross_entropy(
             its losses, so that the forward pass multiplies nothing.
         ignore_index: rows with this label take no part and do not count. None ignores nothing.
         reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
-        backend: None for the fastest, or "reference" or "cpu".
+        backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
         () float32 nats, or, for "none", the loss of each row: (K,) when rows are given, else of

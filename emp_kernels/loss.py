@@ -73,7 +73,7 @@ def cross_entropy(
             DTensor sharded on its last dimension. All ranks of `group` must call, with everything
             else alike; with one collective, in the forward pass, each gets the loss and scores of
             whole rows, and the gradient of its columns.
-        backend: None for the fastest, or "reference" or "cpu".
+        backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
         () float32 nats, or, for "none", the loss of each row: (K,) when rows are given, else of

@@ -44,7 +44,7 @@ def score_and_select(
             or (N,); per "sequence" (B,), the sequences' ids, and the state keeps their means.
         ignore_index: rows with this label are not read and do not count.
         per: "all", or for logits (B, T, C) also "row" or "sequence".
-        backend: None for the fastest, or "reference" or "cpu".
+        backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
         Selection(indices, scores, threshold, num_invalid): the selected positions (K,) int64

@@ -32,7 +32,7 @@ def score(
         beta: weight of the memory term, finite.
         ignore_index: rows with this label are not read: score -inf, everything else 0.
             None ignores nothing.
-        backend: None for the fastest, or "reference" or "cpu".
+        backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
         Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd. An

@@ -17,7 +17,7 @@ def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> t
         scores: (N,) float32, float16 or bfloat16 (float64: reference backend).
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)), Python's round in float64; an
             int keeps that many, 1 <= keep <= N. N = 0 keeps nothing.
-        backend: None for the fastest, or "reference" or "cpu".
+        backend: None for the fastest, or "reference", "cpu", "triton" or "cuda".
 
     Returns:
         (K,) int64, ascending, on the scores' device.

@@ -2,6 +2,7 @@
 
 Builds the native modules with what is there, runs the GPU tests, compute-sanitizer on a small run,
 and the benchmarks. Rows go to bench/results/<date>-<device>/gpu.jsonl. Without a GPU it says so.
+`python -m bench.gpu.check 300` takes at most 300 seconds: what does not fit is not measured.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ import torch
 
 from bench import harness
 from bench.gpu import timing
+from emp_kernels.cli import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = 500.0  # seconds for everything, under nine minutes
+PATHS = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)}
 
 
 class Report:
     """Steps, how they ended, and the time that is left."""
 
-    def __init__(self) -> None:
-        self.deadline = time.monotonic() + ALLOWED
+    def __init__(self, allowed: float = ALLOWED) -> None:
+        self.deadline = time.monotonic() + allowed
         self.steps: list[dict[str, object]] = []
 
     def left(self) -> float:
@@ -46,9 +50,8 @@ class Report:
         if limit < 5:
             self.note(step, "not measured (no time left)")
             return False
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         try:
-            code = subprocess.run(command, cwd=ROOT, env=environment, timeout=limit).returncode
+            code = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=limit).returncode
         except subprocess.TimeoutExpired:
             self.note(step, f"stopped after {limit:.0f} s", time.monotonic() - start)
             return False
@@ -81,9 +84,8 @@ def sanitize(report: Report) -> None:
         start = time.monotonic()
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=limit,
-                capture_output=True, text=True,
-            )  # fmt: skip
+                command, cwd=ROOT, env=ENVIRONMENT, timeout=limit, capture_output=True, text=True
+            )
         except subprocess.TimeoutExpired:
             report.note(step, f"not measured (not done after {limit:.0f} s)", limit)
             continue
@@ -102,14 +104,21 @@ def verdict(code: int, output: str) -> str:
     return f"not measured ({reason or f'status {code}'})"
 
 
-def main() -> int:
+def test(report: Report) -> None:
+    """The GPU tests, in several processes where pytest-xdist is there: most of it is compiling."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, provenance.usable_cpus()))]
+    report.run("tests", command, 180)
+
+
+def main(allowed: float = ALLOWED) -> int:
     if not torch.cuda.is_available():
         print("gpu-check: no CUDA GPU here: nothing was run, and nothing is measured")
         return 0
-    report = Report()
+    report = Report(allowed)
     build(report)
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
-    report.run("tests", tests, 180)
+    test(report)
     sanitize(report)
     rows = harness.results_folder(torch.cuda.get_device_name()) / "gpu.jsonl"
     spare = max(0.0, min(220.0, report.left() - 25))
@@ -123,4 +132,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(float, sys.argv[1:])))

@@ -64,7 +64,8 @@ def machine() -> dict[str, Any]:
 
 def commit(*also: str) -> str | None:
     """Commit of the checkout that the package runs from, with ``-dirty`` when the package, its
-    native sources or the paths `also` differ from it; None outside a checkout."""
+    native sources or the paths `also` differ from it. Of files copied without their repository it
+    is what EMP_COMMIT says, or None."""
     top = PACKAGE.parent
 
     def git(*arguments: str) -> str:
@@ -76,4 +77,4 @@ def commit(*also: str) -> str | None:
         changed = git("status", "--porcelain", "--", "emp_kernels", "csrc", "python", *also)
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("EMP_COMMIT")
