@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "demo": lambda rows, folder: summary.markdown(rows),
     "cpu": tables.readme,
+    "gpu": tables.gpu,
     "methods": report.accuracy,
     "methods-gains": report.clear_gains,
     "methods-why": report.why,

@@ -1,4 +1,4 @@
-"""Markdown tables made from the rows of the CPU benchmarks, and from nothing else."""
+"""Markdown tables made from the rows of the benchmarks, and from nothing else."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,8 @@ BENCHMARKS = (
 )
 OPPONENTS = (
     *("torch.compile", "torch", "numpy"),
-    *("TRL", "verl", "verl, chunked", "Liger cross-entropy"),
-    *("topk + sort", "topk", "argpartition + sort"),
+    *("TRL", "verl", "verl, chunked", "Liger cross-entropy", "QuACK cross-entropy"),
+    *("topk + sort", "topk", "argpartition + sort", "CuPy argpartition + sort"),
     "index_select",
     *("InfoBatch", "Composer", "select", "RandomSampler"),
     *("matmul, score", "matmul", "cut-cross-entropy"),
@@ -76,6 +76,23 @@ def readme(rows: Sequence[Row], folder: str) -> str:
     return "\n\n".join(parts)
 
 
+def gpu(rows: Sequence[Row], folder: str) -> str:
+    """The README's block of a GPU: a table a function, and where the numbers come from."""
+    parts = []
+    for function in dict.fromkeys(_function(row) for row in rows):
+        found = [row for row in rows if _function(row) == function]
+        names = _named(found, OPPONENTS)
+        headings = [function, "µs", "GB/s", "share of copy bandwidth", *_times(names)]
+        lines = []
+        for row in found:
+            moves = "share" in row  # a call's own cost has no bytes
+            rate = [f"{row['gb_per_s']:.0f}", f"{row['share']:.2f}"] if moves else ["–", "–"]
+            time = _three(1e6 * row["seconds"]["median"])
+            lines.append([row["case"], time, *rate, *_ratios(row, names)])
+        parts += [markdown(headings, lines), *_reasons(found)]
+    return "\n\n".join([*parts, gpu_origin(rows)])
+
+
 def memory(rows: Sequence[Row]) -> str:
     """A line for each case whose memory was measured: what it takes, and what the logits
     or similarities that it does not hold would."""
@@ -107,22 +124,44 @@ def errors(rows: Sequence[Row]) -> str:
 
 def origin(rows: Sequence[Row]) -> str:
     """One line: machine, versions and commit, on which all rows must agree."""
-    first = rows[0]
-    for name in ("machine", "versions", "commit", "threads", "simd"):
-        if any(row[name] != first[name] for row in rows):
-            raise ValueError(f"origin: rows must come from one {name}, got several")
+    first = _agreed(rows, "machine", "versions", "commit", "threads", "simd")
     machine = first["machine"]
-    known = ", ".join(f"{name} {value}" for name, value in first["versions"].items() if value)
-    others = {name: value for row in rows for name, value in row.get("peer_versions", {}).items()}
-    known += "".join(f", {name} {value}" for name, value in others.items())
     reads = [row["read"]["gb_per_s"] for row in rows]
-    commit, _, dirty = (first["commit"] or "unknown").partition("-")
     return (
         f"{machine['cpu']}, {machine['cpus']} cores, {machine['memory_gib']} GiB, "
         f"{first['threads']} threads, {first['simd']}; read bandwidth {min(reads):.0f} to "
-        f"{max(reads):.0f} GB/s during the run; {known}; "
-        f"commit {commit[:12]}{' with uncommitted changes' if dirty else ''}."
+        f"{max(reads):.0f} GB/s during the run; {_software(rows)}."
     )
+
+
+def gpu_origin(rows: Sequence[Row]) -> str:
+    """One line: device, its copies, versions and commit, on which all rows must agree."""
+    first = _agreed(rows, "device", "machine", "versions", "commit")
+    copies = {f"copies at {row['copy_gb_per_s']:.0f} GB/s" for row in rows if "share" in row}
+    return "; ".join([first["device"], *copies, f"{_software(rows)}."])
+
+
+def _agreed(rows: Sequence[Row], *fields: str) -> Row:
+    """The first row, which says what all of them say."""
+    for name in fields:
+        if any(row[name] != rows[0][name] for row in rows):
+            raise ValueError(f"origin: rows must come from one {name}, got several")
+    return rows[0]
+
+
+def _software(rows: Sequence[Row]) -> str:
+    """Versions, those of opponents among them, and the commit."""
+    known = {name: value for name, value in rows[0]["versions"].items() if value}
+    for row in rows:
+        known |= row.get("peer_versions", {})
+    commit, _, dirty = (rows[0]["commit"] or "unknown").partition("-")
+    listed = ", ".join(f"{name} {value}" for name, value in known.items())
+    return f"{listed}; commit {commit[:12]}{' with uncommitted changes' if dirty else ''}"
+
+
+def _function(row: Row) -> str:
+    """The first word of a GPU row's case."""
+    return row["case"].partition(" ")[0]
 
 
 def _line(row: Row) -> list[str]:
@@ -162,9 +201,12 @@ def _times(names: Sequence[str]) -> list[str]:
 
 
 def _ms(seconds: float) -> str:
+    return _three(1e3 * seconds)
+
+
+def _three(value: float) -> str:
     """Three digits that count."""
-    ms = 1e3 * seconds
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:#.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _goal(name: str, value: float) -> str:

@@ -38,8 +38,12 @@ for _schema in _SCHEMAS:
 
 
 def _owned(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Tensors that share no memory with one another, as the dispatcher wants results."""
-    return tuple(tensor.clone() if tensor._is_view() else tensor for tensor in tensors)
+    """Tensors that share no memory with one another, as the dispatcher wants results. (Below
+    autograd, where operators run, no tensor knows that it is a view.)"""
+    return tuple(
+        tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+        for tensor in tensors
+    )
 
 
 def _score(

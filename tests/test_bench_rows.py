@@ -12,6 +12,7 @@ import torch
 from bench import bench_tokens, bench_training, draw, grown, harness, peers, roofline, tables
 
 COMMITTED = sorted(harness.RESULTS.glob("*/cpu.jsonl"))
+COMMITTED_OF_GPUS = sorted(harness.RESULTS.glob("*/gpu.jsonl"))
 GOALS = {  # issues 3 and 5 of the project: case, against, required, stretch
     ("score_and_select 65536×1000 float32", "torch.compile", 3.5, 5),
     ("score_and_select 65536×1000 float32", "share", 0.75, 0.95),
@@ -39,6 +40,17 @@ GOALS = {  # issues 3 and 5 of the project: case, against, required, stretch
     ("score_linear 128×1024×128256 float32", "matmul", 0.9, 1.0),
     ("score_linear 256×1024×128256 bfloat16", "matmul, score", 1 / 1.1, 1.0),
     ("score_linear 256×1024×128256 bfloat16", "matmul", 0.9, 1.0),
+}
+
+
+GPU_GOALS = {  # of every row that is aimed at: against, required, stretch
+    ("share", 0.85, 0.95),
+    ("torch.compile", 2, 3),
+    ("Liger cross-entropy", 1.1, 1.5),
+    ("microseconds", 8, 4),
+    ("microseconds", 25, 12),
+    ("topk + sort", 10, 20),
+    ("floor", 2.5, 1.5),
 }
 
 
@@ -158,6 +170,50 @@ def test_committed_tables_and_plots_stand_beside_their_rows(file):
     assert (file.parent / "cpu.md").read_text(encoding="utf-8") == text
     for name in draw.FIGURES:
         assert (file.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def check_gpu(row):
+    """Figures agree, every one that is aimed at was measured or is missing for a reason."""
+    for seconds in (row["seconds"], *(o["seconds"] for o in row["opponents"].values())):
+        assert 0 < seconds["p20"] <= seconds["median"] <= seconds["p80"]
+    measured = {name: found["ratio"] for name, found in row["opponents"].items()}
+    measured["microseconds"] = row["seconds"]["median"] * 1e6
+    if "share" in row:
+        rate = row["bytes"] / row["seconds"]["median"] / 1e9
+        assert math.isclose(row["gb_per_s"], rate, rel_tol=1e-9)
+        assert math.isclose(row["share"], rate / row["copy_gb_per_s"], rel_tol=1e-9)
+        measured |= {"share": row["share"], "floor": 1 / row["share"]}
+    for name, goal in row["goals"].items():
+        if name in row["not_measured"]:
+            assert goal["measured"] is None
+        else:
+            assert goal["measured"] == pytest.approx(measured[name])
+    assert row["device"] in row["machine"]["gpus"]
+    assert {"python", "torch", "triton", "emp_kernels"} <= set(row["versions"])
+    assert re.fullmatch(r"[0-9a-f]{40}", row["commit"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"])
+
+
+@pytest.mark.parametrize("file", COMMITTED_OF_GPUS, ids=lambda file: file.parent.name)
+def test_committed_rows_of_gpus(file):
+    rows = harness.read_rows(file)
+    for row in rows:
+        check_gpu(row)
+    assert len({row["case"] for row in rows}) == len(rows)
+    for start, own in {
+        "score_and_select C=": ["share"],
+        "score_and_select 256×1000": ["microseconds"],
+        "select": ["floor", "topk + sort"],
+    }.items():
+        found = [set(row["goals"]) for row in rows if row["case"].startswith(start)]
+        assert found
+        assert all(goals >= set(own) for goals in found)
+    aims = {
+        (name, goal["required"], goal["stretch"])
+        for row in rows
+        for name, goal in row["goals"].items()
+    }
+    assert aims <= GPU_GOALS
 
 
 def test_ratios_and_shares_are_medians_of_paired_rounds(monkeypatch):

@@ -269,3 +269,17 @@ def test_shards_of_rows(classes, dtype, parts, cut):
     assert not sums[:, ::2].any()
     nowhere = triton.row_sums(logits[:1, :middle], torch.tensor([classes]), None)
     assert nowhere[3].isnan().all()
+
+
+def test_operators_results_share_no_memory():
+    """As torch.compile demands of them; the backend's own results lie in one piece of memory."""
+    logits, labels = torch.randn(5, 9), torch.zeros(5, dtype=torch.int64)
+    state = emp.EMPState(5)
+    fields = [getattr(state, name) for name in emp.ops.STATE_FIELDS]
+    operators = torch.ops.emp_kernels
+    for results in (
+        operators.score(logits, labels, 1.0, None, "triton"),
+        operators.sample_statistics(logits, labels, None, "triton"),
+        operators.score_and_select(logits, labels, *fields, 1.0, 0.5, None, None, None, "triton"),
+    ):
+        assert len({tensor.untyped_storage().data_ptr() for tensor in results}) == len(results)

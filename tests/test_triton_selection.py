@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 import oracle
 import pytest
 import torch
@@ -70,21 +69,20 @@ def test_strided_and_empty():
     assert emp.select(torch.empty(0), 0.5, backend="triton").shape == (0,)
 
 
-def test_valid_scores_only():
-    """As scoring calls it: NaN and -inf are never selected, the end is padded with -1."""
+@pytest.mark.parametrize("hidden_score", [NAN, -INF], ids=["invalid", "ignored"])
+@pytest.mark.parametrize("valid", [9001, 4000, 3000, 1, 0])
+def test_valid_scores_only(valid, hidden_score):
+    """As scoring calls it: NaN and -inf are never selected. Of invalid scores the work memory
+    tells how many there are, and the end is padded with -1; ignored ones have been counted."""
     from emp_kernels.kernels import launch
-    from emp_kernels.kernels.plan import BINS
 
-    for n, valid in [(9001, 9001), (9001, 3000), (9001, 1), (9001, 0)]:
-        scores = torch.randn(n)
-        hidden = torch.randperm(n)[valid:]
-        scores[hidden] = torch.where(torch.arange(len(hidden)) % 2 == 0, NAN, -INF)
-        bits = (scores + 0.0).view(torch.int32).numpy().view(np.uint32)
-        keys = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))[scores > -INF]
-        histogram = torch.from_numpy(np.bincount(keys >> 21, minlength=BINS).astype(np.int32))
-        indices, threshold = launch.select_many(scores, 4000, histogram, None, None)
-        count = min(valid, 4000)
-        want = oracle.select(scores, count) if count else torch.empty(0).long()
-        assert torch.equal(indices[:count], want)
-        assert (indices[count:] == -1).all()
-        assert threshold == (scores[want].min() if count else INF)
+    n, count = 9001, min(valid, 4000)
+    scores = torch.randn(n)
+    scores[torch.randperm(n)[valid:]] = hidden_score
+    work = torch.tensor([0 if hidden_score == -INF else n - valid], dtype=torch.int32)
+    keep = 4000 if hidden_score != -INF else count
+    indices, threshold = launch.select_many(scores, keep, work, None, None)
+    want = oracle.select(scores, count) if count else torch.empty(0).long()
+    assert torch.equal(indices[:count], want)
+    assert (indices[count:] == -1).all()
+    assert threshold == (scores[want].min() if count else INF)

@@ -98,8 +98,7 @@ def test_padding_and_ids_out_of_range(rows, monkeypatch):
     indices, threshold = scored.indices, scored.threshold
     if not few:
         launch.remember(state, ids, scored.values)
-        histogram = scored.work[launch.WORK_SIZE :]
-        indices, threshold = launch.select_many(scored.values[0], 70, histogram, ids, state)
+        indices, threshold = launch.select_many(scored.values[0], 70, scored.work, ids, state)
     invalid = [3, 4, 5, 10, 20, 69]
     assert scored.values[0].isnan().nonzero()[:, 0].tolist() == invalid
     assert scored.work[0] == len(invalid)

@@ -37,8 +37,10 @@ def logit_bits(recorded: Launch) -> tuple[int, int]:
     makes for the logits that are in registers at a time."""
     a = recorded.arguments
     bits = a["V"] * a["logits"].element_size() * 8
+    if "LANES" in a:
+        return bits, a["TILES"]
     threads = 32 * recorded.options["num_warps"]
-    return bits, a.get("ROWS", 1) * a["WIDTH"] * a["TILES"] // (a["V"] * threads)
+    return bits, a["ROWS"] * a["WIDTH"] * a["TILES"] // (a["V"] * threads)
 
 
 def _other_loads(recorded: Launch) -> Counter:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-from emp_kernels.kernels import contrastive, launch, launch_linear, select_large
+from emp_kernels.kernels import contrastive, launch, launch_linear
 
 
 class Launch(NamedTuple):
@@ -45,11 +45,12 @@ def recording() -> Iterator[list[Launch]]:
     for module in (launch, launch_linear):
         kept.append((module, "processors", module.processors))
         module.processors = lambda device: 132
-    for module in (contrastive, launch, launch_linear, select_large):
+    for module in (contrastive, launch, launch_linear):
         for name, value in list(vars(module).items()):
-            if isinstance(value, triton.runtime.jit.JITFunction):
+            kernel = getattr(value, "function", value)
+            if isinstance(kernel, triton.runtime.jit.JITFunction):
                 kept.append((module, name, value))
-                setattr(module, name, Recorder(value, launches))
+                setattr(module, name, Recorder(kernel, launches))
     try:
         yield launches
     finally:

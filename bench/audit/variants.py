@@ -49,8 +49,8 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     scores = torch.empty(many)
     yield "select N=1024", lambda: launch.select(scores[:1024], 300)
     yield "select N=100000", lambda: launch.select(scores, 300)
-    histogram = torch.empty(plan.BINS, dtype=torch.int32)
-    yield "selection after scoring", lambda: launch.select_many(scores, 9, histogram, ids, state)
+    work = torch.empty(plan.WORK_SIZE, dtype=torch.int32)
+    yield "selection after scoring", lambda: launch.select_many(scores, 9, work, ids, state)
     yield "state", lambda: launch.remember(state, ids, [scores[:few]] * 3)
     for width, dtype in ((128, f32), (512, f32), (128, bf16), (2048, f16)):
         for itself in (False, True):

@@ -1,7 +1,8 @@
 """``make gpu-check``: everything that needs a GPU, in one command, offline, inside nine minutes.
 
 Builds the native modules with what is there, runs the GPU tests, compute-sanitizer on a small run,
-and the benchmarks. Rows go to bench/results/<date>-<device>/gpu.jsonl. Without a GPU it says so.
+and the benchmarks. Rows go to bench/results/<date>-<device>/gpu.jsonl, how the steps ended to
+gpu-check.json beside them; the README's table follows the rows. Without a GPU it says so.
 `python -m bench.gpu.check 300` takes at most 300 seconds: what does not fit is not measured.
 """
 
@@ -127,7 +128,11 @@ def main(allowed: float = ALLOWED) -> int:
     steps = {"steps": report.steps} | timing.origin()
     rows.parent.mkdir(parents=True, exist_ok=True)
     rows.with_name("gpu-check.json").write_text(json.dumps(steps, indent=1) + "\n")
-    print(f"gpu-check: rows are in {rows.parent.relative_to(ROOT)}")
+    folder = str(rows.parent.relative_to(ROOT))
+    if rows.exists():
+        command = [sys.executable, "-m", "bench.readme_tables", folder]
+        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=False)
+    print(f"gpu-check: rows are in {folder}")
     return int(any(str(step["result"]).startswith(("failed", "stopped")) for step in report.steps))
 
 

@@ -6,6 +6,8 @@ entropy and no selection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from bench import harness, peers
@@ -54,18 +56,25 @@ SCORING: dict[str, Maker] = {
     "verl": selecting(peers.verl),
     "QuACK cross-entropy": quack,
 }
+AT_ONCE = ("torch",)  # runs without importing or compiling anything
+PACKAGES = (*peers.PACKAGES, "quack-kernels")
 
 
 def made(
-    names: list[str], logits: torch.Tensor, labels: torch.Tensor, count: int
+    names: Sequence[str], logits: torch.Tensor, labels: torch.Tensor, count: int
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """The peers that run on this batch, each called once, and why the others do not."""
     return peers.made({name: SCORING[name] for name in names}, logits, labels, count)
 
 
+def versions() -> dict[str, str]:
+    """Of the peers that are installed."""
+    return peers.versions(PACKAGES)
+
+
 def select_peers(scores: torch.Tensor, count: int) -> tuple[dict[str, Call], dict[str, str]]:
-    """torch.topk with a sort, and CuPy's partition where it is installed."""
-    calls: dict[str, Call] = {"torch.topk + sort": lambda: harness.select_lines(scores, count)}
+    """torch.topk with a sort of its indices, and CuPy's partition where it is installed."""
+    calls: dict[str, Call] = {"topk + sort": lambda: harness.select_lines(scores, count)}
     try:
         import cupy
     except ImportError:

@@ -28,12 +28,6 @@ def score_of(key):
 
 
 @triton.jit
-def digit_of(key):
-    """The leading 11 bits."""
-    return (key >> 21).to(tl.int32)
-
-
-@triton.jit
 def kth_largest(keys, k):
     """The k-th largest of keys (T,), 1 <= k <= T < 2^20: two bits at a time, by how many keys
     reach each of the three candidates above the bits so far. One sum holds all three counts."""

@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import remember as remembering
+from . import rows as whole_rows
 from . import select_large as large
+from . import select_small as small
+from . import stream
 from .gradient import gradient_rows
+from .launching import Kernel
 from .plan import (
-    BINS,
     CHUNK,
     FEW,
     PLAN_SIZE,
@@ -22,10 +26,12 @@ from .plan import (
     power_of_two,
     tile_of,
 )
-from .remember import remember_rows
-from .rows import score_rows
-from .select_small import finish_rows, select_few
-from .stream import score_stream
+
+score_rows, score_stream = Kernel(whole_rows.score_rows), Kernel(stream.score_stream)
+finish_rows, select_few = Kernel(small.finish_rows), Kernel(small.select_few)
+remember_rows = Kernel(remembering.remember_rows)
+bracket, split, narrow = Kernel(large.bracket), Kernel(large.split), Kernel(large.narrow)
+count, compact = Kernel(large.count), Kernel(large.compact)
 
 STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
 OPTIONS = {"enable_fp_fusion": False}  # where a product and a sum round once, the kernels say so
@@ -107,8 +113,8 @@ def score(
         labels: N of them, of any integer dtype.
         statistics: for all the statistics instead of score, loss, entropy and lse.
         sums: for m, u, t and z_y instead, without selecting.
-        keep: how many the launch's last program selects, after it wrote the state; None leaves
-            both to later launches, and counts the scores' leading digits where rows are many.
+        keep: how many the launch's last program selects, after it wrote the state, of at most
+            FEW rows; None leaves both to later launches.
         state, ids: an id out of range makes its row invalid.
         plan: None for the one of `plan_of`.
 
@@ -122,22 +128,23 @@ def score(
     vector, ragged = layout_of(address, rows.group_stride, rows.row_stride, classes, itemsize)
     if plan is None:
         plan = plan_of(n, classes, itemsize, vector, processors(device), statistics)
-    finish, fill = keep is not None, keep is None and n > FEW and not (statistics or sums)
+    finish = keep is not None
     values = torch.empty((6 if statistics else 4, n), dtype=torch.float32, device=device)
     correct = torch.empty(n, dtype=torch.bool, device=device) if statistics else None
-    extra = BINS if fill else n if plan.parts > 1 else 0
-    work = torch.zeros(WORK_SIZE + extra, dtype=torch.int32, device=device)
+    tickets = n if plan.parts > 1 else 0
+    work = torch.zeros(WORK_SIZE + tickets, dtype=torch.int32, device=device)
     indices, threshold = selection(keep, device) if keep is not None else (None, None)
     pointers = _state_fields(state if finish else None)
-    cut = {"WIDTH": plan.width, "TILES": plan.tiles, "COMPENSATED": plan.compensated}
+    cut = {"TILES": plan.tiles, "COMPENSATED": plan.compensated}
     if plan.stream:
-        kernel, programs, cut["PARTS"] = score_stream, n * plan.parts, plan.parts
-        parts = None
+        kernel, programs, parts = score_stream, n * plan.parts, None
+        cut |= {"PARTS": plan.parts, "LANES": plan.width // vector, "TAIL": max(1, plan.tiles // 2)}
         if plan.parts > 1:
             parts = torch.empty(n * 6 * plan.parts, dtype=torch.float32, device=device)
         pointers.append(parts)
     else:
-        kernel, programs, cut["ROWS"] = score_rows, -(-n // plan.rows), plan.rows
+        kernel, programs = score_rows, -(-n // plan.rows)
+        cut |= {"ROWS": plan.rows, "WIDTH": plan.width}
     with _on(device):
         kernel[(programs,)](
             logits, labels.reshape(-1).contiguous(), ids, values, correct, work, indices,
@@ -147,7 +154,7 @@ def score(
             0 if state is None else state.num_samples, keep or 0,
             V=vector, RAGGED=ragged, GROUPED=rows.group_stride != 0,
             IGNORE=ignore_index is not None, STATISTICS=statistics, SUMS=sums,
-            HAS_IDS=ids is not None, HAS_STATE=finish and state is not None, FILL=fill,
+            HAS_IDS=ids is not None, HAS_STATE=finish and state is not None,
             SELECT=tile_of(n) if finish else 0, **cut, num_warps=plan.warps, **OPTIONS,
         )  # fmt: skip
     return Scored(values, correct, work, indices, threshold)
@@ -219,13 +226,13 @@ def select(scores: torch.Tensor, keep: int) -> torch.Tensor:
 def select_many(
     scores: torch.Tensor,
     keep: int,
-    histogram: torch.Tensor | None,
+    work: torch.Tensor | None,
     ids: torch.Tensor | None,
     state: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Selects `keep` of scores (N,): of the valid ones, whose leading digits `histogram` counts,
-    or of all where it is None, and then there is no threshold."""
-    n, device, valid = scores.shape[0], scores.device, histogram is not None
+    """Selects `keep` of scores (N,): of the valid ones, where a scoring launch's `work` counts the
+    invalid ones, or of all where it is None, and then there is no threshold."""
+    n, device, valid = scores.shape[0], scores.device, work is not None
     chunks = -(-n // CHUNK)
     programs = min(chunks, 4 * processors(device))
     plan = torch.zeros(PLAN_SIZE, dtype=torch.int64, device=device)
@@ -233,24 +240,21 @@ def select_many(
     above, inside = torch.empty((2, chunks), dtype=torch.int32, device=device).unbind()
     taken, ties = torch.empty((2, chunks), dtype=torch.int64, device=device).unbind()
     indices, threshold = selection(keep, device)
-    options = OPTIONS | {"num_warps": 8}
     with _on(device):
-        if valid:
-            large.bracket_from_histogram[(1,)](histogram, plan, keep, **options)
-        else:
-            large.bracket_from_sample[(1,)](scores, plan, keep, n, num_warps=16, **OPTIONS)
-        large.split[(chunks,)](
+        bracket[(1,)](scores, plan, work, keep, n, VALID_ONLY=valid, num_warps=16, **OPTIONS)
+        split[(chunks,)](
             scores, slots, above, inside, plan, n, VALID_ONLY=valid, num_warps=16, **OPTIONS
         )
-        for step in range(3 if valid else 4):  # 21 bits are left of 32, or all
-            large.narrow[(programs,)](
-                scores, slots, inside, plan, n, chunks, step, VALID_ONLY=valid, **options
-            )
-        large.count[(programs,)](
+        for step in range(4):  # 8 bits each
+            narrow[(programs,)](
+                scores, slots, inside, plan, n, chunks, step,
+                VALID_ONLY=valid, num_warps=8, **OPTIONS,
+            )  # fmt: skip
+        count[(programs,)](
             scores, slots, above, inside, taken, ties, plan, threshold, n, chunks,
-            VALID_ONLY=valid, TILE=1024, **options,
+            VALID_ONLY=valid, TILE=1024, num_warps=8, **OPTIONS,
         )  # fmt: skip
-        large.compact[(chunks,)](
+        compact[(chunks,)](
             scores, taken, ties, plan, indices, ids, getattr(state, "selections", None), n, keep,
             VALID_ONLY=valid, HAS_IDS=ids is not None, HAS_STATE=state is not None,
             num_warps=16, **OPTIONS,

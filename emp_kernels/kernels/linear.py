@@ -126,6 +126,4 @@ def finish_scores(
     z_y = tl.sum(tl.load(each + 3 * n, mask=mask, other=0.0), 0)
     m, u, t, _, _ = merge(part_m, part_u, part_t, part_u, part_m, False)
     z_y = tl.where(known, z_y, float("nan"))
-    store_scores(
-        m, u, t, z_y, known, counts, rows, inside, out, work, work, beta, n, n, False, False
-    )
+    store_scores(m, u, t, z_y, known, counts, rows, inside, out, work, work, beta, n, n, False)

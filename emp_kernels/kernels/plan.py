@@ -8,7 +8,6 @@ FEW = 2048  # rows up to which one program selects
 VECTOR_BYTES = 16
 LONG_ROW = 256  # classes from which an unaligned row is worth an edge
 WORK_SIZE = 8  # ints of work memory before what a call adds (work)
-BINS = 2048  # of the leading digit
 CHUNK = 4096  # scores that one program selects among at a time
 SLOT = 512  # keys of a chunk inside the first bracket that are kept
 DIGITS = 256  # bins of one narrowing of the bracket
@@ -16,6 +15,12 @@ PLAN_SIZE = 16 + 4 * DIGITS  # of select_large
 # Arguments whose values must not make new variants: the kernels need no fact about them.
 SIZES = ["n", "rows_per_group", "group_stride", "row_stride", "vectors", "classes", "misaligned"]
 SIZES += ["ignore_index", "num_samples", "keep", "chunks", "step"]
+# Nor must the alignment of these, of which the kernels say what they know.
+POINTERS = ["logits", "labels", "ids", "out", "correct", "work", "indices", "threshold", "parts"]
+POINTERS += ["score", "loss", "entropy", "scores", "slots", "above", "inside", "plan", "taken"]
+POINTERS += ["ties", "state_score", "state_loss", "state_entropy", "state_updates"]
+POINTERS += ["state_selections", "state_seen_at", "state_clock"]
+ONCE = {"do_not_specialize": SIZES, "do_not_specialize_on_alignment": POINTERS}
 
 
 class Layout(NamedTuple):
@@ -72,7 +77,9 @@ def plan_of(
     compensated = itemsize == 4 or classes <= 512
     wanted = 2 * processors  # programs that keep the chip busy
     if classes > ROWS_LIMIT:
-        warps = 8
+        # Measured on an H200: small programs are out of step with one another, so that some read
+        # while others calculate. Few rows need more threads each.
+        warps = 8 if n < 8 * processors else 2 if itemsize == 2 else 4
         width = 32 * warps * vector
         tiles = 4 if statistics and itemsize == 2 else 8  # as many as registers allow
         steps = -(-classes // (width * tiles))
@@ -81,16 +88,15 @@ def plan_of(
             parts *= 2
         return Plan(True, 1, parts, width, tiles, compensated, warps)
     columns = max(power_of_two(classes), vector)
-    most = 8 if itemsize == 4 else 4
+    most = 8
     tiles = max(1, min(most, columns // (8 * vector)))
     width = columns // tiles
     rows = max(1, 128 * vector // width)
     while rows > 1 and n < rows * wanted:
         rows //= 2
-    if rows == 1:  # few rows: more threads for each
-        while tiles > 1 and n < wanted and width < 128 * vector:
-            tiles //= 2
-            width *= 2
+    while tiles > 1 and rows * width < 128 * vector:  # few rows: more threads for each
+        tiles //= 2
+        width *= 2
     warps = max(4, min(16, rows * width // (32 * vector)))
     return Plan(False, rows, 1, width, tiles, compensated, warps)
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .numerics import LARGEST
-from .plan import SIZES
+from .plan import ONCE
 
 
 @triton.jit
@@ -57,7 +57,7 @@ CLAIM = tl.constexpr(1)
 WRITE = tl.constexpr(2)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(**ONCE)
 def remember_rows(
     score, loss, entropy, ids,
     state_score, state_loss, state_entropy, state_updates, state_seen_at, state_clock,

@@ -3,9 +3,8 @@
 import triton
 import triton.language as tl
 
-from .keys import digit_of, order_key
 from .numerics import FLOOR, INF, LARGEST, UNSCALE, exp_scaled, log1p
-from .work import HISTOGRAM, INVALID
+from .work import INVALID
 
 
 @triton.jit
@@ -35,10 +34,9 @@ def loss_and_lse(m, log_s, t, z_y, known):
 @triton.jit
 def store_scores(
     m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
-    HAS_IDS: tl.constexpr, FILL: tl.constexpr,
+    HAS_IDS: tl.constexpr,
 ):  # fmt: skip
-    """Stores score, loss, entropy and lse into out (4, N); counts invalid rows, and with FILL
-    the leading digits of the valid scores."""
+    """Stores score, loss, entropy and lse into out (4, N), and counts invalid rows."""
     log_s = log1p(u * UNSCALE)
     loss, lse, broken = loss_and_lse(m, log_s, t, z_y, known)
     entropy = log_s - tl.div_rn(t * UNSCALE, 1.0 + u * UNSCALE)
@@ -55,9 +53,6 @@ def store_scores(
     tl.store(out + 3 * n + rows, tl.where(counts, lse, 0.0), mask=inside)
     invalid = inside & (score != score)
     tl.atomic_add(work + INVALID + rows * 0, 1, mask=invalid, sem="relaxed")
-    if FILL:
-        key = order_key(score, True)
-        tl.atomic_add(work + HISTOGRAM + digit_of(key), 1, mask=inside & (key > 0), sem="relaxed")
 
 
 @triton.jit

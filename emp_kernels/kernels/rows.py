@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 
 from .numerics import INF, LARGEST
-from .plan import SIZES
+from .plan import ONCE
 from .row_results import label_of, store_scores, store_statistics, store_sums
 from .select_small import finish_call
-from .sums import add_losers, champion_terms, keep_largest, leave_one_out
+from .sums import champion_terms, keep_largest, leave_one_out, loser_sums, widened
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(**ONCE)
 def score_rows(
     logits, labels, ids, out, correct, work, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
@@ -21,7 +21,7 @@ def score_rows(
     beta, ignore_index, num_samples, keep,
     V: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
     STATISTICS: tl.constexpr, SUMS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
-    FILL: tl.constexpr, SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
+    SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """launch.score says what the arguments are, which both scoring kernels share."""
@@ -52,15 +52,16 @@ def score_rows(
     before = tl.full([ROWS], -INF, tl.float32)
     for i in tl.static_range(TILES):
         readable = counts[:, None] & (i * WIDTH + columns < vectors * V)[None, :]
-        z = tl.load(pointers + i * WIDTH, mask=readable, other=-INF).to(tl.float32)
+        z = tl.load(pointers + i * WIDTH, mask=readable, other=-INF)
         if STATISTICS:
             left = i * WIDTH + columns[None, :] < (y - head)[:, None]
-            before = tl.maximum(before, tl.max(tl.where(left, z, -INF), 1))
+            before = tl.maximum(before, tl.max(tl.where(left, widened(z), -INF), 1))
         if i == 0:
             champions = z
         else:
             tiles = tiles + (z,)
     champions, losers = keep_largest(champions, tiles, TILES - 1)
+    champions = widened(champions)
     m = tl.max(champions, 1)
 
     if RAGGED:
@@ -75,17 +76,16 @@ def score_rows(
             left = edge_columns < y[:, None]
             before = tl.maximum(before, tl.max(tl.where(left, edge, -INF), 1))
 
-    u, t, q, ties, second = champion_terms(champions, m[:, None], STATISTICS)
-    u, t, q, second = add_losers(
-        losers, tl.maximum(m, -LARGEST)[:, None], u, t, q, second, TILES - 1, STATISTICS,
-        COMPENSATED,
-    )  # fmt: skip
-    u = tl.sum(u, 1)
-    t = tl.sum(t, 1)
+    u, t, q, second = loser_sums(
+        losers, tl.maximum(m, -LARGEST)[:, None], champions, TILES - 1, STATISTICS, COMPENSATED
+    )
+    top_u, top_t, top_q, ties, top_second = champion_terms(champions, m[:, None], STATISTICS)
+    u = tl.sum(u + top_u, 1)
+    t = tl.sum(t + top_t, 1)
     ties = tl.sum(ties, 1)
     if STATISTICS:
-        q = tl.sum(q, 1)
-        second = tl.max(second, 1)
+        q = tl.sum(q + top_q, 1)
+        second = tl.max(tl.maximum(second, top_second), 1)
     else:
         q = u
         second = u
@@ -108,7 +108,7 @@ def score_rows(
     else:
         store_scores(
             m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
-            HAS_IDS, FILL,
+            HAS_IDS,
         )  # fmt: skip
         if SELECT:
             finish_call(

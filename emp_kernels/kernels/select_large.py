@@ -1,10 +1,11 @@
 """Exact selection among many scores in two and a bit reads of them, without the host.
 
-1. A bracket: a range of keys that holds the k-th largest, from the histogram that scoring filled
-   or from a sample.
+1. `bracket`: a range of keys that should hold the k-th largest, from a sample. (A histogram of
+   the leading digit, filled while scoring, was slower: scores share a few digits, and thousands
+   of programs wait for one counter.)
 2. `split`: one read. Each chunk counts its keys above the bracket and puts those inside it into
    its slot. A sample that misled is found out here, and the bracket becomes everything.
-3. `narrow`, three or four times: a histogram of the bracket in 256 bins makes the bin that holds
+3. `narrow`, four times: a histogram of the bracket in 256 bins makes the bin that holds
    the k-th the next bracket, until it is one key. It reads the slots; a chunk that overflowed its
    slot is read again, so nothing is ever dropped.
 4. `count`: how many each chunk gives, and their prefix sums.
@@ -20,7 +21,7 @@ from . import plan as cut
 from .keys import kth_largest, order_key, score_of
 from .numerics import INF
 from .select_small import take_ticket
-from .work import BINS
+from .work import INVALID
 
 CHUNK = tl.constexpr(cut.CHUNK)
 SLOT = tl.constexpr(cut.SLOT)
@@ -47,40 +48,26 @@ def _store_bracket(plan, lowest, last, above):
     tl.store(plan + ABOVE, above.to(tl.int64))
 
 
-@triton.jit(do_not_specialize=cut.SIZES)
-def bracket_from_histogram(histogram, plan, keep):
-    """One program: the leading digit that holds the k-th valid key, k = min(keep, valid keys)."""
-    bins = tl.arange(0, BINS)
-    counts = tl.load(histogram + bins).to(tl.int64)
-    reach = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts  # keys in this bin or above it
-    count = tl.minimum(tl.sum(counts, 0), keep)
-    digit = tl.max(tl.where(reach >= tl.maximum(count, 1), bins, -1), 0)
-    above = tl.sum(tl.where(bins > digit, counts, 0), 0)
-    lowest = digit.to(tl.int64) << 21
-    last = lowest + (1 << 21) - 1
-    nothing = count == 0
-    tl.store(plan + COUNT, count.to(tl.int64))
-    _store_bracket(
-        plan, tl.where(nothing, HIGHEST, lowest), tl.where(nothing, HIGHEST, last), above
-    )
-
-
-@triton.jit(do_not_specialize=cut.SIZES)
-def bracket_from_sample(scores, plan, keep, n):
-    """One program: six standard deviations of the sample's rank around the k-th key, k = keep."""
+@triton.jit(**cut.ONCE)
+def bracket(scores, plan, work, keep, n, VALID_ONLY: tl.constexpr):
+    """One program: six standard deviations of the sample's rank around the k-th key, k = keep, or
+    with VALID_ONLY the number of valid scores where that is less."""
     draws = tl.arange(0, SAMPLE).to(tl.int64)
-    key = order_key(tl.load(scores + draws * n // SAMPLE).to(tl.float32), False)
-    share = keep.to(tl.float32) / n
+    key = order_key(tl.load(scores + draws * n // SAMPLE).to(tl.float32), VALID_ONLY)
+    count = keep.to(tl.int64)
+    if VALID_ONLY:
+        count = tl.minimum(count, n - tl.load(work + INVALID))
+    share = count.to(tl.float32) / n
     rank = (share * SAMPLE).to(tl.int32)
     margin = (tl.sqrt(share * (1.0 - share)) * SIX_SIGMA).to(tl.int32) + 2
     lowest = kth_largest(key, tl.minimum(rank + margin, SAMPLE))
     last = kth_largest(key, tl.maximum(rank - margin, 1))
-    tl.store(plan + COUNT, keep.to(tl.int64))
+    lowest = tl.where(rank + margin > SAMPLE, 0, lowest.to(tl.int64))
+    last = tl.where(rank - margin < 1, HIGHEST, last.to(tl.int64))
+    tl.store(plan + COUNT, count)
+    nothing = count == 0
     _store_bracket(
-        plan,
-        tl.where(rank + margin > SAMPLE, 0, lowest.to(tl.int64)),
-        tl.where(rank - margin < 1, HIGHEST, last.to(tl.int64)),
-        tl.zeros((), tl.int64),
+        plan, tl.where(nothing, HIGHEST, lowest), tl.where(nothing, HIGHEST, last), count * 0
     )
 
 
@@ -93,7 +80,7 @@ def _chunk_keys(scores, chunk, n, VALID_ONLY: tl.constexpr):
     return rows, inside, order_key(score, VALID_ONLY)
 
 
-@triton.jit(do_not_specialize=cut.SIZES)
+@triton.jit(**cut.ONCE)
 def split(scores, slots, above, inside, plan, n, VALID_ONLY: tl.constexpr):
     """One chunk a program: counts its keys `above` the bracket and `inside` it, keeps the latter
     in its slot. The last program checks that the bracket holds the k-th."""
@@ -110,16 +97,16 @@ def split(scores, slots, above, inside, plan, n, VALID_ONLY: tl.constexpr):
     tl.store(above + chunk, chunk_above)
     tl.store(inside + chunk, chunk_inside)
     tl.atomic_add(plan + INSIDE, chunk_inside.to(tl.int64), sem="relaxed")
-    if VALID_ONLY == 0:  # a sample's bracket: what is above it is known only now
-        tl.atomic_add(plan + ABOVE, chunk_above.to(tl.int64), sem="relaxed")
-        if take_ticket(plan, TICKETS, tl.num_programs(0).to(tl.int64)):
-            count = tl.load(plan + COUNT)
-            total_above = tl.atomic_add(plan + ABOVE, 0, sem="relaxed")
-            total_inside = tl.atomic_add(plan + INSIDE, 0, sem="relaxed")
-            if (total_above >= count) | (total_above + total_inside < count):
-                tl.store(plan + WHOLE, 1)
-                zero = tl.zeros((), tl.int64)
-                _store_bracket(plan, zero, zero + HIGHEST, zero)
+    tl.atomic_add(plan + ABOVE, chunk_above.to(tl.int64), sem="relaxed")
+    if take_ticket(plan, TICKETS, tl.num_programs(0).to(tl.int64)):
+        count = tl.load(plan + COUNT)
+        total_above = tl.atomic_add(plan + ABOVE, 0, sem="relaxed")
+        total_inside = tl.atomic_add(plan + INSIDE, 0, sem="relaxed")
+        missed = (total_above >= count) | (total_above + total_inside < count)
+        if missed & (count > 0):
+            tl.store(plan + WHOLE, 1)
+            zero = tl.zeros((), tl.int64)
+            _store_bracket(plan, zero, zero + HIGHEST, zero)
 
 
 @triton.jit
@@ -147,7 +134,7 @@ def _slot_keys(slots, chunk, held):
     return live, tl.load(slots + start + place, mask=live, other=0)
 
 
-@triton.jit(do_not_specialize=cut.SIZES)
+@triton.jit(**cut.ONCE)
 def narrow(scores, slots, inside, plan, n, chunks, step, VALID_ONLY: tl.constexpr):
     """One narrowing, the step-th: a histogram of the bracket, of which the last program makes the
     k-th key's bin the next bracket."""
@@ -195,7 +182,7 @@ def _slot_counts(slots, chunk, held, kth):
     return tl.sum(over.to(tl.int64), 0), tl.sum(equal.to(tl.int64), 0)
 
 
-@triton.jit(do_not_specialize=cut.SIZES)
+@triton.jit(**cut.ONCE)
 def count(
     scores, slots, above, inside, taken, ties, plan, threshold, n, chunks,
     VALID_ONLY: tl.constexpr, TILE: tl.constexpr,
@@ -234,7 +221,7 @@ def count(
             tl.store(threshold, tl.where(total > 0, score_of(kth.to(tl.uint32)), INF))
 
 
-@triton.jit(do_not_specialize=cut.SIZES)
+@triton.jit(**cut.ONCE)
 def compact(
     scores, taken, ties, plan, indices, ids, state_selections, n, keep,
     VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .keys import kth_largest, order_key, score_of
 from .numerics import INF
-from .plan import SIZES
+from .plan import ONCE
 from .remember import claim, clear, write
 from .work import TICKET
 
@@ -52,7 +52,7 @@ def select_tile(
             tl.atomic_add(state_selections + samples, 1, mask=taken, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(**ONCE)
 def finish_rows(
     out, ids, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
@@ -101,7 +101,7 @@ def finish_call(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(**ONCE)
 def select_few(scores, indices, keep, n, TILE: tl.constexpr):
     """Positions of the `keep` highest of scores (N,), N <= TILE, in one program."""
     rows = tl.arange(0, TILE)

@@ -1,40 +1,50 @@
 """Scoring, one row a program or one row for several: the row streams through registers once.
 
-For many classes. Each of WIDTH positions keeps its own running maximum and sums, so that nothing
-crosses threads before the end of the row. Where rows are too few to fill the chip, PARTS programs
-share a row: each leaves its part's sums behind, and the last to come merges them.
+For many classes. Each of LANES threads reads V columns at a time and keeps its own running
+maximum and sums, so that nothing crosses threads before the end of the row. Where rows are too few
+to fill the chip, PARTS programs share a row: each leaves its part's sums behind, and the last to
+come merges them.
 """
 
 import triton
 import triton.language as tl
 
 from .numerics import INF, LARGEST
-from .plan import SIZES
+from .plan import ONCE
 from .row_results import label_of, store_scores, store_statistics, store_sums
 from .select_small import finish_call, take_ticket
-from .sums import add_losers, keep_largest, merge, rescale
+from .sums import keep_largest, loser_sums, merge, rescale, settle, widened
 from .work import ROW_TICKETS
 
 
 @triton.jit
 def absorb(
-    champions, u, t, q, second, tiles, TILES: tl.constexpr, STATISTICS: tl.constexpr,
+    champions, m, u, t, q, second, tiles, TILES: tl.constexpr, STATISTICS: tl.constexpr,
     COMPENSATED: tl.constexpr,
 ):  # fmt: skip
-    """Adds TILES tiles to each position's maximum and sums."""
-    largest, losers = keep_largest(champions, tiles, TILES)
-    m = tl.maximum(largest, -LARGEST)  # finite while all logits so far are -inf
-    u, t, q = rescale(champions, m, u, t, q, STATISTICS)
-    u, t, q, second = add_losers(losers, m, u, t, q, second, TILES, STATISTICS, COMPENSATED)
-    return largest, u, t, q, second
+    """Adds TILES tiles (L, V) to each lane's champions (L, V), to their maximum m (finite while
+    all logits so far are -inf) and to the sums relative to it (L,)."""
+    champions, losers = keep_largest(champions, tiles, TILES)
+    values = widened(champions)
+    new_m = tl.maximum(m, tl.max(values, 1))
+    u, t, q = rescale(m, new_m, u, t, q, STATISTICS)
+    new_u, new_t, new_q, new_second = loser_sums(
+        losers, new_m[:, None], values, TILES, STATISTICS, COMPENSATED
+    )
+    u += tl.sum(new_u, 1)
+    t += tl.sum(new_t, 1)
+    if STATISTICS:
+        q += tl.sum(new_q, 1)
+        second = tl.maximum(second, tl.max(new_second, 1))
+    return champions, new_m, u, t, q, second
 
 
 @triton.jit
 def largest_before(before, z, column, y):
-    return tl.maximum(before, tl.where(column < y, z, -INF))
+    return tl.maximum(before, tl.where(column < y, widened(z), -INF))
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(**ONCE)
 def score_stream(
     logits, labels, ids, out, correct, work, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
@@ -43,8 +53,8 @@ def score_stream(
     beta, ignore_index, num_samples, keep,
     V: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
     STATISTICS: tl.constexpr, SUMS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
-    FILL: tl.constexpr, SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
-    PARTS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
+    SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
+    PARTS: tl.constexpr, LANES: tl.constexpr, TILES: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """launch.score says what the arguments are, which both scoring kernels share."""
     row = tl.program_id(0).to(tl.int64) // PARTS
@@ -67,55 +77,62 @@ def score_stream(
     base = tl.multiple_of(
         logits - misaligned, V * (logits.dtype.element_ty.primitive_bitwidth // 8)
     )
-    columns = tl.arange(0, WIDTH)
+    columns = tl.arange(0, LANES)[:, None] * V + tl.arange(0, V)[None, :]
     pointers = base + body + columns
     label_column = y - head
 
-    step: tl.constexpr = WIDTH * TILES // V
+    WIDTH: tl.constexpr = LANES * V
+    step: tl.constexpr = LANES * TILES
     share = tl.cdiv(tl.cdiv(vectors, step), PARTS) * step
     first = part * share
     stop = tl.minimum(first + share, vectors)
     stop = tl.where(counts, stop, first)  # an ignored row is not read
     steps = tl.maximum(stop - first, 0) // step
 
-    champions = tl.full([WIDTH], -INF, tl.float32)
-    u = tl.zeros([WIDTH], tl.float32)
-    t = tl.zeros([WIDTH], tl.float32)
-    q = tl.zeros([WIDTH], tl.float32)
-    second = tl.full([WIDTH], -INF, tl.float32)
-    before = tl.full([WIDTH], -INF, tl.float32)
+    champions = tl.full([LANES, V], -INF, tl.float32).to(logits.dtype.element_ty)
+    m = tl.full([LANES], -LARGEST, tl.float32)
+    u = tl.zeros([LANES], tl.float32)
+    t = tl.zeros([LANES], tl.float32)
+    q = tl.zeros([LANES], tl.float32)
+    second = tl.full([LANES], -INF, tl.float32)
+    before = tl.full([LANES, V], -INF, tl.float32)
     for i in range(steps):
         offset = (first + i * step) * V
         tiles = ()
         for j in tl.static_range(TILES):
-            z = tl.load(pointers + offset + j * WIDTH).to(tl.float32)
+            z = tl.load(pointers + offset + j * WIDTH)
             tiles = tiles + (z,)
             if STATISTICS:
                 before = largest_before(before, z, offset + j * WIDTH + columns, label_column)
-        champions, u, t, q, second = absorb(
-            champions, u, t, q, second, tiles, TILES, STATISTICS, COMPENSATED
+        champions, m, u, t, q, second = absorb(
+            champions, m, u, t, q, second, tiles, TILES, STATISTICS, COMPENSATED
         )
-    for offset in range((first + steps * step) * V, stop * V, WIDTH):
-        z = tl.load(pointers + offset, mask=offset + columns < stop * V, other=-INF).to(tl.float32)
-        champions, u, t, q, second = absorb(
-            champions, u, t, q, second, (z,), 1, STATISTICS, COMPENSATED
+    # What is left is less than a step. A few loads at a time wait for memory less often than one.
+    for offset in range((first + steps * step) * V, stop * V, WIDTH * TAIL):
+        tiles = ()
+        for j in tl.static_range(TAIL):
+            column = offset + j * WIDTH + columns
+            z = tl.load(pointers + offset + j * WIDTH, mask=column < stop * V, other=-INF)
+            tiles = tiles + (z,)
+            if STATISTICS:
+                before = largest_before(before, z, column, label_column)
+        champions, m, u, t, q, second = absorb(
+            champions, m, u, t, q, second, tiles, TAIL, STATISTICS, COMPENSATED
         )
-        if STATISTICS:
-            before = largest_before(before, z, offset + columns, label_column)
     if RAGGED:
         edge_columns = columns + tl.where(columns < head, 0, vectors * V)
         end = tl.where(counts & (part == PARTS - 1), classes, 0)  # the last part reads the edge
         readable = (columns < 2 * V) & (edge_columns < end)
         z = tl.load(logits + start + edge_columns, mask=readable, other=-INF)
-        z = z.to(tl.float32)
-        champions, u, t, q, second = absorb(
-            champions, u, t, q, second, (z,), 1, STATISTICS, COMPENSATED
+        champions, m, u, t, q, second = absorb(
+            champions, m, u, t, q, second, (z,), 1, STATISTICS, COMPENSATED
         )
         if STATISTICS:
             before = largest_before(before, z, edge_columns, y)
 
-    row_m, row_u, row_t, row_q, row_second = merge(champions, u, t, q, second, STATISTICS)
-    row_before = tl.max(before, 0)
+    lane_m, u, t, q, second = settle(widened(champions), u, t, q, second, STATISTICS)
+    row_m, row_u, row_t, row_q, row_second = merge(lane_m, u, t, q, second, STATISTICS)
+    row_before = tl.max(tl.max(before, 1), 0)
     complete = True
     if PARTS > 1:
         here = parts + row * 6 * PARTS
@@ -153,7 +170,7 @@ def score_stream(
         else:
             store_scores(
                 row_m, row_u, row_t, z_y, known, counts, row, row < n, out, work, ids, beta, n,
-                num_samples, HAS_IDS, FILL,
+                num_samples, HAS_IDS,
             )  # fmt: skip
     if SELECT:
         finish_call(

@@ -4,45 +4,87 @@ Of a set of logits with maximum m: u = sum exp(z - m) - 1, t = sum exp(z - m) (z
 q = sum exp(z - m)^2 - 1, all times a power of 2^24 (numerics). Leaving one maximal element out
 keeps them exact near zero. No element is asked whether it is the one: of two values the smaller
 is added to the sums and the larger goes on (`keep_largest`), so only the last few, the
-champions, must be counted (`champion_terms`, `leave_one_out`).
+champions, must be counted (`champion_terms`, `leave_one_out`). Values are compared as they were
+read, two 16-bit ones at once; only what is added becomes float32.
 """
 
 import triton
 import triton.language as tl
 
-from .numerics import FLOOR, INF, LARGEST, SCALE, UNSCALE, exp_scaled
+from .numerics import FLOOR, INF, LARGEST, PACKED, SCALE, UNSCALE, exp_scaled
 
 NAN_WINS = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
-def keep_largest(champion, tiles, TILES: tl.constexpr):
-    """The elementwise maximum of `champion` and all `tiles`, and the TILES values that lost.
+def _sorted_pair(a, b):
+    """The smaller and the larger of a and b elementwise, in their dtype; NaN is both.
 
-    A NaN becomes the champion and stays it.
+    Two 16-bit values share a register, and one instruction compares both.
     """
-    losers = ()
-    for i in tl.static_range(TILES):
-        z = tiles[i]
-        losers = losers + (tl.minimum(champion, z, propagate_nan=NAN_WINS),)
-        champion = tl.maximum(champion, z, propagate_nan=NAN_WINS)
-    return champion, losers
+    if PACKED and a.dtype == tl.bfloat16:
+        pair = tl.inline_asm_elementwise(
+            "min.NaN.bf16x2 $0, $2, $3; max.NaN.bf16x2 $1, $2, $3;",
+            "=&r,=r,r,r", [a, b], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+        )  # fmt: skip
+    elif PACKED and a.dtype == tl.float16:
+        pair = tl.inline_asm_elementwise(
+            "min.NaN.f16x2 $0, $2, $3; max.NaN.f16x2 $1, $2, $3;",
+            "=&r,=r,r,r", [a, b], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        pair = (
+            tl.minimum(a, b, propagate_nan=NAN_WINS).to(a.dtype),
+            tl.maximum(a, b, propagate_nan=NAN_WINS).to(a.dtype),
+        )
+    return pair
 
 
 @triton.jit
-def add_losers(
-    losers, m, u, t, q, second, TILES: tl.constexpr, STATISTICS: tl.constexpr,
-    COMPENSATED: tl.constexpr,
-):  # fmt: skip
-    """Adds values <= m to the elementwise sums relative to m (finite)."""
+def widened(z):
+    """Logits as float32; of a register's two bfloat16 in one operation each."""
+    if PACKED and z.dtype == tl.bfloat16:
+        z = tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
+            "=&r,=r,r", [z], dtype=tl.float32, is_pure=True, pack=2,
+        )  # fmt: skip
+    return z.to(tl.float32)
+
+
+@triton.jit
+def keep_largest(champions, tiles, TILES: tl.constexpr):
+    """The elementwise maximum of `champions` and all `tiles`, and the TILES values that lost, in
+    the dtype of the logits. A NaN becomes the champion and stays it."""
+    losers = ()
     for i in tl.static_range(TILES):
-        d = tl.maximum(losers[i] - m, FLOOR)
+        loser, champions = _sorted_pair(champions, tiles[i])
+        losers = losers + (loser,)
+    return champions, losers
+
+
+@triton.jit
+def loser_sums(
+    losers, m, like, TILES: tl.constexpr, STATISTICS: tl.constexpr, COMPENSATED: tl.constexpr
+):
+    """The elementwise sums u, t and q, relative to m (finite), and the maximum of TILES values
+    <= m, shaped `like`."""
+    u = tl.zeros_like(like)
+    t = u
+    q = u
+    second = u - INF
+    for i in tl.static_range(TILES):
+        z = widened(losers[i])
+        d = tl.maximum(z - m, FLOOR)
         e = exp_scaled(d, COMPENSATED)
-        u += e
-        t = tl.fma(e, d, t)
+        if i == 0:
+            u = e
+            t = e * d
+        else:
+            u += e
+            t = tl.fma(e, d, t)
         if STATISTICS:
             q = tl.fma(e, e, q)
-            second = tl.maximum(second, losers[i])
+            second = tl.maximum(second, z)
     return u, t, q, second
 
 
@@ -83,6 +125,21 @@ def leave_one_out(u, q, ties, second, m, STATISTICS: tl.constexpr):
         q = tl.fma(spare, SCALE * SCALE, q)
         second = tl.where(ties > 1, m, second)
     return u, q, second
+
+
+@triton.jit
+def settle(champions, u, t, q, second, STATISTICS: tl.constexpr):
+    """The maximum m (P,) of champions (P, V), and their terms, all but one maximal one's, added
+    to the sums relative to it (P,)."""
+    m = tl.max(champions, 1)
+    top_u, top_t, top_q, ties, top_second = champion_terms(champions, m[:, None], STATISTICS)
+    u += tl.sum(top_u, 1)
+    t += tl.sum(top_t, 1)
+    if STATISTICS:
+        q += tl.sum(top_q, 1)
+        second = tl.maximum(second, tl.max(top_second, 1))
+    u, q, second = leave_one_out(u, q, tl.sum(ties, 1), second, m, STATISTICS)
+    return m, u, t, q, second
 
 
 @triton.jit

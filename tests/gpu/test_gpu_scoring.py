@@ -1,5 +1,7 @@
 """Scoring on CUDA: accuracy, layouts, sizes beyond int32, rows that do not count."""
 
+import contextlib
+
 import hard_rows
 import numpy as np
 import oracle
@@ -11,7 +13,19 @@ from test_statistics import assert_statistics
 import emp_kernels as emp
 
 INF = float("inf")
+TINY = oracle.FLOAT32_TINY
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@contextlib.contextmanager
+def nobody_waiting():
+    """Inside, anything that waits for the device raises."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def on_cpu(result):
@@ -24,10 +38,12 @@ def on_cpu(result):
     [1, 2, 7, 10, 33, 100, 129, 257, 1000, 1001, 2049, 4096, 8192, 8193, 32000, 50257],
 )
 def test_hard_rows(classes, dtype):
+    """Of a loss and an entropy too small to be a normal number, a GPU keeps what is above
+    exp(-104) alone: numerics says why."""
     logits, labels, names = hard_rows.batch(classes, dtype, seed=classes)
     truth = oracle.statistics(logits, labels)
     z, y = logits.cuda(), labels.cuda()
-    assert_scores(on_cpu(emp.score(z, y, backend="triton")), truth, names=names)
+    assert_scores(on_cpu(emp.score(z, y, backend="triton")), truth, names=names, atol=TINY)
     assert_statistics(on_cpu(emp.sample_statistics(z, y, backend="triton")), truth, names)
 
 
@@ -78,12 +94,12 @@ def test_strides_and_groups():
 
 
 @pytest.mark.parametrize("classes", [70, 20_000])
-def test_rows_that_do_not_count(classes, no_waiting):
+def test_rows_that_do_not_count(classes):
     logits = torch.randn(6, classes, device="cuda")
     labels = torch.tensor([0, classes, -1, 1 << 40, -100, classes - 1], device="cuda")
-    result = emp.score_and_select(logits, labels, None, 6)
-    statistics = emp.sample_statistics(logits, labels)
-    torch.cuda.set_sync_debug_mode("default")
+    with nobody_waiting():
+        result = emp.score_and_select(logits, labels, None, 6)
+        statistics = emp.sample_statistics(logits, labels)
     assert result.scores.score.isnan().tolist() == [False, True, True, True, True, False]
     assert result.num_invalid == 4
     assert result.indices.tolist() == [0, 5, -1, -1, -1, -1]

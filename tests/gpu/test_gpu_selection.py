@@ -3,6 +3,7 @@
 import oracle
 import pytest
 import torch
+from test_gpu_scoring import nobody_waiting
 from test_triton_selection import KINDS, scores_of
 
 import emp_kernels as emp
@@ -94,13 +95,8 @@ def test_graph_and_streams(n):
     emp.score_and_select(logits, labels, emp.EMPState(n, device="cuda"), 0.3, indices=ids)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.cuda.stream(side):
-            want = emp.score_and_select(logits, labels, state, 0.3, indices=ids)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with nobody_waiting(), torch.cuda.stream(side):
+        want = emp.score_and_select(logits, labels, state, 0.3, indices=ids)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -26,21 +26,20 @@ def score_and_select(
     if n == 0:
         return _nothing(state, device)
     beta = 1.0 if state is None else state.beta
-    few, count = n <= runtime.launch.FEW, kept_count(keep, n)
-    waits = ignore_index is not None
+    count, waits = kept_count(keep, n), ignore_index is not None
+    fused = n <= runtime.launch.FEW and not waits
     values, _, work, indices, threshold = runtime.launch.score(
         rows, labels, beta, ignore_index,
-        keep=count if few and not waits else None, state=state, ids=ids,
+        keep=count if fused else None, state=state, ids=ids,
     )  # fmt: skip
     if waits:
         valid = int((values[0] > -torch.inf).sum())  # the one size that is read back
         count = kept_count(keep, valid)
-    if not few:
+    if n > runtime.launch.FEW:
         if state is not None:
             runtime.launch.remember(state, ids, values)
-        histogram = work[runtime.launch.WORK_SIZE :]
-        indices, threshold = runtime.launch.select_many(values[0], count, histogram, ids, state)
-    elif waits:
+        indices, threshold = runtime.launch.select_many(values[0], count, work, ids, state)
+    elif not fused:
         indices, threshold = runtime.launch.finish_few(values, count, ids, state)
     if device.type == "cpu":
         indices = indices[indices >= 0]

@@ -46,7 +46,7 @@ def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels; decided when they were imported."""
     from triton.runtime.jit import JITFunction
 
-    return not isinstance(launch.score_rows, JITFunction)
+    return not isinstance(launch.score_rows.function, JITFunction)
 
 
 def serves_device(device_type: str) -> bool:
