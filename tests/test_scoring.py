@@ -52,7 +52,7 @@ def assert_scores(got, truth, beta=1.0, names=None, rtol=1e-5, atol=0.0):
         assert_rows(~(valid | ignored) | (lse_error <= 1), names, arrays["lse"], truth.lse, "lse")
         want = truth.loss + beta * truth.entropy
         scale = np.abs(truth.loss) + abs(beta) * truth.entropy
-        tolerance = rtol * scale + 4 * oracle.FLOAT32_STEP
+        tolerance = rtol * scale + 4 * oracle.FLOAT32_STEP + atol
         close = np.abs(arrays["score"] - want) <= tolerance
     assert_rows(close | ~valid, names, arrays["score"], want, "score")
     assert_rows((arrays["score"] == -INF) | ~ignored, names, arrays["score"], want, "ignored")

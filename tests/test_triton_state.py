@@ -20,13 +20,15 @@ pytestmark = [
 FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
 
 
-@pytest.fixture(params=["few", "many"])
+@pytest.fixture(params=["fused", "few", "many"])
 def rows(request, monkeypatch):
-    """70 rows, finished by the last scoring program or, as many rows are, by later launches."""
-    if request.param == "many":
-        from emp_kernels.kernels import launch
+    """70 rows, finished by the last scoring program or, as more rows are, by later launches."""
+    if request.param != "fused":
+        from emp_kernels.kernels import launch, plan
 
-        monkeypatch.setattr(launch, "FEW", 60)
+        monkeypatch.setattr(launch, "FUSED", 60)
+        monkeypatch.setattr(launch, "FEW", 60 if request.param == "many" else 100)
+        monkeypatch.setattr(launch, "tile_of", lambda n: plan.Tile(128, 32, 4))
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(70, 9, generator=generator)
     logits[3], logits[4, 2], logits[5] = torch.nan, torch.inf, -torch.inf
@@ -90,15 +92,17 @@ def test_padding_and_ids_out_of_range(rows, monkeypatch):
     ids = torch.randint(50, (70,), generator=generator)
     ids[10], ids[20], ids[69] = 50, -1, 1 << 40
     state = emp.EMPState(50)
-    few = launch.FEW >= 70
+    fused = launch.fused(70)
     scored = launch.score(
-        launch.rows_of(logits), labels, 1.0, None, keep=70 if few else None, state=state,
+        launch.rows_of(logits), labels, 1.0, None, keep=70 if fused else None, state=state,
         ids=ids,
     )  # fmt: skip
     indices, threshold = scored.indices, scored.threshold
-    if not few:
+    if launch.FEW < 70:
         launch.remember(state, ids, scored.values)
         indices, threshold = launch.select_many(scored.values[0], 70, scored.work, ids, state)
+    elif not fused:
+        indices, threshold = launch.finish_few(scored.values, 70, ids, state)
     invalid = [3, 4, 5, 10, 20, 69]
     assert scored.values[0].isnan().nonzero()[:, 0].tolist() == invalid
     assert scored.work[0] == len(invalid)

@@ -36,7 +36,7 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
             f"score_and_select N={rows} C={classes}",
             scoring(rows, classes, f32, keep=77 if rows == few else 2, state=state, ids=ids),
         )
-    yield f"score_and_select N={plan.FEW} C=1000", scoring(plan.FEW, 1000, bf16, keep=1000)
+    yield f"score_and_select N={plan.FUSED} C=1000", scoring(plan.FUSED, 1000, bf16, keep=1000)
     for classes in (10, 32000):
         yield f"cross_entropy_backward C={classes}", gradient(1000, classes, bf16)
     yield "cross_entropy_backward of a shard C=32000", gradient(1000, 32000, bf16, shard=True)
@@ -47,8 +47,8 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     for depth in (1000, 1001):
         yield f"score_linear D={depth}", product(4096, depth, bf16)
     scores = torch.empty(many)
-    yield "select N=1024", lambda: launch.select(scores[:1024], 300)
-    yield "select N=100000", lambda: launch.select(scores, 300)
+    for rows in (1024, 8192, 32768, many, 2**22):
+        yield f"select N={rows}", lambda rows=rows: launch.select(torch.empty(rows), 300)
     work = torch.empty(plan.WORK_SIZE, dtype=torch.int32)
     yield "selection after scoring", lambda: launch.select_many(scores, 9, work, ids, state)
     yield "state", lambda: launch.remember(state, ids, [scores[:few]] * 3)
@@ -56,7 +56,11 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
         for itself in (False, True):
             name = f"similarities D={width} {name_of(dtype)}{' itself' if itself else ''}"
             yield name, similarities(16384, width, dtype, itself)
-    yield "few rows, ignored ones", lambda: launch.finish_few(torch.empty(4, few), 9, ids, state)
+    for rows in (few, plan.FEW):
+        yield (
+            f"state and selection, N={rows}",
+            lambda rows=rows: launch.finish_few(torch.empty(4, rows), 9, ids, state),
+        )
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -28,19 +28,31 @@ def score_of(key):
 
 
 @triton.jit
+def _reaching(keys, one, two, three):
+    """How many of keys (T,), T < 2^16, are at least each of three candidates; few keys' counts
+    share one sum, more keys' two."""
+    first = (keys >= one).to(tl.uint32)
+    second = (keys >= two).to(tl.uint32)
+    third = (keys >= three).to(tl.uint32)
+    if keys.shape[0] < 1024:
+        counts = tl.sum(first + (second << 10) + (third << 20), 0)
+        reaching = (counts & 1023, (counts >> 10) & 1023, counts >> 20)
+    else:
+        counts = tl.sum(first + (second << 16), 0)
+        reaching = (counts & 0xFFFF, counts >> 16, tl.sum(third, 0))
+    return reaching
+
+
+@triton.jit
 def kth_largest(keys, k):
-    """The k-th largest of keys (T,), 1 <= k <= T < 2^20: two bits at a time, by how many keys
-    reach each of the three candidates above the bits so far. One sum holds all three counts."""
-    mask: tl.constexpr = (1 << 20) - 1
-    kth = tl.zeros((), tl.uint32)
-    one = kth + 1
-    for i in tl.static_range(16):
-        step = one << (30 - 2 * i)
-        reaches = (keys >= kth + step).to(tl.int64)
-        reaches += (keys >= kth + 2 * step).to(tl.int64) << 20
-        reaches += (keys >= kth + 3 * step).to(tl.int64) << 40
-        counts = tl.sum(reaches, 0)
-        digit = ((counts & mask) >= k).to(tl.uint32) + (((counts >> 20) & mask) >= k).to(tl.uint32)
-        digit += ((counts >> 40) >= k).to(tl.uint32)
+    """The k-th largest of keys (T,), 1 <= k <= T < 2^16: two bits at a time, by how many keys
+    reach each of the three candidates above the bits so far.
+    Of keys (T, 1) and k (R,) it is the largest of each rank, (R,)."""
+    k = k.to(tl.uint32)
+    kth = k * 0
+    for i in range(16):
+        step = (k * 0 + 1) << (30 - 2 * i)
+        one, two, three = _reaching(keys, kth + step, kth + 2 * step, kth + 3 * step)
+        digit = (one >= k).to(tl.uint32) + (two >= k).to(tl.uint32) + (three >= k).to(tl.uint32)
         kth += digit * step
     return kth

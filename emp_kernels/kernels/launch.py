@@ -17,13 +17,14 @@ from .launching import Kernel
 from .plan import (
     CHUNK,
     FEW,
+    FUSED,
     PLAN_SIZE,
-    SLOT,
     WORK_SIZE,
     Plan,
     layout_of,
     plan_of,
     power_of_two,
+    sample_of,
     tile_of,
 )
 
@@ -114,7 +115,7 @@ def score(
         statistics: for all the statistics instead of score, loss, entropy and lse.
         sums: for m, u, t and z_y instead, without selecting.
         keep: how many the launch's last program selects, after it wrote the state, of at most
-            FEW rows; None leaves both to later launches.
+            FUSED rows; None leaves both to later launches.
         state, ids: an id out of range makes its row invalid.
         plan: None for the one of `plan_of`.
 
@@ -155,7 +156,7 @@ def score(
             V=vector, RAGGED=ragged, GROUPED=rows.group_stride != 0,
             IGNORE=ignore_index is not None, STATISTICS=statistics, SUMS=sums,
             HAS_IDS=ids is not None, HAS_STATE=finish and state is not None,
-            SELECT=tile_of(n) if finish else 0, **cut, num_warps=plan.warps, **OPTIONS,
+            SELECT=tile_of(n).rows if finish else 0, **cut, num_warps=plan.warps, **OPTIONS,
         )  # fmt: skip
     return Scored(values, correct, work, indices, threshold)
 
@@ -198,16 +199,23 @@ def _state_fields(state: Any) -> list[torch.Tensor | None]:
     return [getattr(state, name, None) for name in STATE_FIELDS]
 
 
+def fused(n: int) -> bool:
+    """Whether the last program of a scoring launch on n rows has room to select among them."""
+    return n <= FUSED
+
+
 def finish_few(
     values: torch.Tensor, keep: int, ids: torch.Tensor | None, state: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Writes the state and selects `keep` of values (4, N), N <= FEW."""
     n, device = values.shape[1], values.device
     indices, threshold = selection(keep, device)
+    tile = tile_of(n)
     with _on(device):
         finish_rows[(1,)](
             values, ids, indices, threshold, *_state_fields(state), n, keep,
-            HAS_IDS=ids is not None, HAS_STATE=state is not None, TILE=tile_of(n), **OPTIONS,
+            HAS_IDS=ids is not None, HAS_STATE=state is not None,
+            TILE=tile.rows, BLOCK=tile.block, num_warps=tile.warps, **OPTIONS,
         )  # fmt: skip
     return indices, threshold
 
@@ -217,9 +225,13 @@ def select(scores: torch.Tensor, keep: int) -> torch.Tensor:
     if scores.shape[0] > FEW:
         return select_many(scores, keep, None, None, None)[0]
     n = scores.shape[0]
+    tile = tile_of(n)
     indices = torch.empty(keep, dtype=torch.int64, device=scores.device)
     with _on(scores.device):
-        select_few[(1,)](scores, indices, keep, n, TILE=tile_of(n), **OPTIONS)
+        select_few[(1,)](
+            scores, indices, keep, n,
+            TILE=tile.rows, BLOCK=tile.block, num_warps=tile.warps, **OPTIONS,
+        )  # fmt: skip
     return indices
 
 
@@ -235,24 +247,26 @@ def select_many(
     n, device, valid = scores.shape[0], scores.device, work is not None
     chunks = -(-n // CHUNK)
     programs = min(chunks, 4 * processors(device))
+    sample = sample_of(n)
+    variant = {"VALID_ONLY": valid, "SLOT": sample.slot, **OPTIONS}
     plan = torch.zeros(PLAN_SIZE, dtype=torch.int64, device=device)
-    slots = torch.empty(chunks * SLOT, dtype=torch.uint32, device=device)
+    slots = torch.empty(chunks * sample.slot, dtype=torch.uint32, device=device)
     above, inside = torch.empty((2, chunks), dtype=torch.int32, device=device).unbind()
     taken, ties = torch.empty((2, chunks), dtype=torch.int64, device=device).unbind()
     indices, threshold = selection(keep, device)
     with _on(device):
-        bracket[(1,)](scores, plan, work, keep, n, VALID_ONLY=valid, num_warps=16, **OPTIONS)
-        split[(chunks,)](
-            scores, slots, above, inside, plan, n, VALID_ONLY=valid, num_warps=16, **OPTIONS
-        )
+        bracket[(1,)](
+            scores, plan, work, keep, n,
+            VALID_ONLY=valid, SAMPLE=sample.draws, num_warps=sample.warps, **OPTIONS,
+        )  # fmt: skip
+        split[(programs,)](scores, slots, above, inside, plan, n, chunks, num_warps=16, **variant)
         for step in range(4):  # 8 bits each
             narrow[(programs,)](
-                scores, slots, inside, plan, n, chunks, step,
-                VALID_ONLY=valid, num_warps=8, **OPTIONS,
-            )  # fmt: skip
+                scores, slots, inside, plan, n, chunks, step, num_warps=8, **variant
+            )
         count[(programs,)](
             scores, slots, above, inside, taken, ties, plan, threshold, n, chunks,
-            VALID_ONLY=valid, TILE=1024, num_warps=8, **OPTIONS,
+            TILE=1024, num_warps=8, **variant,
         )  # fmt: skip
         compact[(chunks,)](
             scores, taken, ties, plan, indices, ids, getattr(state, "selections", None), n, keep,

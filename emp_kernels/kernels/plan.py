@@ -4,12 +4,13 @@ import functools
 from typing import NamedTuple
 
 ROWS_LIMIT = 8192  # classes up to which a row is held in registers whole
-FEW = 2048  # rows up to which one program selects
+FUSED = 2048  # rows up to which the last program of a scoring launch selects
+FEW = 32768  # rows up to which one program selects
+BLOCK = 4096  # of these rows at a time, where they are more
 VECTOR_BYTES = 16
 LONG_ROW = 256  # classes from which an unaligned row is worth an edge
 WORK_SIZE = 8  # ints of work memory before what a call adds (work)
 CHUNK = 4096  # scores that one program selects among at a time
-SLOT = 512  # keys of a chunk inside the first bracket that are kept
 DIGITS = 256  # bins of one narrowing of the bracket
 PLAN_SIZE = 16 + 4 * DIGITS  # of select_large
 # Arguments whose values must not make new variants: the kernels need no fact about them.
@@ -88,19 +89,45 @@ def plan_of(
             parts *= 2
         return Plan(True, 1, parts, width, tiles, compensated, warps)
     columns = max(power_of_two(classes), vector)
-    most = 8
-    tiles = max(1, min(most, columns // (8 * vector)))
+    # A thread that reads more of its row has less to settle with others; registers set the limit.
+    most = 16 if itemsize == 2 and columns > 2048 and not statistics else 8
+    tiles = max(1, min(most, columns // (4 * vector)))
     width = columns // tiles
-    rows = max(1, 128 * vector // width)
+    threads = 64 if columns > 4096 and most == 16 and n >= 8 * processors else 128
+    rows = max(1, threads * vector // width)
     while rows > 1 and n < rows * wanted:
         rows //= 2
-    while tiles > 1 and rows * width < 128 * vector:  # few rows: more threads for each
+    while tiles > 1 and rows * width < threads * vector:  # few rows: more threads for each
         tiles //= 2
         width *= 2
-    warps = max(4, min(16, rows * width // (32 * vector)))
+    warps = max(threads // 32, min(16, rows * width // (32 * vector)))
     return Plan(False, rows, 1, width, tiles, compensated, warps)
 
 
-def tile_of(n: int) -> int:
-    """The tile in which one program holds n <= FEW rows: three sizes, so that few are compiled."""
-    return 256 if n <= 256 else 1024 if n <= 1024 else FEW
+class Tile(NamedTuple):
+    """How one program selects: among `rows` rows, `block` at a time, with `warps`."""
+
+    rows: int
+    block: int
+    warps: int
+
+
+def tile_of(n: int) -> Tile:
+    """The tile in which one program holds n <= FEW rows: some sizes, so that few are compiled."""
+    rows = next(rows for rows in (256, 1024, FUSED, 8192, FEW) if n <= rows)
+    return Tile(rows, min(rows, BLOCK), 4 if rows <= FUSED else 16)
+
+
+class Sample(NamedTuple):
+    """What a selection among many draws for its first bracket, and the `slot` of a chunk that
+    holds the keys in it: more draws, fewer keys."""
+
+    draws: int
+    slot: int
+    warps: int
+
+
+def sample_of(n: int) -> Sample:
+    """A small sample is quick, a large one spares reading: 17 or 6 in a hundred keys are in its
+    bracket."""
+    return Sample(1024, 1024, 4) if n <= 2**21 else Sample(8192, 512, 16)

@@ -24,10 +24,7 @@ from .select_small import take_ticket
 from .work import INVALID
 
 CHUNK = tl.constexpr(cut.CHUNK)
-SLOT = tl.constexpr(cut.SLOT)
 DIGITS = tl.constexpr(cut.DIGITS)
-SAMPLE = tl.constexpr(8192)
-SIX_SIGMA = tl.constexpr(6.0 * 8192**0.5)
 HIGHEST = tl.constexpr(0xFFFFFFFF)
 
 # plan (int64, zero at the start)
@@ -49,7 +46,7 @@ def _store_bracket(plan, lowest, last, above):
 
 
 @triton.jit(**cut.ONCE)
-def bracket(scores, plan, work, keep, n, VALID_ONLY: tl.constexpr):
+def bracket(scores, plan, work, keep, n, VALID_ONLY: tl.constexpr, SAMPLE: tl.constexpr):
     """One program: six standard deviations of the sample's rank around the k-th key, k = keep, or
     with VALID_ONLY the number of valid scores where that is less."""
     draws = tl.arange(0, SAMPLE).to(tl.int64)
@@ -59,11 +56,14 @@ def bracket(scores, plan, work, keep, n, VALID_ONLY: tl.constexpr):
         count = tl.minimum(count, n - tl.load(work + INVALID))
     share = count.to(tl.float32) / n
     rank = (share * SAMPLE).to(tl.int32)
-    margin = (tl.sqrt(share * (1.0 - share)) * SIX_SIGMA).to(tl.int32) + 2
-    lowest = kth_largest(key, tl.minimum(rank + margin, SAMPLE))
-    last = kth_largest(key, tl.maximum(rank - margin, 1))
-    lowest = tl.where(rank + margin > SAMPLE, 0, lowest.to(tl.int64))
-    last = tl.where(rank - margin < 1, HIGHEST, last.to(tl.int64))
+    margin = (6.0 * tl.sqrt(share * (1.0 - share) * SAMPLE)).to(tl.int32) + 2
+    ends = tl.arange(0, 2)  # the lowest key's rank and the highest one's
+    ranks = tl.where(ends == 0, tl.minimum(rank + margin, SAMPLE), tl.maximum(rank - margin, 1))
+    found = kth_largest(key[:, None], ranks).to(tl.int64)
+    lowest = tl.sum(tl.where(ends == 0, found, 0), 0)
+    last = tl.sum(tl.where(ends == 1, found, 0), 0)
+    lowest = tl.where(rank + margin > SAMPLE, 0, lowest)
+    last = tl.where(rank - margin < 1, HIGHEST, last)
     tl.store(plan + COUNT, count)
     nothing = count == 0
     _store_bracket(
@@ -81,23 +81,30 @@ def _chunk_keys(scores, chunk, n, VALID_ONLY: tl.constexpr):
 
 
 @triton.jit(**cut.ONCE)
-def split(scores, slots, above, inside, plan, n, VALID_ONLY: tl.constexpr):
-    """One chunk a program: counts its keys `above` the bracket and `inside` it, keeps the latter
-    in its slot. The last program checks that the bracket holds the k-th."""
-    chunk = tl.program_id(0)
+def split(
+    scores, slots, above, inside, plan, n, chunks, VALID_ONLY: tl.constexpr, SLOT: tl.constexpr
+):
+    """Each chunk: counts its keys `above` the bracket and `inside` it, keeps the latter in its
+    slot. The last program checks that the bracket holds the k-th."""
     lowest = tl.load(plan + LOWEST).to(tl.uint32)
     last = tl.load(plan + LAST).to(tl.uint32)
-    _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
-    over = live & (key > last)
-    within = live & (key >= lowest) & (key <= last)
-    chunk_above = tl.sum(over.to(tl.int32), 0)
-    place = tl.cumsum(within.to(tl.int32), 0) - 1
-    tl.store(slots + chunk.to(tl.int64) * SLOT + place, key, mask=within & (place < SLOT))
-    chunk_inside = tl.sum(within.to(tl.int32), 0)
-    tl.store(above + chunk, chunk_above)
-    tl.store(inside + chunk, chunk_inside)
-    tl.atomic_add(plan + INSIDE, chunk_inside.to(tl.int64), sem="relaxed")
-    tl.atomic_add(plan + ABOVE, chunk_above.to(tl.int64), sem="relaxed")
+    all_above = tl.zeros((), tl.int64)
+    all_inside = tl.zeros((), tl.int64)
+    for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
+        _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+        over = live & (key > last)
+        within = live & (key >= lowest) & (key <= last)
+        place = tl.cumsum(within.to(tl.int32), 0) - 1
+        slot = slots + chunk * tl.full((), SLOT, tl.int64)
+        tl.store(slot + place, key, mask=within & (place < SLOT))
+        chunk_above = tl.sum(over.to(tl.int32), 0)
+        chunk_inside = tl.sum(within.to(tl.int32), 0)
+        tl.store(above + chunk, chunk_above)
+        tl.store(inside + chunk, chunk_inside)
+        all_above += chunk_above
+        all_inside += chunk_inside
+    tl.atomic_add(plan + ABOVE, all_above, sem="relaxed")
+    tl.atomic_add(plan + INSIDE, all_inside, sem="relaxed")
     if take_ticket(plan, TICKETS, tl.num_programs(0).to(tl.int64)):
         count = tl.load(plan + COUNT)
         total_above = tl.atomic_add(plan + ABOVE, 0, sem="relaxed")
@@ -126,7 +133,7 @@ def _histogram(key, live, lowest, last, shift):
 
 
 @triton.jit
-def _slot_keys(slots, chunk, held):
+def _slot_keys(slots, chunk, held, SLOT: tl.constexpr):
     """Which places of the chunk's slot are filled, and their keys (SLOT,)."""
     place = tl.arange(0, SLOT)
     live = place < held
@@ -135,7 +142,9 @@ def _slot_keys(slots, chunk, held):
 
 
 @triton.jit(**cut.ONCE)
-def narrow(scores, slots, inside, plan, n, chunks, step, VALID_ONLY: tl.constexpr):
+def narrow(
+    scores, slots, inside, plan, n, chunks, step, VALID_ONLY: tl.constexpr, SLOT: tl.constexpr
+):
     """One narrowing, the step-th: a histogram of the bracket, of which the last program makes the
     k-th key's bin the next bracket."""
     lowest = tl.load(plan + LOWEST)
@@ -150,7 +159,7 @@ def narrow(scores, slots, inside, plan, n, chunks, step, VALID_ONLY: tl.constexp
                 _, chunk_live, chunk_key = _chunk_keys(scores, chunk, n, VALID_ONLY)
                 counts += _histogram(chunk_key, chunk_live, lowest, last, shift)
             elif held > 0:
-                live, key = _slot_keys(slots, chunk, held)
+                live, key = _slot_keys(slots, chunk, held, SLOT)
                 counts += _histogram(key, live, lowest, last, shift)
         bins = tl.arange(0, DIGITS)
         totals = plan + BIN_COUNTS + step * DIGITS + bins
@@ -175,8 +184,8 @@ def _chunk_counts(scores, chunk, n, kth, VALID_ONLY: tl.constexpr):
 
 
 @triton.jit
-def _slot_counts(slots, chunk, held, kth):
-    live, key = _slot_keys(slots, chunk, held)
+def _slot_counts(slots, chunk, held, kth, SLOT: tl.constexpr):
+    live, key = _slot_keys(slots, chunk, held, SLOT)
     over = live & (key > kth.to(tl.uint32))
     equal = live & (key == kth.to(tl.uint32))
     return tl.sum(over.to(tl.int64), 0), tl.sum(equal.to(tl.int64), 0)
@@ -185,7 +194,7 @@ def _slot_counts(slots, chunk, held, kth):
 @triton.jit(**cut.ONCE)
 def count(
     scores, slots, above, inside, taken, ties, plan, threshold, n, chunks,
-    VALID_ONLY: tl.constexpr, TILE: tl.constexpr,
+    VALID_ONLY: tl.constexpr, SLOT: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Keys of each chunk above the k-th, `taken`, and equal to it, `ties`; the last program
     turns both into what the chunks before give: `taken` with their ties that are selected, and
@@ -197,7 +206,7 @@ def count(
         if (held > SLOT) | (whole != 0):
             over, equal = _chunk_counts(scores, chunk, n, kth, VALID_ONLY)
         else:
-            over, equal = _slot_counts(slots, chunk, held, kth)
+            over, equal = _slot_counts(slots, chunk, held, kth, SLOT)
             over += tl.load(above + chunk)
         tl.store(taken + chunk, over)
         tl.store(ties + chunk, equal)
@@ -231,10 +240,14 @@ def compact(
     chunk = tl.program_id(0)
     kth = tl.load(plan + LOWEST).to(tl.uint32)
     total = tl.load(plan + COUNT)
-    wanted = total - tl.load(plan + ABOVE) - tl.load(ties + chunk)
+    before = tl.load(ties + chunk)
+    behind = tl.load(ties + chunk + 1, mask=chunk + 1 < tl.num_programs(0), other=before + 1)
+    wanted = total - tl.load(plan + ABOVE) - before
     rows, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
-    tied = live & (key == kth)
-    chosen = (live & (key > kth)) | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
+    chosen = live & (key > kth)
+    if (wanted > 0) & (behind > before):  # few chunks have ties at all
+        tied = live & (key == kth)
+        chosen = chosen | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
     place = tl.load(taken + chunk) + tl.cumsum(chosen.to(tl.int32), 0) - 1
     tl.store(indices + place, rows, mask=chosen)
     if VALID_ONLY:

@@ -10,7 +10,7 @@ import triton.language as tl
 from .keys import kth_largest, order_key, score_of
 from .numerics import INF
 from .plan import ONCE
-from .remember import claim, clear, write
+from .remember import CLAIM, CLEAR, WRITE, claim, clear, write
 from .work import TICKET
 
 
@@ -24,65 +24,130 @@ def take_ticket(work, ticket, programs):
 
 
 @triton.jit
-def select_tile(
-    score, rows, inside, ids, indices, threshold, state_selections, n, keep,
+def place_block(
+    score, rows, inside, kth, ties_taken, placed, ids, indices, state_selections,
     VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
 ):  # fmt: skip
-    """Selects among scores (T,) at rows 0 ... T-1, those inside: stores the ascending positions
-    of the `keep` highest, padded with -1, and with VALID_ONLY the lowest selected score."""
+    """Stores those of rows (B,) that are selected, behind the `placed` ones before them; returns
+    how many are placed and how many ties may still be taken."""
+    key = order_key(score, VALID_ONLY)
+    tied = (key == kth) & inside
+    ties_before = tl.cumsum(tied.to(tl.int32), 0)
+    taken = (key > kth) | (tied & (ties_before <= ties_taken))
+    position = placed + tl.cumsum(taken.to(tl.int32), 0) - 1
+    tl.store(indices + position, rows.to(tl.int64), mask=taken)
+    if HAS_STATE:
+        samples = rows.to(tl.int64)
+        if HAS_IDS:
+            samples = tl.load(ids + rows, mask=taken, other=0).to(tl.int64)
+        tl.atomic_add(state_selections + samples, 1, mask=taken, sem="relaxed")
+    placed += tl.sum(taken.to(tl.int32), 0)
+    return placed, ties_taken - tl.sum(tied.to(tl.int32), 0)
+
+
+@triton.jit
+def select_tile(
+    scores, ids, indices, threshold, state_selections, n, keep,
+    VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Selects among scores (N,), N <= TILE: stores the ascending positions of the `keep` highest,
+    padded with -1, and with VALID_ONLY the lowest selected score.
+
+    All keys are in registers while the k-th is found. Of more than a BLOCK there is no room for
+    more, and the scores are read again, a block at a time.
+    """
+    rows = tl.arange(0, TILE)
+    inside = rows < n
+    score = tl.load(scores + rows, mask=inside, other=float("nan"), cache_modifier=".cg")
+    score = score.to(tl.float32)
     key = order_key(score, VALID_ONLY)
     count = keep
     if VALID_ONLY:
         count = tl.minimum(keep, tl.sum((key > 0).to(tl.int32), 0))
     kth = kth_largest(key, tl.maximum(count, 1))
-    above = key > kth
-    ties_taken = count - tl.sum(above.to(tl.int32), 0)
-    tied = (key == kth) & inside
-    taken = above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= ties_taken))
-    position = tl.cumsum(taken.to(tl.int32), 0) - 1
-    tl.store(indices + position, rows.to(tl.int64), mask=taken)
+    ties_taken = count - tl.sum((key > kth).to(tl.int32), 0)
+    placed = count * 0
+    if TILE == BLOCK:
+        place_block(
+            score, rows, inside, kth, ties_taken, placed, ids, indices, state_selections,
+            VALID_ONLY, HAS_IDS, HAS_STATE,
+        )  # fmt: skip
+    else:
+        for start in range(0, n, BLOCK):
+            block = start + tl.arange(0, BLOCK)
+            live = block < n
+            again = tl.load(scores + block, mask=live, other=float("nan"), cache_modifier=".cg")
+            placed, ties_taken = place_block(
+                again.to(tl.float32), block, live, kth, ties_taken, placed, ids, indices,
+                state_selections, VALID_ONLY, HAS_IDS, HAS_STATE,
+            )  # fmt: skip
     if VALID_ONLY:
-        padding = tl.full(rows.shape, -1, tl.int64)
-        tl.store(indices + rows, padding, mask=(rows >= count) & (rows < keep))
+        for start in range(count // BLOCK * BLOCK, keep, BLOCK):
+            pad = start + tl.arange(0, BLOCK)
+            minus_one = tl.full([BLOCK], -1, tl.int64)
+            tl.store(indices + pad, minus_one, mask=(pad >= count) & (pad < keep))
         tl.store(threshold, tl.where(count > 0, score_of(kth), INF))
-        if HAS_STATE:
-            samples = rows.to(tl.int64)
-            if HAS_IDS:
-                samples = tl.load(ids + rows, mask=taken, other=0).to(tl.int64)
-            tl.atomic_add(state_selections + samples, 1, mask=taken, sem="relaxed")
+
+
+@triton.jit
+def remember_block(
+    out, ids, state_score, state_loss, state_entropy, state_updates, state_seen_at, clock,
+    rows, n, STEP: tl.constexpr, HAS_IDS: tl.constexpr,
+):  # fmt: skip
+    """One step (remember) of writing rows (B,) of out (4, N) into the state."""
+    inside = rows < n
+    score = tl.load(out + rows, mask=inside, other=float("nan"), cache_modifier=".cg")
+    valid = order_key(score, True) > 0
+    samples = rows.to(tl.int64)
+    if HAS_IDS:
+        samples = tl.load(ids + rows, mask=valid, other=0).to(tl.int64)
+    if STEP == CLEAR:
+        clear(state_loss, samples, valid)
+    elif STEP == CLAIM:
+        claim(state_loss, samples, rows, valid)
+    else:
+        loss = tl.load(out + n + rows, mask=inside, other=0.0, cache_modifier=".cg")
+        entropy = tl.load(out + 2 * n + rows, mask=inside, other=0.0, cache_modifier=".cg")
+        write(
+            state_score, state_loss, state_entropy, state_updates, state_seen_at, clock,
+            samples, rows, valid, score, loss, entropy, HAS_IDS,
+        )  # fmt: skip
 
 
 @triton.jit(**ONCE)
 def finish_rows(
     out, ids, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
-    state_clock, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr, TILE: tl.constexpr,
+    state_clock, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: writes the N <= TILE rows of out (4, N) into the state and selects `keep`."""
-    rows = tl.arange(0, TILE)
-    inside = rows < n
-    score = tl.load(out + rows, mask=inside, other=float("nan"), cache_modifier=".cg")
     if HAS_STATE:
-        loss = tl.load(out + n + rows, mask=inside, other=0.0, cache_modifier=".cg")
-        entropy = tl.load(out + 2 * n + rows, mask=inside, other=0.0, cache_modifier=".cg")
-        valid = order_key(score, True) > 0
         clock = tl.load(state_clock) + 1
         tl.debug_barrier()  # every thread has read the clock
         tl.store(state_clock, clock)
-        samples = rows.to(tl.int64)
         if HAS_IDS:
-            samples = tl.load(ids + rows, mask=valid, other=0).to(tl.int64)
-            clear(state_loss, samples, valid)
+            for start in range(0, n, BLOCK):
+                remember_block(
+                    out, ids, state_score, state_loss, state_entropy, state_updates,
+                    state_seen_at, clock, start + tl.arange(0, BLOCK), n, CLEAR, HAS_IDS,
+                )  # fmt: skip
             tl.debug_barrier()
-            claim(state_loss, samples, rows, valid)
+            for start in range(0, n, BLOCK):
+                remember_block(
+                    out, ids, state_score, state_loss, state_entropy, state_updates,
+                    state_seen_at, clock, start + tl.arange(0, BLOCK), n, CLAIM, HAS_IDS,
+                )  # fmt: skip
             tl.debug_barrier()
-        write(
-            state_score, state_loss, state_entropy, state_updates, state_seen_at, clock,
-            samples, rows, valid, score, loss, entropy, HAS_IDS,
-        )  # fmt: skip
+        for start in range(0, n, BLOCK):
+            remember_block(
+                out, ids, state_score, state_loss, state_entropy, state_updates,
+                state_seen_at, clock, start + tl.arange(0, BLOCK), n, WRITE, HAS_IDS,
+            )  # fmt: skip
     select_tile(
-        score, rows, inside, ids, indices, threshold, state_selections, n, keep,
-        True, HAS_IDS, HAS_STATE,
+        out, ids, indices, threshold, state_selections, n, keep, True, HAS_IDS, HAS_STATE, TILE,
+        BLOCK,
     )  # fmt: skip
 
 
@@ -92,19 +157,16 @@ def finish_call(
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
     state_clock, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """`finish_rows` in the program of a scoring launch that comes last."""
+    """`finish_rows` of one block in the program of a scoring launch that comes last."""
     if take_ticket(work, TICKET, tl.num_programs(0)):
         finish_rows(
             out, ids, indices, threshold,
             state_score, state_loss, state_entropy, state_updates, state_selections,
-            state_seen_at, state_clock, n, keep, HAS_IDS, HAS_STATE, TILE,
+            state_seen_at, state_clock, n, keep, HAS_IDS, HAS_STATE, TILE, TILE,
         )  # fmt: skip
 
 
 @triton.jit(**ONCE)
-def select_few(scores, indices, keep, n, TILE: tl.constexpr):
+def select_few(scores, indices, keep, n, TILE: tl.constexpr, BLOCK: tl.constexpr):
     """Positions of the `keep` highest of scores (N,), N <= TILE, in one program."""
-    rows = tl.arange(0, TILE)
-    inside = rows < n
-    score = tl.load(scores + rows, mask=inside, other=float("nan")).to(tl.float32)
-    select_tile(score, rows, inside, scores, indices, scores, scores, n, keep, False, False, False)
+    select_tile(scores, scores, indices, scores, scores, n, keep, False, False, False, TILE, BLOCK)

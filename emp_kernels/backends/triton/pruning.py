@@ -27,7 +27,7 @@ def score_and_select(
         return _nothing(state, device)
     beta = 1.0 if state is None else state.beta
     count, waits = kept_count(keep, n), ignore_index is not None
-    fused = n <= runtime.launch.FEW and not waits
+    fused = runtime.launch.fused(n) and not waits
     values, _, work, indices, threshold = runtime.launch.score(
         rows, labels, beta, ignore_index,
         keep=count if fused else None, state=state, ids=ids,
