@@ -73,11 +73,13 @@ def bracket(scores, plan, work, keep, n, VALID_ONLY: tl.constexpr, SAMPLE: tl.co
 
 @triton.jit
 def _chunk_keys(scores, chunk, n, VALID_ONLY: tl.constexpr):
-    """Positions (CHUNK,), whether they are among the n scores, and their keys."""
-    rows = chunk * tl.full((), CHUNK, tl.int64) + tl.arange(0, CHUNK)
-    inside = rows < n
-    score = tl.load(scores + rows, mask=inside, other=float("nan")).to(tl.float32)
-    return rows, inside, order_key(score, VALID_ONLY)
+    """Where the chunk starts, its places (CHUNK,) from there, whether there is a score, and the
+    keys."""
+    start = chunk * tl.full((), CHUNK, tl.int64)
+    places = tl.arange(0, CHUNK)
+    live = places < tl.minimum(n - start, CHUNK).to(tl.int32)
+    score = tl.load(scores + start + places, mask=live, other=float("nan")).to(tl.float32)
+    return start, places, live, order_key(score, VALID_ONLY)
 
 
 @triton.jit(**cut.ONCE)
@@ -91,7 +93,7 @@ def split(
     all_above = tl.zeros((), tl.int64)
     all_inside = tl.zeros((), tl.int64)
     for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
-        _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+        _, _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
         over = live & (key > last)
         within = live & (key >= lowest) & (key <= last)
         place = tl.cumsum(within.to(tl.int32), 0) - 1
@@ -156,7 +158,7 @@ def narrow(
         for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
             held = tl.load(inside + chunk)
             if (held > SLOT) | (whole != 0):
-                _, chunk_live, chunk_key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+                _, _, chunk_live, chunk_key = _chunk_keys(scores, chunk, n, VALID_ONLY)
                 counts += _histogram(chunk_key, chunk_live, lowest, last, shift)
             elif held > 0:
                 live, key = _slot_keys(slots, chunk, held, SLOT)
@@ -177,7 +179,7 @@ def narrow(
 
 @triton.jit
 def _chunk_counts(scores, chunk, n, kth, VALID_ONLY: tl.constexpr):
-    _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+    _, _, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
     over = live & (key > kth.to(tl.uint32))
     equal = live & (key == kth.to(tl.uint32))
     return tl.sum(over.to(tl.int64), 0), tl.sum(equal.to(tl.int64), 0)
@@ -243,13 +245,14 @@ def compact(
     before = tl.load(ties + chunk)
     behind = tl.load(ties + chunk + 1, mask=chunk + 1 < tl.num_programs(0), other=before + 1)
     wanted = total - tl.load(plan + ABOVE) - before
-    rows, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
+    start, places, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
     chosen = live & (key > kth)
     if (wanted > 0) & (behind > before):  # few chunks have ties at all
         tied = live & (key == kth)
         chosen = chosen | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
-    place = tl.load(taken + chunk) + tl.cumsum(chosen.to(tl.int32), 0) - 1
-    tl.store(indices + place, rows, mask=chosen)
+    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    rows = start + places
+    tl.store(indices + tl.load(taken + chunk) + place, rows, mask=chosen)
     if VALID_ONLY:
         pad = (rows >= total) & (rows < keep)
         tl.store(indices + rows, tl.full([CHUNK], -1, tl.int64), mask=pad)
