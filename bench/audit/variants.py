@@ -47,7 +47,7 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     for depth in (1000, 1001):
         yield f"score_linear D={depth}", product(4096, depth, bf16)
     scores = torch.empty(many)
-    for rows in (1024, 8192, 32768, many, 2**22):
+    for rows in (1024, plan.FEW, many, 2**22):
         yield f"select N={rows}", lambda rows=rows: launch.select(torch.empty(rows), 300)
     work = torch.empty(plan.WORK_SIZE, dtype=torch.int32)
     yield "selection after scoring", lambda: launch.select_many(scores, 9, work, ids, state)

@@ -64,8 +64,11 @@ def machine() -> dict[str, Any]:
 
 def commit(*also: str) -> str | None:
     """Commit of the checkout that the package runs from, with ``-dirty`` when the package, its
-    native sources or the paths `also` differ from it. Of files copied without their repository it
-    is what EMP_COMMIT says, or None."""
+    native sources or the paths `also` differ from it; None outside a checkout. EMP_COMMIT goes
+    before: it names the commit of files that were copied elsewhere."""
+    copied = os.environ.get("EMP_COMMIT")
+    if copied:
+        return copied
     top = PACKAGE.parent
 
     def git(*arguments: str) -> str:
@@ -77,4 +80,4 @@ def commit(*also: str) -> str | None:
         changed = git("status", "--porcelain", "--", "emp_kernels", "csrc", "python", *also)
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("EMP_COMMIT")
+        return None

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 ROWS_LIMIT = 8192  # classes up to which a row is held in registers whole
 FUSED = 2048  # rows up to which the last program of a scoring launch selects
-FEW = 32768  # rows up to which one program selects
+FEW = 8192  # rows up to which one program selects: of twice as many, many are sooner done
 BLOCK = 4096  # of these rows at a time, where they are more
 VECTOR_BYTES = 16
 LONG_ROW = 256  # classes from which an unaligned row is worth an edge
@@ -114,7 +114,7 @@ class Tile(NamedTuple):
 
 def tile_of(n: int) -> Tile:
     """The tile in which one program holds n <= FEW rows: some sizes, so that few are compiled."""
-    rows = next(rows for rows in (256, 1024, FUSED, 8192, FEW) if n <= rows)
+    rows = next(rows for rows in (256, 1024, FUSED, FEW) if n <= rows)
     return Tile(rows, min(rows, BLOCK), 4 if rows <= FUSED else 16)
 
 
