@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from . import backends
 from .validation import check_ids, describe
@@ -15,7 +16,8 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
     """Rows `indices` of a tensor, or of every tensor in a nested container of tensors.
 
     ``out[k] = source[indices[k]]`` along the first dimension, like ``torch.index_select``, for
-    all tensors in one call. Ascending indices are fastest: runs are copied as one block.
+    all tensors in one call. Ascending indices are fastest: runs of wide rows are copied as one
+    block.
 
     Args:
         batch: a tensor (N, ...) of any dtype, or a mapping, list, tuple or NamedTuple of such
@@ -34,8 +36,7 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
             dtype.
         ValueError: an index out of range (on CPU), a wrong shape, device or aliasing in `out`.
     """
-    # A compiler sees the operations below, and derivatives that travel forwards need torch's own.
-    if out is None and not torch.compiler.is_compiling() and not backends.forward_mode():
+    if out is None and not is_compiling():  # a compiler sees the operations below
         plain = backends.plain("gather")
         gathered = plain and plain(batch, indices)
         if gathered is not None:
@@ -58,7 +59,7 @@ def _gather_leaves(
     """Gathered leaves in order: one backend call for each place where they lie."""
     if not sources:
         return []
-    if torch.compiler.is_compiling() and outputs is None:  # the compiler has rules for torch's own
+    if is_compiling() and outputs is None:  # the compiler has rules for torch's own
         positions = indices.to(torch.int64)
         return [source.index_select(0, positions.to(source.device)) for source in sources]
     derivatives = torch.is_grad_enabled(), backends.forward_mode()

@@ -215,6 +215,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("use_torch", &bindings::use_torch,
              "torch.Tensor, and what makes and reads tensors: torch._C._from_dlpack, "
              "torch._C._to_dlpack, and torch.Tensor.__dlpack_c_exchange_api__ or None.");
+  module.def("use_settings", &bindings::use_settings,
+             "torch.get_num_threads, torch.is_grad_enabled, and the variables of "
+             "torch.autograd.forward_ad.");
   module.def("use_results", &bindings::use_results, "Scores, SampleStatistics and Selection.");
   module.def("score", &bindings::score);
   module.def("first_bad_label", &bindings::first_bad_label);
@@ -230,7 +233,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("shuffle", &bindings::shuffle);
   module.def("counter", &bindings::counter);
   module.def("gather", &bindings::gather);
-  module.attr("plain_gather") = bindings::plain_function<bindings::plain_gather, 4>("plain_gather");
+  module.attr("plain_gather") = bindings::plain_function<bindings::plain_gather, 2>("plain_gather");
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy", &bindings::cross_entropy);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/gathering.h"
+#include "plain.h"
 #include "tensors.h"
 
 namespace bindings {
@@ -21,9 +22,7 @@ inline emp::GatherRows rows_of(const Tensor& source, char* out) {
 
 // Memory for `count` rows of a source.
 inline NewTensor rows_like(const Tensor& source, int64_t count) {
-  std::vector<int64_t> shape(source.shape(), source.shape() + source.dims());
-  shape[0] = count;
-  return NewTensor(source.dtype(), shape.data(), source.dims());
+  return NewTensor(source.dtype(), count, source.shape(), source.dims());
 }
 
 // Rows `indices` of the sources, tensors with contiguous rows, written into `outputs` or, where
@@ -67,8 +66,7 @@ inline py::tuple gather(const py::list& sources, const Tensor& indices,
 // makes of them: tensors of torch's own class in the CPU's memory, in dicts, lists and tuples.
 class Batch {
  public:
-  // `grad`: whether autograd records what is done with tensors that require it.
-  Batch(py::handle indices, bool grad) : grad_(grad) {
+  explicit Batch(py::handle indices) {
     valid_ = is_plain(indices.ptr(), indices_) && indices_.dims() == 1 &&
              indices_.is_contiguous(0) && indices_.dtype().code == dlpack::kInt &&
              indices_.dtype().bits == 64;
@@ -87,10 +85,17 @@ class Batch {
   }
 
   // False where an index is out of range.
-  bool copy_rows(int threads) const {
+  bool copy_rows() const {
+    const int tensors = int(rows_.size());
+    const int64_t count = indices_.size(0);
+    const auto copy = [&](int threads) {
+      return emp::gather(rows_.data(), tensors, indices_.data<const int64_t>(), count, threads);
+    };
+    constexpr int64_t kBrief = 16 * 1024;  // a microsecond, of which the steps below are a tenth
+    if (emp::gathered_bytes(rows_.data(), tensors, count) < kBrief) return copy(1);
+    const int threads = settings.threads();
     const py::gil_scoped_release released;
-    return emp::gather(rows_.data(), int(rows_.size()), indices_.data<const int64_t>(),
-                       indices_.size(0), threads);
+    return copy(threads);
   }
 
  private:
@@ -106,11 +111,18 @@ class Batch {
     if (!has_plain_rows(leaf.ptr(), source)) return {};
     NewTensor made = rows_like(source, indices_.size(0));
     rows_.push_back(rows_of(source, made.data<char>()));
-    sources_.push_back(py::reinterpret_borrow<py::object>(leaf));
     py::object rows = made.tensor();
     // DLPack says int8 of torch.int1 to torch.int7 too, and uint8 likewise.
     const bool narrow = source.dtype().code <= dlpack::kUInt && source.dtype().bits == 8;
-    return narrow && !rows.attr("dtype").is(leaf.attr("dtype")) ? py::object() : rows;
+    return narrow && !have_one_dtype(rows.ptr(), leaf.ptr()) ? py::object() : rows;
+  }
+
+  static bool have_one_dtype(PyObject* a, PyObject* b) {
+    static PyObject* const dtype = PyUnicode_InternFromString("dtype");
+    const auto first = py::reinterpret_steal<py::object>(PyObject_GetAttr(a, dtype));
+    const auto second = py::reinterpret_steal<py::object>(PyObject_GetAttr(b, dtype));
+    if (!first || !second) throw py::error_already_set();
+    return first.is(second);
   }
 
   py::object results_of_dict(PyObject* node) {
@@ -118,11 +130,17 @@ class Batch {
     PyObject *key = nullptr, *value = nullptr;
     for (Py_ssize_t position = 0; PyDict_Next(node, &position, &key, &value);) {
       const auto own_key = py::reinterpret_borrow<py::object>(key);
-      const py::object rows = results(py::reinterpret_borrow<py::object>(value));
+      const py::object rows = results(keep(py::reinterpret_borrow<py::object>(value)));
       if (!rows) return {};
       if (PyDict_SetItem(made.ptr(), own_key.ptr(), rows.ptr()) != 0) throw py::error_already_set();
     }
     return made;
+  }
+
+  // `node` until all rows are copied: the caller may drop what a container holds before.
+  py::handle keep(py::object node) {
+    kept_.push_back(std::move(node));
+    return kept_.back();
   }
 
   template <class Items>
@@ -131,7 +149,7 @@ class Batch {
     Items made(items.size());
     for (size_t i = 0; i < made.size(); ++i) {
       if (i >= items.size()) return {};  // a key's __hash__ may have shortened the list
-      py::object rows = results(items[i]);
+      py::object rows = results(keep(items[i]));
       if (!rows) return {};
       made[i] = std::move(rows);
     }
@@ -142,22 +160,22 @@ class Batch {
   bool has_plain_rows(PyObject* object, Tensor& tensor) const {
     static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
     return is_plain(object, tensor) && tensor.dims() > 0 && tensor.is_contiguous(1) &&
-           !(grad_ && is_true(PyObject_GetAttr(object, requires_grad)));
+           !(is_true(PyObject_GetAttr(object, requires_grad)) && settings.grad());
   }
 
-  bool grad_, valid_;
+  bool valid_;
   Tensor indices_;
-  std::vector<py::object> sources_;  // which the caller may drop while rows are copied
+  std::vector<py::object> kept_;
   std::vector<emp::GatherRows> rows_;
 };
 
-// (batch, indices, grad, threads): rows `indices` of the batch, unless one is out of range.
+// (batch, indices): rows `indices` of the batch, unless one is out of range. Where derivatives
+// travel forwards, only torch's own operations take them along.
 inline py::object plain_gather(PyObject* const* arguments) {
-  const int threads = int(PyLong_AsLong(arguments[3]));
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  Batch rows(arguments[1], arguments[2] == Py_True);
+  if (settings.forward_mode()) return {};
+  Batch rows(arguments[1]);
   py::object results = rows.results(arguments[0]);
-  if (results && !rows.copy_rows(threads)) return {};
+  if (results && !rows.copy_rows()) return {};
   return results;
 }
 

@@ -32,6 +32,28 @@ PyObject* call_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return nullptr;
 }
 
+// What torch is set to, asked only where it matters: of a small call each answer is a twentieth.
+struct Settings {
+  py::handle get_num_threads, is_grad_enabled, forward_ad;
+
+  int threads() const { return get_num_threads().cast<int>(); }
+  // Whether autograd records what is done with tensors that require it.
+  bool grad() const { return is_grad_enabled().cast<bool>(); }
+  // As backends.forward_mode.
+  bool forward_mode() const {
+    static PyObject* const level = PyUnicode_InternFromString("_current_level");
+    PyObject* const found = PyDict_GetItemWithError(forward_ad.ptr(), level);
+    return found == nullptr || PyLong_AsLong(found) >= 0;
+  }
+};
+inline Settings settings;
+
+// torch.get_num_threads, torch.is_grad_enabled, and the variables of torch.autograd.forward_ad.
+inline void use_settings(const py::function& get_num_threads, const py::function& is_grad_enabled,
+                         const py::dict& forward_ad) {
+  settings = {get_num_threads.inc_ref(), is_grad_enabled.inc_ref(), forward_ad.inc_ref()};
+}
+
 // `kFunction` as Python calls it.
 template <PlainFunction kFunction, Py_ssize_t kArguments>
 py::object plain_function(const char* name) {

@@ -99,6 +99,14 @@ inline bool is_true(PyObject* found) {
   return found == Py_True;
 }
 
+// A method of torch.Tensor, to be called with a tensor: looking it up costs a part of calling it.
+inline PyObject* tensor_method(const char* name) {
+  PyObject* const found =
+      PyObject_GetAttrString(reinterpret_cast<PyObject*>(torch.tensor_type), name);
+  if (found == nullptr) throw py::error_already_set();
+  return found;
+}
+
 // A tensor that is an argument of a call, as long as the call lasts.
 class Tensor {
  public:
@@ -175,9 +183,13 @@ class Tensor {
 // ask for huge pages, because the first writing of small ones costs more than most results do.
 class NewTensor {
  public:
-  NewTensor(dlpack::DataType dtype, const int64_t* shape, int dims) {
-    int64_t bytes = int64_t(dtype.bits) * dtype.lanes / 8;
-    for (int dim = 0; dim < dims; ++dim) bytes *= shape[dim];
+  NewTensor(dlpack::DataType dtype, const int64_t* shape, int dims)
+      : NewTensor(dtype, dims == 0 ? 1 : shape[0], shape, dims) {}
+
+  // Of the shape but for its first dimension, which is `rows`.
+  NewTensor(dlpack::DataType dtype, int64_t rows, const int64_t* shape, int dims) {
+    int64_t bytes = int64_t(dtype.bits) * dtype.lanes / 8 * rows;
+    for (int dim = 1; dim < dims; ++dim) bytes *= shape[dim];
     constexpr size_t kAlignment = 64;
     const size_t header = sizeof(Block) + size_t(dims) * sizeof(int64_t);
     block_.reset(static_cast<Block*>(std::malloc(header + kAlignment + size_t(bytes))));
@@ -187,6 +199,7 @@ class NewTensor {
     emp::prefer_huge_pages(data, bytes);
     int64_t* own_shape = reinterpret_cast<int64_t*>(block_.get() + 1);
     std::copy_n(shape, dims, own_shape);
+    if (dims > 0) own_shape[0] = rows;
     block_->tensor = {data, dlpack::kCpu, dims, dtype, own_shape, nullptr, 0};
   }
 
@@ -274,16 +287,16 @@ class Result : public NewTensor {
 // Sets `tensor`: whether `object` is of torch's own class, in the CPU's memory, of numbers that lie
 // there as they are, neither negated nor conjugated as they are read.
 inline bool is_plain(PyObject* object, Tensor& tensor) {
-  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
-  static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
+  static PyObject* const is_neg = tensor_method("is_neg");
+  static PyObject* const is_conj = tensor_method("is_conj");
   if (Py_TYPE(object) != torch.tensor_type || !tensor.view(object)) return false;
   const dlpack::DataType dtype = tensor.dtype();
   const bool complex = dtype.code == dlpack::kComplex;
   const bool known = dtype.code <= dlpack::kFloat || dtype.code == dlpack::kBFloat ||
                      dtype.code == dlpack::kBool || complex;
   return known && dtype.lanes == 1 && tensor.on_cpu() &&
-         !is_true(PyObject_CallMethodNoArgs(object, is_neg)) &&
-         !(complex && is_true(PyObject_CallMethodNoArgs(object, is_conj)));
+         !is_true(PyObject_CallOneArg(is_neg, object)) &&
+         !(complex && is_true(PyObject_CallOneArg(is_conj, object)));
 }
 
 }  // namespace bindings

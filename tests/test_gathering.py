@@ -393,6 +393,18 @@ def test_an_index_out_of_range_writes_nothing(bad, as_default):
         assert not any(x.any() for x in out)
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 8, 16, 40, 70])
+@pytest.mark.parametrize("bad", [-1, 50, 2**63 - 1, -(2**63)])
+def test_an_index_out_of_range_at_every_place(size, bad, as_default):
+    """Narrow rows are copied as their indices are checked; wide ones after a block of them."""
+    for tensor in (source((50, size), torch.uint8), source((50, 80), torch.uint8)[:, :size]):
+        for place in range(11):
+            indices = torch.arange(11)
+            indices[place] = bad
+            with pytest.raises(ValueError, match=rf"must be in \[0, 50\), got {bad}"):
+                emp.gather([source((50, 7)), tensor], indices)
+
+
 def test_an_index_out_of_range_for_the_second_tensor_only(as_default):
     out = [torch.zeros(2, 3), torch.zeros(2, 3)]
     with pytest.raises(ValueError, match=r"gather: indices must be in \[0, 4\), got 7"):

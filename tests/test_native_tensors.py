@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import emp_kernels as emp
 from emp_kernels import backends
@@ -111,7 +112,7 @@ def test_a_batch_is_gathered_in_one_native_call(way):
     rows = torch.tensor([39, 0, 7, 7])
 
     def gather(batch, indices=rows):
-        return cpu.native.module.plain_gather(batch, indices, True, 2)
+        return cpu.native.module.plain_gather(batch, indices)
 
     wide = raw.view(torch.float32)
     plain = [raw, wide, raw.view(torch.int64), raw.view(torch.complex64), raw > 99, raw[:, 3]]
@@ -141,6 +142,10 @@ def test_a_batch_is_gathered_in_one_native_call(way):
     unplain += [unequal, unequal.imag, torch._efficientzerotensor(50), {"a": raw[:39]}]
     for batch in unplain:
         assert gather(batch) is None
+    with forward_ad.dual_level():
+        assert gather(wide) is None
+    with torch.no_grad():
+        assert (gather(wide.clone().requires_grad_()) is None) == (way == "capsules")
     bad = [rows.int(), rows[None], rows[::2], rows - 1, rows + 1, rows.double(), [0], None]
     for indices in bad:
         assert gather(raw, indices) is None
@@ -253,8 +258,8 @@ def test_the_main_call_without_checks_leaves_the_rest_alone(way):
         for place in (3, 4, 8):
             with pytest.raises(TypeError):
                 plain(*usual[:place], "a number", *usual[place + 1 :])
-        with pytest.raises(TypeError):
-            cpu.native.module.plain_gather(logits, ids, True, "threads")
+    with pytest.raises(TypeError, match="expected 2 arguments, got 1"):
+        cpu.native.module.plain_gather(logits)
 
 
 def test_a_state_whose_tensors_were_replaced_is_not_written_beyond_them(way):

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <type_traits>
 
 #include "threads.h"
 
@@ -24,39 +25,38 @@ bool any_bad_index(const int64_t* indices, int64_t begin, int64_t end, int64_t s
   return begin < end && (size == 0 || int64_t(signs) < 0);
 }
 
-// Rows of one number. They may be unaligned, and nothing written changes what is read, which the
-// compiler has to be told of bytes.
+// Rows of one to two units: the first and the last one of each, which may overlap. They are copied
+// as soon as their index is known to be in range: a pass of their own over the indices would take
+// as long as the copies. Units may be unaligned, and nothing written changes what is read, which
+// the compiler has to be told of bytes.
 template <class Unit>
-void gather_units(const GatherRows& t, const int64_t* __restrict indices, int64_t begin,
+bool gather_units(const GatherRows& t, const int64_t* __restrict indices, int64_t begin,
                   int64_t end) {
+  using Size = std::integral_constant<int64_t, sizeof(Unit)>;
   const char* __restrict source = t.source;
   char* __restrict out = t.out;
-  const int64_t stride = t.stride_bytes;
-  const auto copy = [&](int64_t k, int64_t from) {
-    std::memcpy(out + k * int64_t(sizeof(Unit)), source + from, sizeof(Unit));
+  const uint64_t rows = uint64_t(t.rows);
+  const auto gather = [&](auto row_bytes, auto stride) {
+    const int64_t last = row_bytes - Size();
+#pragma GCC unroll 4
+    for (int64_t k = begin; k < end; ++k) {
+      if (uint64_t(indices[k]) >= rows) return false;
+      const char* const from = source + indices[k] * stride;
+      char* const to = out + k * row_bytes;
+      std::memcpy(to, from, sizeof(Unit));
+      if (row_bytes != Size()) std::memcpy(to + last, from + last, sizeof(Unit));
+    }
+    return true;
   };
-  if (stride == sizeof(Unit))  // a scale of the address instead of a multiplication
-    for (int64_t k = begin; k < end; ++k) copy(k, indices[k] * int64_t(sizeof(Unit)));
-  else
-    for (int64_t k = begin; k < end; ++k) copy(k, indices[k] * stride);
+  if (t.row_bytes != Size()) return gather(t.row_bytes, t.stride_bytes);
+  if (t.stride_bytes != Size()) return gather(Size(), t.stride_bytes);
+  return gather(Size(), Size());  // as labels are: scales addresses, and multiplies nothing
 }
 
-// Rows [begin, end) of the output.
-void gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int64_t end) {
-  switch (t.row_bytes) {
-    case 0:
-      return;
-    case 1:
-      return gather_units<char[1]>(t, indices, begin, end);
-    case 2:
-      return gather_units<char[2]>(t, indices, begin, end);
-    case 4:
-      return gather_units<char[4]>(t, indices, begin, end);
-    case 8:
-      return gather_units<char[8]>(t, indices, begin, end);
-    case 16:
-      return gather_units<char[16]>(t, indices, begin, end);
-  }
+// Rows of which each is worth a look at the next ones: runs are copied as one block, and what comes
+// later is prefetched.
+bool gather_runs(const GatherRows& t, const int64_t* indices, int64_t begin, int64_t end) {
+  if (any_bad_index(indices, begin, end, t.rows)) return false;
   const bool dense = t.stride_bytes == t.row_bytes;
   for (int64_t k = begin; k < end;) {
     int64_t run = 1;
@@ -71,6 +71,21 @@ void gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int
                 size_t(run * t.row_bytes));
     k += run;
   }
+  return true;
+}
+
+// Rows [begin, end) of the output, which then holds anything where false says that an index is out
+// of range.
+bool gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int64_t end) {
+  const int64_t bytes = t.row_bytes;
+  if (bytes == 0) return !any_bad_index(indices, begin, end, t.rows);
+  if (bytes > 64) return gather_runs(t, indices, begin, end);
+  if (bytes >= 32) return gather_units<char[32]>(t, indices, begin, end);
+  if (bytes >= 16) return gather_units<char[16]>(t, indices, begin, end);
+  if (bytes >= 8) return gather_units<char[8]>(t, indices, begin, end);
+  if (bytes >= 4) return gather_units<char[4]>(t, indices, begin, end);
+  if (bytes >= 2) return gather_units<char[2]>(t, indices, begin, end);
+  return gather_units<char[1]>(t, indices, begin, end);
 }
 
 }  // namespace
@@ -85,28 +100,31 @@ int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size) {
   return -1;
 }
 
+int64_t gathered_bytes(const GatherRows* tensors, int num_tensors, int64_t count) {
+  int64_t bytes = sizeof(int64_t);
+  for (int i = 0; i < num_tensors; ++i) bytes += 2 * tensors[i].row_bytes;
+  return count * bytes;
+}
+
 bool gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
             int threads) {
-  int64_t row_bytes = 0, rows = INT64_MAX;
-  for (int i = 0; i < num_tensors; ++i) {
-    row_bytes += tensors[i].row_bytes;
-    rows = std::min(rows, tensors[i].rows);
-  }
   if (count == 0 || num_tensors == 0) return true;
-  const int64_t touched = sizeof(int64_t) + 2 * row_bytes;
-  threads = useful_threads(threads, count * touched);
+  const int64_t bytes = gathered_bytes(tensors, num_tensors, count);
+  threads = useful_threads(threads, bytes);
   // A task is some rows of all tensors, so that small tensors cost no task of their own.
   int64_t step = count;
   if (threads > 1)
-    step = std::clamp<int64_t>(2 * kTaskBytes / touched, 1, (count + threads - 1) / threads);
+    step =
+        std::clamp<int64_t>(2 * kTaskBytes / (bytes / count), 1, (count + threads - 1) / threads);
   std::atomic<bool> valid{true};
   parallel_tasks(threads, (count + step - 1) / step, [&](int64_t task, int) {
     const int64_t stop = std::min(count, (task + 1) * step);
     for (int64_t begin = task * step; begin < stop; begin += kChecked) {
       const int64_t end = std::min(stop, begin + kChecked);
-      if (any_bad_index(indices, begin, end, rows)) valid.store(false, std::memory_order_relaxed);
+      for (int i = 0; i < num_tensors; ++i)
+        if (!gather_rows(tensors[i], indices, begin, end))
+          valid.store(false, std::memory_order_relaxed);
       if (!valid.load(std::memory_order_relaxed)) return;
-      for (int i = 0; i < num_tensors; ++i) gather_rows(tensors[i], indices, begin, end);
     }
   });
   return valid.load();

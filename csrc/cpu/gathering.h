@@ -16,8 +16,11 @@ struct GatherRows {
 // First position k with indices[k] outside [0, size), or -1.
 int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size);
 
-// Any order, duplicates allowed; runs of consecutive indices are copied as one block. False where
-// an index is out of a source's range; the outputs then hold anything.
+// How many bytes a gather of `count` rows touches.
+int64_t gathered_bytes(const GatherRows* tensors, int num_tensors, int64_t count);
+
+// Any order, duplicates allowed; runs of wide rows are copied as one block. False where an index is
+// out of a source's range; the outputs then hold anything.
 bool gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
             int threads);
 

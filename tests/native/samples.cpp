@@ -49,7 +49,7 @@ void test_selection(std::mt19937& random) {
 }
 
 void test_gather(std::mt19937& random) {
-  for (const int64_t row_bytes : {1, 2, 3, 4, 8, 16, 17, 512, 5000}) {
+  for (const int64_t row_bytes : {1, 2, 3, 4, 7, 8, 12, 16, 17, 32, 63, 64, 65, 512, 5000}) {
     const int64_t rows = 300, count = 777;
     const auto source = exactly<char>(rows * row_bytes);
     for (int64_t i = 0; i < rows * row_bytes; ++i) source[i] = char(random());

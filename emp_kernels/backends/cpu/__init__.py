@@ -1,7 +1,10 @@
 """C++ backend for CPU tensors: the SIMD kernels of csrc/cpu through emp_kernels._cpu."""
 
+from typing import Any
+
+from . import native
 from .contrastive import score_contrastive
-from .gathering import gather_rows, plain_gather
+from .gathering import gather_rows
 from .linear import linear_cross_entropy_backward, score_linear
 from .loss import cross_entropy, cross_entropy_backward
 from .native import DEVICE, DTYPES, SIMD_LEVELS, describe, require, serves_device
@@ -36,3 +39,9 @@ __all__ = [
     "shuffle",
     "update_state",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plain_gather":  # the native function itself, which is there once it is loaded
+        return native.module.plain_gather
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,13 +15,6 @@ _EXCHANGED = frozenset(
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def plain_gather(batch, indices):
-    """Of ordinary tensors in dicts, lists and tuples."""
-    return native.module.plain_gather(
-        batch, indices, torch.is_grad_enabled(), torch.get_num_threads()
-    )
-
-
 def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
     """Rows `indices` (K,) of each source; written into `outputs` where they are given."""
     indices = dense_ids(indices)

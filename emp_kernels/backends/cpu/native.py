@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
+from torch.autograd import forward_ad
 
 from ...results import SampleStatistics, Scores, Selection
 from ...validation import raise_label_out_of_range
@@ -45,6 +46,7 @@ def require() -> ModuleType:
         torch._C._to_dlpack,
         getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
     )
+    _cpu.use_settings(torch.get_num_threads, torch.is_grad_enabled, vars(forward_ad))
     _cpu.use_results(Scores, SampleStatistics, Selection)
     module = _cpu
     return _cpu
