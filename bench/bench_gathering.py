@@ -9,7 +9,7 @@ from bench import harness
 
 # Row bytes, rows, rounds, calls a round; the last ones are batches.
 SINGLE = [(4, 10**7, 15, 1), (512, 400_000, 15, 1), (12288, 20_000, 15, 1)]
-SINGLE += [(4, 256, 61, 200), (512, 256, 61, 200), (12288, 256, 61, 50)]
+SINGLE += [(4, 256, 61, 200), (4, 33_333, 61, 50), (512, 256, 61, 200), (12288, 256, 61, 50)]
 # Rows, rounds, calls a round: an epoch's images, a large batch of them, a small one.
 SEVERAL = [(20_000, 15, 1), (1024, 31, 5), (256, 61, 50)]
 WIDTH, MOST = 128, 10**7  # growth: numbers of a row, and rows of the source
@@ -33,7 +33,7 @@ def bench_one_tensor(case, row_bytes, rows, rounds, calls):
     array, positions = source.numpy(), indices.numpy()
     assert torch.equal(emp.gather(source, indices), source.index_select(0, indices))
     case(
-        f"gather rows of {row_bytes} B" + (f", {rows} rows" if rows < 1000 else ""),
+        f"gather rows of {row_bytes} B" + (f", {rows} rows" if calls > 1 else ""),
         lambda: emp.gather(source, indices),
         {
             "index_select": lambda: source.index_select(0, indices),
