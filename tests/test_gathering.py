@@ -402,7 +402,7 @@ def test_an_index_out_of_range_at_every_place(size, bad, as_default):
             indices = torch.arange(11)
             indices[place] = bad
             with pytest.raises(ValueError, match=rf"must be in \[0, 50\), got {bad}"):
-                emp.gather([source((50, 7)), tensor], indices)
+                emp.gather(tensor, indices)
 
 
 def test_an_index_out_of_range_for_the_second_tensor_only(as_default):

@@ -61,3 +61,19 @@ def test_float64_on_cuda_takes_the_reference_silently(recwarn, fresh_backends):
     module = backends._resolve("score", None, "cuda", torch.float64)
     assert module is backends.load("reference")
     assert not recwarn.list
+
+
+def test_no_argument_of_a_kernel_launched_directly_makes_a_variant():
+    """Its cache knows dtypes and constants alone: all else must be declared to make none."""
+    pytest.importorskip("triton")
+    from emp_kernels.kernels import launch, plan
+    from emp_kernels.kernels.launching import Kernel
+
+    kernels = [value for value in vars(launch).values() if isinstance(value, Kernel)]
+    assert len(kernels) == 10
+    for kernel in kernels:
+        for parameter in kernel.function.params:
+            if not parameter.is_constexpr and parameter.name != "beta":  # always a float
+                declared = plan.SIZES if parameter.do_not_specialize else plan.POINTERS
+                assert parameter.name in declared, (kernel.function, parameter.name)
+                assert parameter.do_not_specialize or parameter.do_not_specialize_on_alignment

@@ -69,19 +69,21 @@ def test_strided_and_empty():
     assert emp.select(torch.empty(0), 0.5, backend="triton").shape == (0,)
 
 
-@pytest.mark.parametrize("hidden_score", [NAN, -INF], ids=["invalid", "ignored"])
+@pytest.mark.parametrize("hidden", [[NAN], [-INF], [NAN, -INF]], ids=["NaN", "-inf", "both"])
 @pytest.mark.parametrize("valid", [9001, 4000, 3000, 1, 0])
-def test_valid_scores_only(valid, hidden_score):
-    """As scoring calls it: NaN and -inf are never selected. Of invalid scores the work memory
-    tells how many there are, and the end is padded with -1; ignored ones have been counted."""
-    from emp_kernels.kernels import launch
+def test_valid_scores_only(valid, hidden):
+    """As scoring calls it: NaN and -inf are never selected, the work memory tells how many there
+    are of each, and the end of the indices is padded with -1."""
+    from emp_kernels.kernels import launch, plan, work
 
     n, count = 9001, min(valid, 4000)
     scores = torch.randn(n)
-    scores[torch.randperm(n)[valid:]] = hidden_score
-    work = torch.tensor([0 if hidden_score == -INF else n - valid], dtype=torch.int32)
-    keep = 4000 if hidden_score != -INF else count
-    indices, threshold = launch.select_many(scores, keep, work, None, None)
+    places = torch.randperm(n)[valid:]
+    scores[places] = torch.tensor(hidden).repeat(n)[: len(places)]
+    counts = torch.zeros(plan.WORK_SIZE, dtype=torch.int32)
+    counts[work.INVALID.value] = scores.isnan().sum()
+    counts[work.BOTTOM.value] = (scores == -INF).sum()
+    indices, threshold = launch.select_many(scores, 4000, counts, None, None)
     want = oracle.select(scores, count) if count else torch.empty(0).long()
     assert torch.equal(indices[:count], want)
     assert (indices[count:] == -1).all()

@@ -36,7 +36,11 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
             f"score_and_select N={rows} C={classes}",
             scoring(rows, classes, f32, keep=77 if rows == few else 2, state=state, ids=ids),
         )
-    yield f"score_and_select N={plan.FUSED} C=1000", scoring(plan.FUSED, 1000, bf16, keep=1000)
+    for classes in (1000, 8192, 128256):
+        yield (
+            f"score_and_select N={plan.FUSED} C={classes}",
+            scoring(plan.FUSED, classes, bf16, keep=1000),
+        )
     for classes in (10, 32000):
         yield f"cross_entropy_backward C={classes}", gradient(1000, classes, bf16)
     yield "cross_entropy_backward of a shard C=32000", gradient(1000, 32000, bf16, shard=True)

@@ -151,7 +151,7 @@ def score(
             logits, labels.reshape(-1).contiguous(), ids, values, correct, work, indices,
             threshold, *pointers, n, rows.per_group, rows.group_stride, rows.row_stride,
             max(0, (classes - vector + 1 if ragged else classes) // vector), classes,
-            address // itemsize % vector, beta, ignore_index or 0,
+            address // itemsize % vector, float(beta), ignore_index or 0,
             0 if state is None else state.num_samples, keep or 0,
             V=vector, RAGGED=ragged, GROUPED=rows.group_stride != 0,
             IGNORE=ignore_index is not None, STATISTICS=statistics, SUMS=sums,

@@ -79,8 +79,8 @@ def plan_of(
     wanted = 2 * processors  # programs that keep the chip busy
     if classes > ROWS_LIMIT:
         # Measured on an H200: small programs are out of step with one another, so that some read
-        # while others calculate. Few rows need more threads each.
-        warps = 8 if n < 8 * processors else 2 if itemsize == 2 else 4
+        # while others calculate. Few rows need more threads each; so does a selection at the end.
+        warps = 8 if n < 8 * processors else 2 if itemsize == 2 and n > FUSED else 4
         width = 32 * warps * vector
         tiles = 4 if statistics and itemsize == 2 else 8  # as many as registers allow
         steps = -(-classes // (width * tiles))
@@ -93,7 +93,7 @@ def plan_of(
     most = 16 if itemsize == 2 and columns > 2048 and not statistics else 8
     tiles = max(1, min(most, columns // (4 * vector)))
     width = columns // tiles
-    threads = 64 if columns > 4096 and most == 16 and n >= 8 * processors else 128
+    threads = 64 if columns > 4096 and most == 16 and n > FUSED else 128
     rows = max(1, threads * vector // width)
     while rows > 1 and n < rows * wanted:
         rows //= 2

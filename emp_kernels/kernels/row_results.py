@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .numerics import FLOOR, INF, LARGEST, UNSCALE, exp_scaled, log1p
-from .work import INVALID
+from .work import BOTTOM, INVALID
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def store_scores(
     m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
     HAS_IDS: tl.constexpr,
 ):  # fmt: skip
-    """Stores score, loss, entropy and lse into out (4, N), and counts invalid rows."""
+    """Stores score, loss, entropy and lse into out (4, N), and counts rows that nobody selects."""
     log_s = log1p(u * UNSCALE)
     loss, lse, broken = loss_and_lse(m, log_s, t, z_y, known)
     entropy = log_s - tl.div_rn(t * UNSCALE, 1.0 + u * UNSCALE)
@@ -48,11 +48,14 @@ def store_scores(
         score = tl.where((sample >= 0) & (sample < num_samples), score, float("nan"))
     score = tl.where(counts, score, -INF)
     tl.store(out + rows, score, mask=inside)
-    tl.store(out + n + rows, tl.where(counts, loss, 0.0), mask=inside)
-    tl.store(out + 2 * n + rows, tl.where(counts, entropy, 0.0), mask=inside)
-    tl.store(out + 3 * n + rows, tl.where(counts, lse, 0.0), mask=inside)
+    column = n.to(tl.int64)
+    tl.store(out + column + rows, tl.where(counts, loss, 0.0), mask=inside)
+    tl.store(out + 2 * column + rows, tl.where(counts, entropy, 0.0), mask=inside)
+    tl.store(out + 3 * column + rows, tl.where(counts, lse, 0.0), mask=inside)
     invalid = inside & (score != score)
     tl.atomic_add(work + INVALID + rows * 0, 1, mask=invalid, sem="relaxed")
+    lowest = counts & (score == -INF)
+    tl.atomic_add(work + BOTTOM + rows * 0, 1, mask=lowest, sem="relaxed")
 
 
 @triton.jit
@@ -63,7 +66,7 @@ def store_sums(m, u, t, z_y, counts, rows, inside, out, n):
     t = tl.where(infinite & (t == t), 0.0, t * UNSCALE)
     for i in tl.static_range(4):
         value = (m, u, t, z_y)[i]
-        tl.store(out + i * n + rows, tl.where(counts, value, 0.0), mask=inside)
+        tl.store(out + i * n.to(tl.int64) + rows, tl.where(counts, value, 0.0), mask=inside)
 
 
 @triton.jit
@@ -94,5 +97,6 @@ def store_statistics(m, u, t, q, second, before, z_y, known, counts, rows, insid
         value = (entropy, lse, p_y, el2n, margin)[i]
         if i != 1:
             value = tl.where(bad, float("nan"), value)
-        tl.store(out + (i + 1) * n + rows, tl.where(counts, value, 0.0), mask=inside)
+        place = (i + 1) * n.to(tl.int64) + rows
+        tl.store(out + place, tl.where(counts, value, 0.0), mask=inside)
     tl.store(correct + rows, is_correct, mask=inside)

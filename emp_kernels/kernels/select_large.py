@@ -21,7 +21,7 @@ from . import plan as cut
 from .keys import kth_largest, order_key, score_of
 from .numerics import INF
 from .select_small import take_ticket
-from .work import INVALID
+from .work import BOTTOM, INVALID
 
 CHUNK = tl.constexpr(cut.CHUNK)
 DIGITS = tl.constexpr(cut.DIGITS)
@@ -53,7 +53,7 @@ def bracket(scores, plan, work, keep, n, VALID_ONLY: tl.constexpr, SAMPLE: tl.co
     key = order_key(tl.load(scores + draws * n // SAMPLE).to(tl.float32), VALID_ONLY)
     count = keep.to(tl.int64)
     if VALID_ONLY:
-        count = tl.minimum(count, n - tl.load(work + INVALID))
+        count = tl.minimum(count, n - tl.load(work + INVALID) - tl.load(work + BOTTOM))
     share = count.to(tl.float32) / n
     rank = (share * SAMPLE).to(tl.int32)
     margin = (6.0 * tl.sqrt(share * (1.0 - share) * SAMPLE)).to(tl.int32) + 2

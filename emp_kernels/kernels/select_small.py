@@ -1,4 +1,5 @@
-"""The end of a call on few rows, done by the program that finishes last: no second launch.
+"""The end of a call on few rows, by one program: the scoring launch's last one, or a launch of its
+own where rows are some thousands or are ignored.
 
 Every program takes a ticket when its scores are stored. Nobody waits: whoever draws the last
 ticket knows that all scores are there, selects among them and writes the state.

@@ -28,7 +28,7 @@ def backend(request):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "misleading"])
-@pytest.mark.parametrize("n", [1, 255, 2048, 2049, 40_000, 3_000_001])
+@pytest.mark.parametrize("n", [1, 255, 2048, 2049, 8192, 8193, 40_000, 3_000_001])
 def test_select(n, kind, backend):
     scores = scores_of(kind, n)
     for count in {1, max(1, n // 3), n}:
@@ -53,7 +53,7 @@ def test_select_many(backend):
     assert taken[: int(taken.sum())].all()  # ties go to the lowest positions
 
 
-@pytest.mark.parametrize("n", [200, 2048, 10_000])
+@pytest.mark.parametrize("n", [200, 2048, 5000, 10_000])
 @pytest.mark.parametrize("ids", ["none", "distinct", "duplicate"])
 def test_main_call_as_the_reference(n, ids):
     logits = torch.randn(n, 50, device="cuda")
@@ -85,7 +85,7 @@ def test_main_call_as_the_reference(n, ids):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("n", [256, 5000])
+@pytest.mark.parametrize("n", [256, 5000, 10_000])
 def test_graph_and_streams(n):
     """No call waits for the host; a graph replays on new data; other streams and runs agree."""
     logits = torch.randn(n, 1000, device="cuda")
