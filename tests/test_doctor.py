@@ -11,7 +11,7 @@ import torch
 
 import emp_kernels as emp
 from emp_kernels import backends
-from emp_kernels.cli import doctor, main
+from emp_kernels.cli import doctor, main, provenance
 from emp_kernels.distributed import vocab_parallel
 
 
@@ -153,3 +153,10 @@ def test_doctor_needs_no_optional_package():
         [sys.executable, "-c", block], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_commit_of_files_that_were_copied(monkeypatch):
+    monkeypatch.setenv("EMP_COMMIT", "0123abc")
+    assert provenance.commit() == "0123abc"
+    monkeypatch.delenv("EMP_COMMIT")
+    assert provenance.commit() != "0123abc"

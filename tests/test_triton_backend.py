@@ -77,3 +77,47 @@ def test_no_argument_of_a_kernel_launched_directly_makes_a_variant():
                 declared = plan.SIZES if parameter.do_not_specialize else plan.POINTERS
                 assert parameter.name in declared, (kernel.function, parameter.name)
                 assert parameter.do_not_specialize or parameter.do_not_specialize_on_alignment
+
+
+class _Compiled:
+    """Stands for a JITFunction and for what it compiles: notes how often, and what is launched."""
+
+    def __init__(self):
+        self.arg_names = ["x", "y", "FIRST", "SECOND"]
+        self.made, self.launched = [], []
+
+    def __getitem__(self, grid):
+        def make(*arguments, **constants):
+            self.made.append((grid, arguments, constants))
+            return self.Again(self)
+
+        return make
+
+    class Again:
+        def __init__(self, parent):
+            self.parent = parent
+
+        def __getitem__(self, grid):
+            return lambda *arguments: self.parent.launched.append((grid, arguments))
+
+
+@needs_plain_triton
+def test_a_kernel_is_compiled_once_for_like_arguments():
+    pytest.importorskip("triton")
+    from emp_kernels.kernels.launching import Kernel
+
+    function = _Compiled()
+    kernel = Kernel(function)
+    kernel.direct = True
+    x, half = torch.zeros(3), torch.zeros(3, dtype=torch.float16)
+    kernel[(5,)](x, 7, SECOND=2, FIRST=1)
+    kernel[(6,)](x[1:], 8, SECOND=2, FIRST=1)
+    assert function.made == [((5,), (x, 7), {"SECOND": 2, "FIRST": 1})]
+    ((grid, arguments),) = function.launched
+    assert grid == (6, 1, 1)
+    assert arguments[1:] == (8, 1, 2)  # constants in the kernel's order, whatever the caller's
+    for unlike in ((half, 7), (x, 2**31), (x, None), (x, x), (x, 1.0)):
+        kernel[(5,)](*unlike, SECOND=2, FIRST=1)
+    kernel[(5,)](x, 7, SECOND=3, FIRST=1)
+    assert len(function.made) == 7
+    assert len(function.launched) == 1

@@ -283,3 +283,17 @@ def test_operators_results_share_no_memory():
         operators.score_and_select(logits, labels, *fields, 1.0, 0.5, None, None, None, "triton"),
     ):
         assert len({tensor.untyped_storage().data_ptr() for tensor in results}) == len(results)
+
+
+def test_what_a_gpu_flushes_is_nothing():
+    """A scaled exponential that is no normal number belongs to a term that, 2^18 times and with
+    its factor in the entropy, rounds to no subnormal either; and -inf's is 0 on every engine."""
+    from emp_kernels.kernels import numerics
+
+    scale, floor = numerics.LOG2_SCALE.value, numerics.FLOOR.value
+    lowest = -(126 + scale) * np.log(2)  # below, 2^scale exp(d) < 2^-126
+    assert floor < lowest
+    assert 2**18 * -lowest * np.exp(lowest) < 2.0**-149
+    assert np.exp(floor) * 2**scale < 2.0**-150
+    largest = 2**18 * 2.0**scale
+    assert largest * 2.0**scale < 2.0**127  # sums, rescaled, and squares

@@ -1,8 +1,8 @@
 """Exponentials and logarithms in float32 that keep their relative accuracy near zero.
 
-Every sum of exponentials is kept times 2^24: exp(d) is then a normal number down to d = -104, so
-that an engine which flushes subnormals, as a GPU's exp2 does, loses none of a small loss. What is
-lost below is less than the smallest normal number even of 2^17 classes.
+Every sum of exponentials is kept times 2^48. A GPU's exp2 flushes subnormals: exp(d) is then a
+normal number down to d = -120, and what is lost below adds up to less than half the smallest
+subnormal even of 2^18 classes. Squares and products of such sums stay below 2^127.
 """
 
 import triton
@@ -10,21 +10,21 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-LOG2_SCALE = tl.constexpr(24.0)
-SCALE = tl.constexpr(2.0**24)
-UNSCALE = tl.constexpr(2.0**-24)
-FLOOR = tl.constexpr(-128.0)  # stands for -inf: exp_scaled(FLOOR) is 0, and so is 0 * FLOOR
+LOG2_SCALE = tl.constexpr(48.0)
+SCALE = tl.constexpr(2.0**48)
+UNSCALE = tl.constexpr(2.0**-48)
+FLOOR = tl.constexpr(-144.0)  # stands for -inf: exp_scaled(FLOOR) is 0, and so is 0 * FLOOR
 LARGEST = tl.constexpr(3.4028234663852886e38)
 INF = tl.constexpr(float("inf"))
 
 
 @triton.jit
 def exp_scaled(d, COMPENSATED: tl.constexpr):
-    """2^24 exp(d) for d in [-128, 0]; 2^24 at 0 and 0 at -128.
+    """2^48 exp(d) for d in [-144, 0]; 2^48 at 0 and 0 at -144.
 
-    y = d log2(e) + 24 rounds by up to 1e-6 near d = 0, and what it lost is d - (y - 24) ln 2.
-    COMPENSATED multiplies by 1 + that. Without, a term is off by up to 7e-7 near d = 0 and by
-    less than 8e-6 down to -104, for three operations less.
+    y = d log2(e) + 48 rounds by up to 2e-6, and what it lost is d - (y - 48) ln 2.
+    COMPENSATED multiplies by 1 + that. Without, a term is off by up to 1.4e-6 near d = 0 and by
+    less than 8e-6 down to -120, for three operations less.
     """
     y = tl.fma(d, LOG2E, LOG2_SCALE)
     e = tl.exp2(y)

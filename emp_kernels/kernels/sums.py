@@ -1,7 +1,7 @@
 """The sums over one row of logits, leaving one maximal element out, and how parts combine.
 
 Of a set of logits with maximum m: u = sum exp(z - m) - 1, t = sum exp(z - m) (z - m) and
-q = sum exp(z - m)^2 - 1, all times a power of 2^24 (numerics). Leaving one maximal element out
+q = sum exp(z - m)^2 - 1, all times a power of 2^48 (numerics). Leaving one maximal element out
 keeps them exact near zero. No element is asked whether it is the one: of two values the smaller
 is added to the sums and the larger goes on (`keep_largest`), so only the last few, the
 champions, must be counted (`champion_terms`, `leave_one_out`). Values are compared as they were
@@ -96,7 +96,7 @@ def rescale(m, new_m, u, t, q, STATISTICS: tl.constexpr):
     t = tl.fma(d, u, t) * e * UNSCALE
     u = u * e * UNSCALE
     if STATISTICS:
-        q = q * e * UNSCALE * e * UNSCALE
+        q = q * (e * UNSCALE) * (e * UNSCALE)
     return u, t, q
 
 

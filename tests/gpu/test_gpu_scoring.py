@@ -13,7 +13,6 @@ from test_statistics import assert_statistics
 import emp_kernels as emp
 
 INF = float("inf")
-TINY = oracle.FLOAT32_TINY
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -38,12 +37,10 @@ def on_cpu(result):
     [1, 2, 7, 10, 33, 100, 129, 257, 1000, 1001, 2049, 4096, 8192, 8193, 32000, 50257],
 )
 def test_hard_rows(classes, dtype):
-    """Of a loss and an entropy too small to be a normal number, a GPU keeps what is above
-    exp(-104) alone: numerics says why."""
     logits, labels, names = hard_rows.batch(classes, dtype, seed=classes)
     truth = oracle.statistics(logits, labels)
     z, y = logits.cuda(), labels.cuda()
-    assert_scores(on_cpu(emp.score(z, y, backend="triton")), truth, names=names, atol=TINY)
+    assert_scores(on_cpu(emp.score(z, y, backend="triton")), truth, names=names)
     assert_statistics(on_cpu(emp.sample_statistics(z, y, backend="triton")), truth, names)
 
 
