@@ -4,10 +4,12 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <memory>
 #include <optional>
 
 #include "cpu/contrastive.h"
-#include "cpu/gathering.h"
+#include "cpu/memory.h"
 #include "cpu/pruning.h"
 #include "cpu/row_parts.h"
 #include "cpu/scoring.h"
@@ -84,19 +86,29 @@ inline bool state_of(const Tensor (&fields)[7], emp::State& state) {
   return true;
 }
 
-// What is wrong inside the arguments of a call: the first row with a bad label or, if there is
-// none, the first position of a bad id; -1 where there is none.
-struct BadValues {
-  int64_t label = -1, id = -1;
-
-  BadValues() = default;
-  BadValues(const emp::Logits& logits, const emp::Labels& labels, const emp::State* state = nullptr,
-            const int64_t* ids = nullptr)
-      : label(emp::first_bad_label(labels, logits.rows, logits.classes)) {
-    if (label < 0 && ids != nullptr && state != nullptr)
-      id = emp::first_bad_index(ids, logits.rows, state->size);
+// A field of scores, (rows,), that is to be written into a state: a copy where it lies in it.
+class ScoreField {
+ public:
+  ScoreField(const Tensor& field, const emp::State& state)
+      : field_(field.data<const float>()), rows_(field.size(0)) {
+    if (!lies_in(state.score, state) && !lies_in(state.loss, state) &&
+        !lies_in(state.entropy, state) && !lies_in(state.updates, state) &&
+        !lies_in(state.seen_at, state))
+      return;
+    copy_ = emp::allocate<float>(rows_);
+    std::copy_n(field_, rows_, copy_.get());
   }
-  explicit operator bool() const { return label >= 0 || id >= 0; }
+  operator const float*() const { return copy_ ? copy_.get() : field_; }
+
+ private:
+  bool lies_in(const void* array, const emp::State& state) const {  // of 4 bytes a sample
+    const auto begin = reinterpret_cast<uintptr_t>(field_), other = uintptr_t(array);
+    return begin < other + uint64_t(state.size) * 4 && other < begin + uint64_t(rows_) * 4;
+  }
+
+  const float* field_;
+  int64_t rows_;
+  std::unique_ptr<float[]> copy_;
 };
 
 }  // namespace bindings

@@ -6,6 +6,7 @@
 #include "arguments.h"
 #include "cpu/contrastive.h"
 #include "cpu/cross_entropy.h"
+#include "cpu/gathering.h"
 #include "cpu/row_parts.h"
 #include "cpu/scoring.h"
 #include "cpu/selection.h"
@@ -27,14 +28,13 @@ py::tuple score(const Tensor& z, const Tensor& y, Ignored ignored, float beta, i
   const emp::Logits logits = logits_of(z);
   const emp::Labels labels = labels_of(y, ignored);
   Result<float> score(y), loss(y), entropy(y), lse(y);
-  BadValues bad;
+  int64_t bad = -1;
   {
     py::gil_scoped_release released;
-    bad = BadValues(logits, labels);
-    if (!bad) emp::score(logits, labels, beta, {score, loss, entropy, lse}, threads);
+    bad = emp::score(logits, labels, beta, {score, loss, entropy, lse}, threads).bad_label;
   }
-  if (bad) return py::make_tuple(bad.label, py::none());
-  return py::make_tuple(bad.label, named_tuple(Scores, score, loss, entropy, lse));
+  if (bad >= 0) return py::make_tuple(bad, py::none());
+  return py::make_tuple(bad, named_tuple(Scores, score, loss, entropy, lse));
 }
 
 // (-1, SampleStatistics), or (the first row with a bad label, None).
@@ -43,17 +43,15 @@ py::tuple sample_statistics(const Tensor& z, const Tensor& y, Ignored ignored, i
   const emp::Labels labels = labels_of(y, ignored);
   Result<float> loss(y), entropy(y), lse(y), confidence(y), el2n(y), margin(y);
   Result<bool> correct(y);
-  BadValues bad;
+  int64_t bad = -1;
   {
     py::gil_scoped_release released;
-    bad = BadValues(logits, labels);
-    if (!bad)
-      emp::sample_statistics(logits, labels,
-                             {loss, entropy, lse, confidence, el2n, margin, correct}, threads);
+    bad = emp::sample_statistics(logits, labels,
+                                 {loss, entropy, lse, confidence, el2n, margin, correct}, threads);
   }
-  if (bad) return py::make_tuple(bad.label, py::none());
-  return py::make_tuple(bad.label, named_tuple(SampleStatistics, loss, entropy, lse, confidence,
-                                               el2n, margin, correct));
+  if (bad >= 0) return py::make_tuple(bad, py::none());
+  return py::make_tuple(
+      bad, named_tuple(SampleStatistics, loss, entropy, lse, confidence, el2n, margin, correct));
 }
 
 // m, u, t and z_y, (4, rows). Labels may be anything.
@@ -159,12 +157,9 @@ int64_t update_state(const emp::State& state, const Tensor& ids, const Tensor& s
   const int64_t rows = ids.size(0);
   py::gil_scoped_release released;
   const int64_t bad = emp::first_bad_index(id, rows, state.size);
-  if (bad < 0)
-    emp::update_state(state,
-                      {score.data<const float>(), loss.data<const float>(),
-                       entropy.data<const float>(), id, rows},
-                      1);
-  return bad;
+  if (bad >= 0) return bad;
+  const ScoreField scores(score, state), losses(loss, state), entropies(entropy, state);
+  return emp::update_state(state, {scores, losses, entropies, id, rows}, 1);
 }
 
 // Writes result, loss and lse. (rows that count, -1, -1), or (0, the first row with a bad label,
@@ -174,17 +169,14 @@ py::tuple cross_entropy(const Tensor& z, const Tensor& y, Ignored ignored, int r
                         const Tensor& loss, const Tensor& lse, int threads) {
   const emp::Logits logits = logits_of(z);
   const emp::Labels labels = labels_of(y, ignored);
-  int64_t counted = 0;
-  BadValues bad;
+  emp::CountedRows counted;
   {
     py::gil_scoped_release released;
-    bad = BadValues(logits, labels, state_of(state), ids_of(ids));
-    if (!bad)
-      counted = emp::cross_entropy(
-          logits, labels, emp::Reduction(reduction), beta, state_of(state), ids_of(ids),
-          {result.data<float>(), loss.data<float>(), lse.data<float>()}, threads);
+    counted = emp::cross_entropy(
+        logits, labels, emp::Reduction(reduction), beta, state_of(state), ids_of(ids),
+        {result.data<float>(), loss.data<float>(), lse.data<float>()}, threads);
   }
-  return py::make_tuple(counted, bad.label, bad.id);
+  return py::make_tuple(counted.count, counted.bad.label, counted.bad.id);
 }
 
 // Writes the gradient to out. `scales` has an element for each row, or one for all; `maximum` is

@@ -14,8 +14,9 @@ namespace bindings {
 
 // Where the rows of a source lie, a tensor with contiguous rows.
 inline emp::GatherRows rows_of(const Tensor& source, char* out) {
-  int64_t row_bytes = source.element_bytes();
-  for (int dim = 1; dim < source.dims(); ++dim) row_bytes *= source.size(dim);
+  int64_t row_bytes = source.size(0) > 0 ? source.element_bytes() : 0;
+  for (int dim = 1; dim < source.dims() && row_bytes > 0; ++dim)
+    row_bytes = emp::checked_product(row_bytes, source.size(dim));
   return {source.data<const char>(), out, source.size(0), row_bytes,
           source.stride(0) * source.element_bytes()};
 }
@@ -27,38 +28,40 @@ inline NewTensor rows_like(const Tensor& source, int64_t count) {
 
 // Rows `indices` of the sources, tensors with contiguous rows, written into `outputs` or, where
 // these are None, into new tensors. (-1, -1, results), or (a source's number, the position of the
-// first index out of its range, None), and then nothing was written into `outputs`.
+// first index out of its range, None). Indices are checked before memory is made or `outputs` are
+// written, and again as they are used, for another thread may write them.
 inline py::tuple gather(const py::list& sources, const Tensor& indices,
                         const std::optional<py::list>& outputs, int threads) {
   const int64_t* const index = indices.data<const int64_t>();
   const int64_t count = indices.size(0);
+  const auto wrong = [](size_t source, int64_t position) {
+    return py::make_tuple(source, position, py::none());
+  };
+  std::vector<Tensor> tensors;
+  for (size_t i = 0; i < sources.size(); ++i) {
+    tensors.emplace_back(sources[i]);
+    const int64_t size = tensors[i].size(0);
+    if (i > 0 && size == tensors[i - 1].size(0)) continue;
+    const int64_t bad = emp::first_bad_index(index, count, size);
+    if (bad >= 0) return wrong(i, bad);
+  }
   std::vector<emp::GatherRows> rows;
   py::list results;
   for (size_t i = 0; i < sources.size(); ++i) {
-    const Tensor source(sources[i]);
     if (outputs) {
-      rows.push_back(rows_of(source, Tensor((*outputs)[i]).data<char>()));
+      rows.push_back(rows_of(tensors[i], Tensor((*outputs)[i]).data<char>()));
     } else {
-      NewTensor result = rows_like(source, count);
-      rows.push_back(rows_of(source, result.data<char>()));
+      NewTensor result = rows_like(tensors[i], count);
+      rows.push_back(rows_of(tensors[i], result.data<char>()));
       results.append(result.tensor());
     }
   }
-  const auto checked = [&]() -> std::optional<py::tuple> {
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const int64_t bad = emp::first_bad_index(index, count, rows[i].rows);
-      if (bad >= 0) return py::make_tuple(i, bad, py::none());
-    }
-    return std::nullopt;
-  };
-  if (outputs)
-    if (const auto bad = checked()) return *bad;
-  bool copied = false;
+  emp::BadIndex bad{0, -1};
   {
     py::gil_scoped_release released;
-    copied = emp::gather(rows.data(), int(rows.size()), index, count, threads);
+    bad = emp::gather(rows.data(), int(rows.size()), index, count, threads);
   }
-  if (!copied) return checked().value();
+  if (bad) return wrong(size_t(bad.tensor), bad.position);
   return py::make_tuple(-1, -1, outputs ? *outputs : results);
 }
 
@@ -89,7 +92,7 @@ class Batch {
     const int tensors = int(rows_.size());
     const int64_t count = indices_.size(0);
     const auto copy = [&](int threads) {
-      return emp::gather(rows_.data(), tensors, indices_.data<const int64_t>(), count, threads);
+      return !emp::gather(rows_.data(), tensors, indices_.data<const int64_t>(), count, threads);
     };
     constexpr int64_t kBrief = 16 * 1024;  // a microsecond, of which the steps below are a tenth
     if (emp::gathered_bytes(rows_.data(), tensors, count) < kBrief) return copy(1);
@@ -108,13 +111,23 @@ class Batch {
 
   py::object result(py::handle leaf) {
     Tensor source;
-    if (!has_plain_rows(leaf.ptr(), source)) return {};
+    if (!has_plain_rows(leaf.ptr(), source) || !memory_is_worth_making(source)) return {};
     NewTensor made = rows_like(source, indices_.size(0));
     rows_.push_back(rows_of(source, made.data<char>()));
     py::object rows = made.tensor();
     // DLPack says int8 of torch.int1 to torch.int7 too, and uint8 likewise.
     const bool narrow = source.dtype().code <= dlpack::kUInt && source.dtype().bits == 8;
     return narrow && !have_one_dtype(rows.ptr(), leaf.ptr()) ? py::object() : rows;
+  }
+
+  // False where an index is out of range, which is looked for first where rows take much memory.
+  bool memory_is_worth_making(const Tensor& source) const {
+    constexpr double kMuch = 1 << 20;
+    const int64_t count = indices_.size(0);
+    double bytes = double(count) * double(source.element_bytes());
+    for (int dim = 1; dim < source.dims(); ++dim) bytes *= double(source.size(dim));
+    return bytes < kMuch ||
+           emp::first_bad_index(indices_.data<const int64_t>(), count, source.size(0)) < 0;
   }
 
   static bool have_one_dtype(PyObject* a, PyObject* b) {

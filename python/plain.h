@@ -24,8 +24,8 @@ PyObject* call_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     return served.release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
+  } catch (const std::bad_alloc& error) {
+    PyErr_SetString(PyExc_MemoryError, error.what());
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }

@@ -23,22 +23,22 @@ struct Pruning {
 
 // A Selection; null where a label or an id is out of range, which `bad` then tells.
 inline py::object select_scored(const Pruning& call, const Tensor& labels, int threads,
-                                BadValues& bad) {
+                                emp::BadValues& bad) {
   const int64_t room = call.keep.of(call.logits.rows);
   Result<int64_t> indices(room);
   Result<float> score(labels), loss(labels), entropy(labels), lse(labels), threshold;
   Result<int32_t> num_invalid;
-  int64_t selected = 0;
+  emp::Pruned pruned;
   {
     py::gil_scoped_release released;
-    bad = BadValues(call.logits, call.labels, call.state, call.ids);
-    if (!bad)
-      selected = emp::score_and_select(
-          call.logits, call.labels, call.beta, call.keep, call.state, call.ids,
-          {{score, loss, entropy, lse}, indices, threshold, num_invalid}, threads);
+    pruned = emp::score_and_select(call.logits, call.labels, call.beta, call.keep, call.state,
+                                   call.ids,
+                                   {{score, loss, entropy, lse}, indices, threshold, num_invalid},
+                                   threads);
   }
+  bad = pruned.bad;
   if (bad) return {};
-  if (selected < room) indices = indices.first(selected);
+  if (pruned.selected < room) indices = indices.first(pruned.selected);
   py::object scores = named_tuple(Scores, score, loss, entropy, lse);
   return named_tuple(Selection, indices, scores, threshold, num_invalid);
 }
@@ -49,7 +49,7 @@ inline py::tuple score_and_select(const Tensor& z, const Tensor& y, Ignored igno
                                   emp::KeepRule keep, float beta, const Remembered& state,
                                   const Ids& ids, int threads) {
   const Pruning call{logits_of(z), labels_of(y, ignored), keep, beta, state_of(state), ids_of(ids)};
-  BadValues bad;
+  emp::BadValues bad;
   const py::object selection = select_scored(call, y, threads, bad);
   return py::make_tuple(bad.label, bad.id, selection ? selection : py::none());
 }
@@ -113,7 +113,7 @@ inline py::object plain_score_and_select(PyObject* const* arguments) {
     ignored = PyLong_AsLongLongAndOverflow(arguments[7], &overflow);
     if (overflow != 0) return {};
   }
-  BadValues bad;
+  emp::BadValues bad;
   return select_scored(
       {logits_of(z), labels_of(y, ignored), keep, beta, is_none(2) ? nullptr : &state,
        is_none(6) ? nullptr : id.data<const int64_t>()},

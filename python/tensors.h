@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <new>
 #include <utility>
 
+#include "cpu/memory.h"
 #include "cpu/pages.h"
 #include "dlpack.h"
 
@@ -134,12 +134,12 @@ class NewTensor {
 
   // Of the shape but for its first dimension, which is `rows`.
   NewTensor(dlpack::DataType dtype, int64_t rows, const int64_t* shape, int dims) {
-    int64_t bytes = int64_t(dtype.bits) * dtype.lanes / 8 * rows;
-    for (int dim = 1; dim < dims; ++dim) bytes *= shape[dim];
+    const int64_t bytes = bytes_of(dtype, rows, shape, dims);
     constexpr size_t kAlignment = 64;
     const size_t header = sizeof(Block) + size_t(dims) * sizeof(int64_t);
     block_.reset(static_cast<Block*>(std::malloc(header + kAlignment + size_t(bytes))));
-    if (!block_) throw std::bad_alloc();
+    if (!block_) throw emp::OutOfMemory(bytes);
+    block_->handed_over = false;
     const uintptr_t end = reinterpret_cast<uintptr_t>(block_.get()) + header;
     void* data = reinterpret_cast<void*>((end + kAlignment - 1) / kAlignment * kAlignment);
     emp::prefer_huge_pages(data, bytes);
@@ -154,7 +154,8 @@ class NewTensor {
     return static_cast<T*>(block_->tensor.data);
   }
 
-  // Once: the memory is then torch's.
+  // Once: the memory is then torch's. Where torch refuses it, it may have called the deleter or not:
+  // that frees nothing before the tensor is there.
   py::object tensor() {
     void* made = nullptr;
     if (torch.exchange != nullptr) {
@@ -168,6 +169,7 @@ class NewTensor {
       made = PyObject_CallOneArg(torch.from_dlpack, capsule.ptr());
       if (made == nullptr) throw py::error_already_set();
     }
+    block_->handed_over = true;
     block_.release();
     return py::reinterpret_steal<py::object>(static_cast<PyObject*>(made));
   }
@@ -175,6 +177,7 @@ class NewTensor {
  private:
   // Lies in front of the shape, and that in front of the elements.
   struct Block {
+    bool handed_over;
     dlpack::Tensor tensor;
     union {
       dlpack::VersionedTensor versioned;
@@ -186,7 +189,15 @@ class NewTensor {
   };
   template <class T>
   static void free_context(T* tensor) {
-    std::free(tensor->context);
+    if (static_cast<Block*>(tensor->context)->handed_over) std::free(tensor->context);
+  }
+  static int64_t bytes_of(dlpack::DataType dtype, int64_t rows, const int64_t* shape, int dims) {
+    int64_t bytes = dims > 0 ? rows : 1;
+    for (int dim = 1; dim < dims; ++dim)
+      if (shape[dim] == 0) return 0;
+    for (int dim = 1; dim < dims && bytes > 0; ++dim)
+      bytes = emp::checked_product(bytes, shape[dim]);
+    return emp::checked_product(bytes, int64_t(dtype.bits) * dtype.lanes / 8);
   }
   std::unique_ptr<Block, Free> block_;
 };

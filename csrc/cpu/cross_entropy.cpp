@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
+#include "gathering.h"
 #include "gradient_rows.h"
 #include "targets.h"
 #include "threads.h"
@@ -38,14 +38,23 @@ void ask_for_huge_pages(void* out, int64_t bytes) {
 
 }  // namespace
 
-int64_t cross_entropy(const Logits& logits, const Labels& labels, Reduction reduction, float beta,
-                      const State* state, const int64_t* ids, const LossOutputs& out, int threads) {
+CountedRows cross_entropy(const Logits& logits, const Labels& labels, Reduction reduction,
+                          float beta, const State* state, const int64_t* ids,
+                          const LossOutputs& out, int threads) {
+  const StandardFloats mode;
   const int64_t rows = logits.rows;
-  std::vector<float> remembered(size_t(2 * rows));  // score and entropy, which end in the state
-  float *const scores = remembered.data(), *const entropy = scores + rows;
+  // Score and entropy, which end in the state.
+  const std::unique_ptr<float[]> remembered = allocate<float>(2 * rows);
+  float *const scores = remembered.get(), *const entropy = scores + rows;
   const RowCounts counts =
       score(logits, labels, beta, {scores, out.loss, entropy, out.lse}, threads);
-  if (state != nullptr) update_state(*state, {scores, out.loss, entropy, ids, rows}, threads);
+  if (counts.bad_label >= 0) return {0, {counts.bad_label, -1}};
+  BadValues bad;
+  if (state != nullptr) {
+    if (ids != nullptr) bad.id = first_bad_index(ids, rows, state->size);
+    if (bad) return {0, bad};
+    bad.id = update_state(*state, {scores, out.loss, entropy, ids, rows}, threads);
+  }
   const int64_t counted = counts.valid + counts.invalid;
   double total = 0;
   for (int64_t i = 0; i < rows; ++i) {
@@ -55,7 +64,7 @@ int64_t cross_entropy(const Logits& logits, const Labels& labels, Reduction redu
   }
   if (reduction == Reduction::kMean) total /= double(counted);
   if (reduction != Reduction::kNone) *out.result = float(total);
-  return counted;
+  return {counted, bad};
 }
 
 void cross_entropy_backward(const Logits& logits, const Labels& labels,

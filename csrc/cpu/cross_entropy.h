@@ -13,12 +13,18 @@ struct LossOutputs {
   float *result, *loss, *lse;
 };
 
+struct CountedRows {
+  int64_t count;
+  BadValues bad;
+};
+
 // The loss of the rows that are not ignored, and how many these are; a mean of none is NaN. Scores
-// of all rows go into `state`, unless it is null, at `ids`, or row by row when they are null.
-// Labels and ids must be in range. A row with a logit of +inf, or with none above -inf, has loss
+// of all rows go into `state`, unless it is null, at `ids`, or row by row when they are null. Bad
+// labels and ids are as in score_and_select. A row with a logit of +inf, or with none above -inf, has loss
 // NaN in the result, as torch has it. The result does not depend on `threads`.
-int64_t cross_entropy(const Logits& logits, const Labels& labels, Reduction reduction, float beta,
-                      const State* state, const int64_t* ids, const LossOutputs& out, int threads);
+CountedRows cross_entropy(const Logits& logits, const Labels& labels, Reduction reduction,
+                          float beta, const State* state, const int64_t* ids,
+                          const LossOutputs& out, int threads);
 
 // What the gradient is made of: the forward pass's loss and lse, (rows,), and row i's scale,
 // scale[i * scale_stride] / divisor. Of rows whose other columns are elsewhere, `maximum`, (rows,),

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "racing.h"
 #include "threads.h"
 
 namespace emp {
@@ -17,7 +18,7 @@ constexpr int64_t kChecked = 1024;
 
 // By signs: of a negative index, or of what is left between an index and the last row. Branchless,
 // and vectorised where no instruction compares 64 bits.
-bool any_bad_index(const int64_t* indices, int64_t begin, int64_t end, int64_t size) {
+EMP_MAY_RACE bool any_bad_index(const int64_t* indices, int64_t begin, int64_t end, int64_t size) {
   const uint64_t last = uint64_t(size) - 1;
   uint64_t signs = 0;
   for (int64_t k = begin; k < end; ++k)
@@ -30,18 +31,19 @@ bool any_bad_index(const int64_t* indices, int64_t begin, int64_t end, int64_t s
 // as long as the copies. Units may be unaligned, and nothing written changes what is read, which
 // the compiler has to be told of bytes.
 template <class Unit>
-bool gather_units(const GatherRows& t, const int64_t* __restrict indices, int64_t begin,
+EMP_MAY_RACE bool gather_units(const GatherRows& t, const int64_t* __restrict indices, int64_t begin,
                   int64_t end) {
   using Size = std::integral_constant<int64_t, sizeof(Unit)>;
   const char* __restrict source = t.source;
   char* __restrict out = t.out;
   const uint64_t rows = uint64_t(t.rows);
-  const auto gather = [&](auto row_bytes, auto stride) {
+  const auto gather = [&](auto row_bytes, auto stride) EMP_MAY_RACE {
     const int64_t last = row_bytes - Size();
 #pragma GCC unroll 4
     for (int64_t k = begin; k < end; ++k) {
-      if (uint64_t(indices[k]) >= rows) return false;
-      const char* const from = source + indices[k] * stride;
+      const int64_t index = read_once(indices + k);
+      if (uint64_t(index) >= rows) return false;
+      const char* const from = source + index * stride;
       char* const to = out + k * row_bytes;
       std::memcpy(to, from, sizeof(Unit));
       if (row_bytes != Size()) std::memcpy(to + last, from + last, sizeof(Unit));
@@ -55,27 +57,32 @@ bool gather_units(const GatherRows& t, const int64_t* __restrict indices, int64_
 
 // Rows of which each is worth a look at the next ones: runs are copied as one block, and what comes
 // later is prefetched.
-bool gather_runs(const GatherRows& t, const int64_t* indices, int64_t begin, int64_t end) {
-  if (any_bad_index(indices, begin, end, t.rows)) return false;
+EMP_MAY_RACE bool gather_runs(const GatherRows& t, const int64_t* indices, int64_t begin,
+                              int64_t end) {
+  int64_t own[kChecked];
+  const int64_t count = end - begin;
+  for (int64_t k = 0; k < count; ++k) own[k] = read_once(indices + begin + k);
+  if (any_bad_index(own, 0, count, t.rows)) return false;
+  char* out = t.out + begin * t.row_bytes;
   const bool dense = t.stride_bytes == t.row_bytes;
-  for (int64_t k = begin; k < end;) {
+  for (int64_t k = 0; k < count;) {
     int64_t run = 1;
     if (dense)
-      while (k + run < end && indices[k + run] == indices[k] + run) ++run;
-    if (k + run + kAhead < end) {
-      const char* next = t.source + indices[k + run + kAhead] * t.stride_bytes;
+      while (k + run < count && own[k + run] == own[k] + run) ++run;
+    if (k + run + kAhead < count) {
+      const char* next = t.source + own[k + run + kAhead] * t.stride_bytes;
       for (int64_t line = 0; line < std::min<int64_t>(t.row_bytes, 128); line += 64)
         __builtin_prefetch(next + line);
     }
-    std::memcpy(t.out + k * t.row_bytes, t.source + indices[k] * t.stride_bytes,
+    std::memcpy(out + k * t.row_bytes, t.source + own[k] * t.stride_bytes,
                 size_t(run * t.row_bytes));
     k += run;
   }
   return true;
 }
 
-// Rows [begin, end) of the output, which then holds anything where false says that an index is out
-// of range.
+// Rows [begin, end), at most kChecked, of the output, which then holds anything where false says
+// that an index is out of range.
 bool gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int64_t end) {
   const int64_t bytes = t.row_bytes;
   if (bytes == 0) return !any_bad_index(indices, begin, end, t.rows);
@@ -90,7 +97,7 @@ bool gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int
 
 }  // namespace
 
-int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size) {
+EMP_MAY_RACE int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size) {
   for (int64_t start = 0; start < count; start += kChecked) {
     const int64_t end = std::min(count, start + kChecked);
     if (!any_bad_index(indices, start, end, size)) continue;
@@ -101,14 +108,15 @@ int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size) {
 }
 
 int64_t gathered_bytes(const GatherRows* tensors, int num_tensors, int64_t count) {
-  int64_t bytes = sizeof(int64_t);
-  for (int i = 0; i < num_tensors; ++i) bytes += 2 * tensors[i].row_bytes;
-  return count * bytes;
+  double bytes = sizeof(int64_t);
+  for (int i = 0; i < num_tensors; ++i) bytes += 2 * double(tensors[i].row_bytes);
+  return int64_t(std::min(double(count) * bytes, 0x1p62));
 }
 
-bool gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
-            int threads) {
-  if (count == 0 || num_tensors == 0) return true;
+BadIndex gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
+                int threads) {
+  constexpr BadIndex kNone{0, -1};
+  if (count == 0 || num_tensors == 0) return kNone;
   const int64_t bytes = gathered_bytes(tensors, num_tensors, count);
   threads = useful_threads(threads, bytes);
   // A task is some rows of all tensors, so that small tensors cost no task of their own.
@@ -116,18 +124,23 @@ bool gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, 
   if (threads > 1)
     step =
         std::clamp<int64_t>(2 * kTaskBytes / (bytes / count), 1, (count + threads - 1) / threads);
-  std::atomic<bool> valid{true};
+  std::atomic<int64_t> bad{-1};  // where the block with a bad index begins
   parallel_tasks(threads, (count + step - 1) / step, [&](int64_t task, int) {
     const int64_t stop = std::min(count, (task + 1) * step);
     for (int64_t begin = task * step; begin < stop; begin += kChecked) {
       const int64_t end = std::min(stop, begin + kChecked);
       for (int i = 0; i < num_tensors; ++i)
         if (!gather_rows(tensors[i], indices, begin, end))
-          valid.store(false, std::memory_order_relaxed);
-      if (!valid.load(std::memory_order_relaxed)) return;
+          bad.store(begin, std::memory_order_relaxed);
+      if (bad.load(std::memory_order_relaxed) >= 0) return;
     }
   });
-  return valid.load();
+  if (bad < 0) return kNone;
+  for (int i = 0; i < num_tensors; ++i) {
+    const int64_t position = first_bad_index(indices, count, tensors[i].rows);
+    if (position >= 0) return {i, position};
+  }
+  return {0, bad};  // it has become a good one since
 }
 
 }  // namespace emp

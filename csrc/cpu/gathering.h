@@ -16,12 +16,20 @@ struct GatherRows {
 // First position k with indices[k] outside [0, size), or -1.
 int64_t first_bad_index(const int64_t* indices, int64_t count, int64_t size);
 
-// How many bytes a gather of `count` rows touches.
+// How many bytes a gather of `count` rows touches, at most 2^63 - 1.
 int64_t gathered_bytes(const GatherRows* tensors, int num_tensors, int64_t count);
 
-// Any order, duplicates allowed; runs of wide rows are copied as one block. False where an index is
-// out of a source's range; the outputs then hold anything.
-bool gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
-            int threads);
+struct BadIndex {
+  int tensor;
+  int64_t position;
+
+  explicit operator bool() const { return position >= 0; }
+};
+
+// Any order, duplicates allowed; runs of wide rows are copied as one block. An index out of a
+// source's range is returned, and the outputs then hold anything: of the first such source the
+// first position. Another thread may write indices meanwhile: what is checked is what is used.
+BadIndex gather(const GatherRows* tensors, int num_tensors, const int64_t* indices, int64_t count,
+                int threads);
 
 }  // namespace emp

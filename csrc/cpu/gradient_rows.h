@@ -90,25 +90,27 @@ struct RowGradient {
                    void* out, int64_t begin, int64_t end) {
     const Constants k;
     const int64_t classes = logits.classes;
-    with_int_pointer(labels.data, labels.dtype, [&](const auto* label) {
-      for (int64_t i = begin; i < end; ++i) {
-        T* to = static_cast<T*>(out) + i * classes;
-        const float scale = gradients.scale[i * gradients.scale_stride] / gradients.divisor;
-        if (scale == 0.0f || (labels.has_ignored && int64_t(label[i]) == labels.ignored)) {
-          std::memset(static_cast<void*>(to), 0, size_t(classes) * sizeof(T));
-          continue;
-        }
-        const T* z = logits.row<T>(i);
-        const Normaliser norm = normaliser(k, z, classes, gradients, i);
-        const Row row{S::set(norm.m), S::set(norm.log_sum), S::set(scale)};
-        write_row<kStream>(k, row, z, classes, to);
-        const int64_t y = int64_t(label[i]);
-        if (uint64_t(y) >= uint64_t(classes)) continue;
-        // p - 1 at the label, from the loss: the lse would blur it where it is near 0.
-        const double at_label = std::expm1(-double(gradients.loss[i])) + (norm.m - norm.m);
-        from_float(float(at_label * double(scale)), to[y]);
+    constexpr int64_t kBlock = 16;
+    int64_t label[kBlock];
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t j = (i - begin) % kBlock;
+      if (j == 0) read_labels(labels, i, std::min(i + kBlock, end), label);
+      const int64_t y = label[j];
+      T* to = static_cast<T*>(out) + i * classes;
+      const float scale = gradients.scale[i * gradients.scale_stride] / gradients.divisor;
+      if (scale == 0.0f || labels.ignores(y)) {
+        std::memset(static_cast<void*>(to), 0, size_t(classes) * sizeof(T));
+        continue;
       }
-    });
+      const T* z = logits.row<T>(i);
+      const Normaliser norm = normaliser(k, z, classes, gradients, i);
+      const Row row{S::set(norm.m), S::set(norm.log_sum), S::set(scale)};
+      write_row<kStream>(k, row, z, classes, to);
+      if (uint64_t(y) >= uint64_t(classes)) continue;
+      // p - 1 at the label, from the loss: the lse would blur it where it is near 0.
+      const double at_label = std::expm1(-double(gradients.loss[i])) + (norm.m - norm.m);
+      from_float(float(at_label * double(scale)), to[y]);
+    }
     if (kStream) S::fence();
   }
 };

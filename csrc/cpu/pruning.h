@@ -24,12 +24,18 @@ struct PruningOutputs {
   int32_t* num_invalid;
 };
 
+struct Pruned {
+  int64_t selected;
+  BadValues bad;
+};
+
 // Scores all rows, writes the valid ones into `state` (nothing where that is null) at `ids` (row i
 // is sample i where that is null) and the positions of the highest scores to out.indices,
-// ascending. Returns their number: what the rule keeps of all rows or, where labels may be ignored,
-// of the valid ones, but never more than are valid. Labels and ids must be in range.
-int64_t score_and_select(const Logits& logits, const Labels& labels, float beta, KeepRule keep,
-                         const State* state, const int64_t* ids, const PruningOutputs& out,
-                         int threads);
+// ascending. Their number is what the rule keeps of all rows or, where labels may be ignored, of
+// the valid ones, but never more than are valid. Where a label or an id is out of range the state
+// is not written; where another thread has put an id out of range meanwhile, the other rows are.
+Pruned score_and_select(const Logits& logits, const Labels& labels, float beta, KeepRule keep,
+                        const State* state, const int64_t* ids, const PruningOutputs& out,
+                        int threads);
 
 }  // namespace emp

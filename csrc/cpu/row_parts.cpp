@@ -37,6 +37,7 @@ void add_row_parts(const Logits& piece, const Labels& labels, int64_t first_colu
 RowCounts scores_of_parts(const RowParts& parts, int64_t rows, float beta,
                           const ScoreOutputs& out) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
+  const StandardFloats mode;
   RowCounts counts;
   for (int64_t row = 0; row < rows; ++row) {
     const double m = parts.m[row], u = parts.u[row], t = parts.t[row], log_sum = std::log1p(u);

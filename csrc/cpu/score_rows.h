@@ -56,29 +56,39 @@ struct RowScorer {
       Kernel::template few_class_sums<kSquares>(k, block.z + i, classes, i, block.sums);
   }
 
-  // Calls on_ignored(row) or, a block at a time, on_block(block).
-  template <bool kSquares, class T, class OnIgnored, class OnBlock>
-  static void for_each_block(const Logits& logits, const Labels& labels, int64_t begin, int64_t end,
-                             OnIgnored&& on_ignored, OnBlock&& on_block) {
+  enum class BadLabels { kLeftOut, kTaken };
+
+  // Calls on_ignored(row) or, a block at a time, on_block(block). Returns the first row that was
+  // left out, or -1.
+  template <bool kSquares, BadLabels kBad, class T, class OnIgnored, class OnBlock>
+  static int64_t for_each_block(const Logits& logits, const Labels& labels, int64_t begin,
+                                int64_t end, OnIgnored&& on_ignored, OnBlock&& on_block) {
     static const typename Kernel::Constants k;
-    with_int_pointer(labels.data, labels.dtype, [&](const auto* label) {
-      for (int64_t start = begin; start < end; start += kBlock) {
-        Block<T> block;
-        for (int64_t row = start; row < std::min(start + kBlock, end); ++row) {
-          const int64_t y = int64_t(label[row]);
-          if (labels.has_ignored && y == labels.ignored) {
-            on_ignored(row);
-            continue;
-          }
-          block.row[block.count] = row;
-          block.label[block.count] = y;
-          block.z[block.count++] = logits.row<T>(row);
+    int64_t left_out = -1;
+    for (int64_t start = begin; start < end; start += kBlock) {
+      const int64_t stop = std::min(start + kBlock, end);
+      int64_t label[kBlock];
+      read_labels(labels, start, stop, label);
+      Block<T> block;
+      for (int64_t row = start; row < stop; ++row) {
+        const int64_t y = label[row - start];
+        if (labels.ignores(y)) {
+          on_ignored(row);
+          continue;
         }
-        if (block.count == 0) continue;
-        sum_block<kSquares>(k, logits.classes, block);
-        on_block(block);
+        if (kBad == BadLabels::kLeftOut && uint64_t(y) >= uint64_t(logits.classes)) {
+          if (left_out < 0) left_out = row;
+          continue;
+        }
+        block.row[block.count] = row;
+        block.label[block.count] = y;
+        block.z[block.count++] = logits.row<T>(row);
       }
-    });
+      if (block.count == 0) continue;
+      sum_block<kSquares>(k, logits.classes, block);
+      on_block(block);
+    }
+    return left_out;
   }
 
   template <class T>
@@ -118,13 +128,14 @@ struct RowScorer {
       counts.invalid += invalid;
       counts.valid += block.count - invalid;
     };
-    for_each_block<false, T>(logits, labels, begin, end, on_ignored, on_block);
+    counts.bad_label = for_each_block<false, BadLabels::kLeftOut, T>(logits, labels, begin, end,
+                                                                     on_ignored, on_block);
     return counts;
   }
 
   template <class T>
-  static void statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
-                         int64_t begin, int64_t end) {
+  static int64_t statistics(const Logits& logits, const Labels& labels,
+                            const StatisticOutputs& out, int64_t begin, int64_t end) {
     const auto on_ignored = [&](int64_t row) {
       out.loss[row] = out.entropy[row] = out.lse[row] = 0.0f;
       out.confidence[row] = out.el2n[row] = out.margin[row] = 0.0f;
@@ -135,7 +146,8 @@ struct RowScorer {
         row_statistics(block.z[i], logits.classes, block.label[i], block.sums.of(i), block.row[i],
                        out);
     };
-    for_each_block<true, T>(logits, labels, begin, end, on_ignored, on_block);
+    return for_each_block<true, BadLabels::kLeftOut, T>(logits, labels, begin, end, on_ignored,
+                                                        on_block);
   }
 
   // In double: a few operations a row.
@@ -183,14 +195,14 @@ struct RowScorer {
         out.z_y[row] = here ? to_float(block.z[i][y]) : Kernel::kNaN;
       }
     };
-    for_each_block<false, T>(logits, labels, begin, end, on_ignored, on_block);
+    for_each_block<false, BadLabels::kTaken, T>(logits, labels, begin, end, on_ignored, on_block);
   }
 };
 
 // What scoring.cpp calls, one set for each target.
 struct RowScorers {
   RowCounts (*score)(const Logits&, const Labels&, float, const ScoreOutputs&, int64_t, int64_t);
-  void (*statistics)(const Logits&, const Labels&, const StatisticOutputs&, int64_t, int64_t);
+  int64_t (*statistics)(const Logits&, const Labels&, const StatisticOutputs&, int64_t, int64_t);
   void (*sums)(const Logits&, const Labels&, const SumOutputs&, int64_t, int64_t);
 };
 

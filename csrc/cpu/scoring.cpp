@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "racing.h"
 #include "score_rows.h"
 #include "targets.h"
 #include "threads.h"
@@ -32,7 +33,28 @@ void for_row_ranges(const Logits& logits, int threads, Body&& body) {
                  [&](int64_t task, int) { body(task * step, std::min(rows, (task + 1) * step)); });
 }
 
+// The lowest of the rows that tasks report.
+class FirstRow {
+ public:
+  void add(int64_t row) {
+    int64_t first = first_.load(std::memory_order_relaxed);
+    while (row >= 0 && row < first && !first_.compare_exchange_weak(first, row)) {
+    }
+  }
+  int64_t row() const { return first_ == kNone ? -1 : first_.load(); }
+
+ private:
+  static constexpr int64_t kNone = INT64_MAX;
+  std::atomic<int64_t> first_{kNone};
+};
+
 }  // namespace
+
+EMP_MAY_RACE void read_labels(const Labels& labels, int64_t begin, int64_t end, int64_t* out) {
+  with_int_pointer(labels.data, labels.dtype, [&](const auto* label) EMP_MAY_RACE {
+    for (int64_t row = begin; row < end; ++row) out[row - begin] = int64_t(read_once(label + row));
+  });
+}
 
 int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t classes) {
   return with_int_pointer(labels.data, labels.dtype, [&](const auto* label) -> int64_t {
@@ -57,21 +79,25 @@ RowCounts score(const Logits& logits, const Labels& labels, float beta, const Sc
   if (logits.rows == 0) return {};
   const auto score_rows = scorers(logits.dtype).score;
   std::atomic<int64_t> valid{0}, invalid{0};
+  FirstRow bad_label;
   for_row_ranges(logits, threads, [&](int64_t begin, int64_t end) {
     const RowCounts counts = score_rows(logits, labels, beta, out, begin, end);
     valid += counts.valid;
     invalid += counts.invalid;
+    bad_label.add(counts.bad_label);
   });
-  return {valid, invalid};
+  return {valid, invalid, bad_label.row()};
 }
 
-void sample_statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
-                       int threads) {
-  if (logits.rows == 0) return;
+int64_t sample_statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
+                          int threads) {
+  if (logits.rows == 0) return -1;
+  FirstRow bad_label;
   const auto row_statistics = scorers(logits.dtype).statistics;
   for_row_ranges(logits, threads, [&](int64_t begin, int64_t end) {
-    row_statistics(logits, labels, out, begin, end);
+    bad_label.add(row_statistics(logits, labels, out, begin, end));
   });
+  return bad_label.row();
 }
 
 void row_sums(const Logits& logits, const Labels& labels, const SumOutputs& out, int threads) {

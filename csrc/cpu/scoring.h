@@ -23,13 +23,19 @@ struct Logits {
   int64_t bytes() const { return rows * classes * (dtype == LogitDtype::kFloat32 ? 4 : 2); }
 };
 
-// Labels (rows,), contiguous. A row whose label is `ignored` is not read.
+// Labels (rows,), contiguous. A row whose label is `ignored` is not read. Another thread may write
+// labels meanwhile: a pass reads each once, and checks what it uses.
 struct Labels {
   const void* data;
   IntDtype dtype;
   bool has_ignored;
   int64_t ignored;
+
+  bool ignores(int64_t label) const { return has_ignored && label == ignored; }
 };
+
+// Labels of rows [begin, end).
+void read_labels(const Labels& labels, int64_t begin, int64_t end, int64_t* out);
 
 // Each output is (rows,), contiguous, and written whole.
 struct ScoreOutputs {
@@ -48,19 +54,30 @@ struct SumOutputs {
 };
 
 // A row is invalid when its loss or entropy is not finite: its score is NaN. An ignored row has
-// score -inf and 0 elsewhere.
+// score -inf and 0 elsewhere. A row whose label is bad, neither ignored nor in [0, classes), is not
+// written.
 struct RowCounts {
   int64_t valid = 0, invalid = 0;
+  int64_t bad_label = -1;  // the first such row, or -1
+};
+
+// What is wrong inside the arguments of a call that writes into a state: the first row with a bad
+// label or, if there is none, a position of an id out of range; -1 where there is none.
+struct BadValues {
+  int64_t label = -1, id = -1;
+
+  explicit operator bool() const { return label >= 0 || id >= 0; }
 };
 
 // First row whose label is neither ignored nor in [0, classes), or -1.
 int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t classes);
 
-// Require that first_bad_label is -1. The result does not depend on `threads`.
+// The result does not depend on `threads`. sample_statistics returns the first row with a bad label,
+// or -1.
 RowCounts score(const Logits& logits, const Labels& labels, float beta, const ScoreOutputs& out,
                 int threads);
-void sample_statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
-                       int threads);
+int64_t sample_statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
+                          int threads);
 // Labels may be anything.
 void row_sums(const Logits& logits, const Labels& labels, const SumOutputs& out, int threads);
 

@@ -1,14 +1,16 @@
 // The passes over the scores that selection consists of, one set for each target.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
+
+#include "racing.h"
 
 namespace emp {
 
 // Which of the scores equal to the threshold a run takes.
 enum class Ties { kNone, kAll };
 
+// Scores that `collect` and `compact` read may change meanwhile: each reads a score once.
 struct SelectKernels {
   // Counts scores above `high` and writes those in [low, high] to candidates (room for n + 16).
   // Returns {above, written}. A NaN is neither.
@@ -19,9 +21,10 @@ struct SelectKernels {
   // Number of scores >= bound.
   int64_t (*count_at_least)(const float* scores, int64_t n, float bound);
   // Writes first + i for each of the n scores above the threshold, and for those equal to it with
-  // Ties::kAll, to out (room for `room`, the number that there are). n < 2^31.
-  void (*compact)(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
-                  int64_t* out, int64_t room);
+  // Ties::kAll, to out, and returns how many it wrote, at most `room`: what comes later is left
+  // out. n < 2^31.
+  int64_t (*compact)(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
+                     int64_t* out, int64_t room);
 };
 
 SelectKernels select_kernels_avx512();
@@ -34,11 +37,11 @@ namespace plain {
 // copies apart.
 template <int kTarget>
 struct Kernels {
-  static SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,
+  EMP_MAY_RACE static SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,
                                           float* candidates) {
     int64_t above = 0, written = 0;
     for (int64_t i = 0; i < n; ++i) {
-      const float s = scores[i];
+      const float s = read_once(scores + i);
       candidates[written] = s;
       written += (s >= low) & (s <= high);
       above += s > high;
@@ -50,14 +53,15 @@ struct Kernels {
     for (int64_t i = 0; i < n; ++i) count += scores[i] >= bound;
     return count;
   }
-  static void compact(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
-                      int64_t* out, int64_t room) {
+  EMP_MAY_RACE static int64_t compact(const float* scores, int64_t n, float threshold, Ties ties,
+                                      int64_t first, int64_t* out, int64_t room) {
     int64_t written = 0;
     for (int64_t i = 0; i < n && written < room; ++i) {
-      const float s = scores[i];
+      const float s = read_once(scores + i);
       out[written] = first + i;
       written += (s > threshold) | ((s == threshold) & (ties == Ties::kAll));
     }
+    return written;
   }
   static SelectKernels all() { return {collect, count_at_least, compact}; }
 };

@@ -5,8 +5,11 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <vector>
 
+#include "memory.h"
+#include "racing.h"
 #include "select_kernels.h"
 #include "targets.h"
 #include "threads.h"
@@ -18,11 +21,16 @@
 //   compact   second pass: writes the positions in order.
 // The counts of the first pass prove the bracket. Where it fails, everything becomes a candidate
 // and the radix digits do the work, still in linear time.
+//
+// Another thread may write scores meanwhile. All counts come from one reading, whose candidates
+// are kept, so that they agree with one another; the second pass is bounded by them, and a chunk
+// that no longer holds as many positions as were counted is filled up with others.
 
 namespace emp {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr int64_t kTiny = 2048;              // up to here a copy of the scores is on the stack
 constexpr int64_t kSmall = 32768;            // up to here the scores themselves are bisected
 constexpr int64_t kManyScores = 1 << 22;     // from here on larger samples and chunks
 constexpr int64_t kFewCandidates = 1 << 20;  // up to here bisection beats a pass of digits
@@ -37,9 +45,9 @@ SelectKernels kernels() {
 
 // Order-preserving map between floats that are not NaN and integers; -0 becomes +0.
 uint32_t key_of(float x) {
-  x += 0.0f;
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
+  if (bits == 0x80000000u) bits = 0;
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 float float_of(uint32_t key) {
@@ -78,13 +86,13 @@ struct Bracket {
 
 // Bounds that hold the k-th of n scores with near certainty (five standard deviations of the
 // sample's rank), from one score of each of `size` equal strata at a mixed position.
-Bracket sample_bracket(const SelectKernels& run, const float* scores, int64_t n, int64_t k) {
+EMP_MAY_RACE Bracket sample_bracket(const SelectKernels& run, const float* scores, int64_t n, int64_t k) {
   const int64_t size = n < kManyScores ? 8192 : 65536;
-  const std::unique_ptr<float[]> sample(new float[size]);
+  const std::unique_ptr<float[]> sample = allocate<float>(size);
   const double stratum = double(n) / double(size);
   for (int64_t i = 0; i < size; ++i) {
     const double offset = double(mix(uint64_t(i) + 1) >> 11) * 0x1p-53;
-    const float s = scores[std::min(n - 1, int64_t((double(i) + offset) * stratum))];
+    const float s = read_once(scores + std::min(n - 1, int64_t((double(i) + offset) * stratum)));
     sample[i] = s == s ? s : -kInf;
   }
   const double share = double(k) / double(n), rank = share * double(size);
@@ -95,6 +103,18 @@ Bracket sample_bracket(const SelectKernels& run, const float* scores, int64_t n,
   };
   const int64_t high_rank = int64_t(rank - margin), low_rank = int64_t(rank + margin) + 1;
   return {low_rank > size ? -kInf : at_rank(low_rank), high_rank < 1 ? kInf : at_rank(high_rank)};
+}
+
+// Completes the ascending positions of out, `written` <= room of them, all in [first, first + n),
+// room <= n: the lowest ones that are missing join them.
+void fill_up(int64_t* out, int64_t written, int64_t room, int64_t first, int64_t n) {
+  if (written == room) return;
+  // Below the last of those that join, every position is then taken.
+  int64_t below = 0, taken = 0;  // positions below first + `below` that stand in out
+  for (int64_t missing = room - written; below < n && below - taken < missing; ++below)
+    taken += taken < written && out[taken] == first + below;
+  std::memmove(out + below, out + taken, size_t(written - taken) * sizeof *out);
+  std::iota(out, out + below, first);
 }
 
 // A run of consecutive scores, the unit of work of both passes.
@@ -121,14 +141,22 @@ class Selector {
   float select() { return n_ <= kSmall ? select_small() : select_large(); }
 
  private:
+  // Of a copy, for which no allocation is needed where scores are few.
   float select_small() {
-    const auto reach = [&](float bound) { return run_.count_at_least(scores_, n_, bound); };
+    float few[kTiny];
+    std::unique_ptr<float[]> many;
+    if (n_ > kTiny) many = allocate<float>(n_);
+    float* const copy = n_ > kTiny ? many.get() : few;
+    std::memcpy(copy, scores_, size_t(n_) * sizeof(float));
+    scores_ = copy;
+    const auto reach = [&](float bound) { return run_.count_at_least(copy, n_, bound); };
     if (reach(-kInf) < k_) return take_nan();
     const float threshold = bisect(key_of(-kInf), key_of(kInf), k_, reach);
-    chunks_.push_back({0, n_, nullptr});
-    chunks_[0].above = threshold == kInf ? 0 : reach(next_above(threshold));
-    chunks_[0].ties = reach(threshold) - chunks_[0].above;
-    compact(threshold);
+    Chunk all{0, n_, nullptr};
+    all.above = threshold == kInf ? 0 : reach(next_above(threshold));
+    all.ties = k_ - all.above;
+    all.takes_all_ties = reach(threshold) == k_;
+    compact(all, threshold);
     return threshold;
   }
 
@@ -136,7 +164,8 @@ class Selector {
     const int64_t chunk = n_ < kManyScores ? 16384 : 65536;
     const int64_t chunks = (n_ + chunk - 1) / chunk, stride = chunk + 16;
     // Only pages that candidates are written to become memory.
-    const std::unique_ptr<float[]> candidates(new float[chunks * stride]);
+    const std::unique_ptr<float[]> candidates = allocate<float>(chunks * stride);
+    chunks_.reserve(size_t(chunks));
     for (int64_t i = 0; i < chunks; ++i)
       chunks_.push_back({i * chunk, std::min(chunk, n_ - i * chunk), &candidates[i * stride]});
 
@@ -242,31 +271,44 @@ class Selector {
       c.out = out;
       out += c.above + c.ties;
     }
-    for_each_chunk([&](Chunk& c) {
-      const float* scores = scores_ + c.begin;
-      int64_t* to = out_ + c.out;
-      if (c.takes_all_ties || c.ties == 0) {
-        run_.compact(scores, c.length, threshold, c.ties > 0 ? Ties::kAll : Ties::kNone, c.begin,
-                     to, c.above + c.ties);
-        return;
-      }
-      int64_t split = 0, room = 0;  // the chunk where the ties run out: behind its last one
-      for (int64_t ties = 0; ties < c.ties; ++split) {
-        ties += scores[split] == threshold;
-        room += scores[split] >= threshold;
-      }
-      run_.compact(scores, split, threshold, Ties::kAll, c.begin, to, room);
-      run_.compact(scores + split, c.length - split, threshold, Ties::kNone, c.begin + split,
-                   to + room, c.above + c.ties - room);
-    });
+    for_each_chunk([&](Chunk& c) { compact(c, threshold); });
+  }
+
+  // Writes c.above + c.ties positions of the chunk.
+  void compact(const Chunk& c, float threshold) {
+    const float* const scores = scores_ + c.begin;
+    int64_t* const to = out_ + c.out;
+    const int64_t room = c.above + c.ties;
+    int64_t written = 0, end = 0;  // of the part of which all ties are taken
+    if (c.ties > 0) {
+      end = c.takes_all_ties ? c.length : behind_ties(scores, c.length, threshold, c.ties);
+      written = run_.compact(scores, end, threshold, Ties::kAll, c.begin, to, room);
+    }
+    written += run_.compact(scores + end, c.length - end, threshold, Ties::kNone, c.begin + end,
+                            to + written, room - written);
+    fill_up(to, written, room, c.begin, c.length);
+  }
+
+  // Where the first `ties` > 0 of the scores equal to the threshold end.
+  EMP_MAY_RACE static int64_t behind_ties(const float* scores, int64_t n, float threshold,
+                                          int64_t ties) {
+    int64_t end = 0;
+    for (; end < n && ties > 0; ++end) ties -= read_once(scores + end) == threshold;
+    return end;
   }
 
   // Fewer than k scores are numbers: all of them, and the first NaNs.
-  float take_nan() {
-    int64_t nan_left = k_, out = 0;
-    for (int64_t i = 0; i < n_; ++i) nan_left -= scores_[i] == scores_[i];
-    for (int64_t i = 0; i < n_; ++i)
-      if (scores_[i] == scores_[i] || nan_left-- > 0) out_[out++] = i;
+  EMP_MAY_RACE float take_nan() {
+    int64_t nan_left = k_, written = 0;
+    for (int64_t i = 0; i < n_; ++i) {
+      const float s = read_once(scores_ + i);
+      nan_left -= s == s;
+    }
+    for (int64_t i = 0; i < n_ && written < k_; ++i) {
+      const float s = read_once(scores_ + i);
+      if (s == s || nan_left-- > 0) out_[written++] = i;
+    }
+    fill_up(out_, written, k_, 0, n_);
     return std::numeric_limits<float>::quiet_NaN();
   }
 
@@ -281,7 +323,9 @@ class Selector {
 }  // namespace
 
 float select(const float* scores, int64_t n, int64_t k, int64_t* out, int threads) {
-  return k == 0 ? kInf : Selector(scores, n, k, out, threads).select();
+  if (k == 0) return kInf;
+  const StandardFloats mode;
+  return Selector(scores, n, k, out, threads).select();
 }
 
 }  // namespace emp

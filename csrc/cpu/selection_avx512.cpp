@@ -1,5 +1,7 @@
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "select_kernels.h"
 
 namespace emp {
@@ -11,7 +13,7 @@ constexpr int kWidth = 16;
 // Lanes of the last vector of n elements.
 __mmask16 lanes(int64_t left) { return __mmask16(left >= kWidth ? 0xffff : (1u << left) - 1); }
 
-SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,
+EMP_MAY_RACE SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,
                                  float* candidates) {
   const F lowest = _mm512_set1_ps(low), highest = _mm512_set1_ps(high);
   int64_t above = 0, written = 0;
@@ -45,13 +47,13 @@ int64_t count_at_least(const float* scores, int64_t n, float bound) {
 }
 
 template <int kCompare>
-void compact_where(const float* scores, int64_t n, float threshold, int64_t first, int64_t* out,
-                   int64_t room) {
+EMP_MAY_RACE int64_t compact_where(const float* scores, int64_t n, float threshold, int64_t first,
+                                   int64_t* out, int64_t room) {
   const F t = _mm512_set1_ps(threshold);
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const __m512i base = _mm512_set1_epi64(first);
   int64_t written = 0;
-  for (int64_t i = 0; i < n; i += kWidth) {
+  for (int64_t i = 0; i < n && written < room; i += kWidth) {
     const __mmask16 here = lanes(n - i);
     const F s = _mm512_maskz_loadu_ps(here, scores + i);
     const __mmask16 taken = _mm512_mask_cmp_ps_mask(here, s, t, kCompare);
@@ -61,7 +63,7 @@ void compact_where(const float* scores, int64_t n, float threshold, int64_t firs
         _mm512_add_epi64(base, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(packed)));
     const __m512i high =
         _mm512_add_epi64(base, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(packed, 1)));
-    const int count = __builtin_popcount(taken);
+    const int64_t count = std::min<int64_t>(__builtin_popcount(taken), room - written);
     if (written + kWidth <= room) {  // what is written too much is overwritten by what follows
       _mm512_storeu_si512(out + written, low);
       _mm512_storeu_si512(out + written + 8, high);
@@ -72,14 +74,14 @@ void compact_where(const float* scores, int64_t n, float threshold, int64_t firs
     }
     written += count;
   }
+  return written;
 }
 
-void compact(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
-             int64_t* out, int64_t room) {
-  if (ties == Ties::kAll)
-    compact_where<_CMP_GE_OQ>(scores, n, threshold, first, out, room);
-  else
-    compact_where<_CMP_GT_OQ>(scores, n, threshold, first, out, room);
+int64_t compact(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
+                int64_t* out, int64_t room) {
+  return ties == Ties::kAll
+             ? compact_where<_CMP_GE_OQ>(scores, n, threshold, first, out, room)
+             : compact_where<_CMP_GT_OQ>(scores, n, threshold, first, out, room);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 namespace emp {
 
 // The state's arrays, each (size,), and its clock, which counts the calls that wrote into it.
+// Other threads may read or write them at the same time: each number is then an old or a new one.
 struct State {
   float *score, *loss, *entropy;
   int32_t *updates, *selections, *seen_at, *clock;
@@ -19,13 +20,14 @@ struct ScoredRows {
   int64_t rows;
 };
 
-// Writes the valid rows (score neither NaN nor -inf, loss and entropy finite) at their ids, which
-// must be in range. A duplicate id keeps its last valid row and counts one update. Each written
-// id's seen_at becomes the clock, which is advanced first when anything is written. `threads` share
-// the work without ids; with them it is done in order, by one.
-void update_state(const State& state, const ScoredRows& scored, int threads);
+// Writes the valid rows (score neither NaN nor -inf, loss and entropy finite) at their ids. A
+// duplicate id keeps its last valid row and counts one update. Each written id's seen_at becomes
+// the clock, which is advanced first when anything is written; no two calls have one clock. Scores
+// must not lie in the state. Returns the position of an id out of range, whose row is left out, or
+// -1. `threads` share the work without ids; with them it is done in order, by one.
+int64_t update_state(const State& state, const ScoredRows& scored, int threads);
 
-// Counts the selection of rows `indices` (count,).
+// Counts the selection of rows `indices` (count,); ids out of range are left out.
 void count_selections(const State& state, const int64_t* indices, int64_t count,
                       const int64_t* ids);
 

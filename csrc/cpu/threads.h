@@ -6,7 +6,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <memory>
+#include <exception>
+
+#include "floats.h"
+#include "memory.h"
 #if defined(__SANITIZE_THREAD__)
 #include <thread>
 #include <vector>
@@ -29,11 +32,13 @@ inline int useful_threads(int limit, int64_t bytes) {
 
 // Calls body(task, thread) for every task in [0, tasks). Each thread takes the tasks of its own
 // share first, in order: thread t the t-th of equal shares, as in torch's own loops, so that what
-// one core wrote or read before is still in its caches. Then it helps the others.
+// one core wrote or read before is still in its caches. Then it helps the others. Each calculates
+// with StandardFloats. The first exception that a task throws ends the tasks and reaches the caller.
 template <class Body>
 void parallel_tasks(int threads, int64_t tasks, Body&& body) {
   threads = int(std::min<int64_t>(threads, tasks));
   if (threads <= 1) {
+    const StandardFloats mode;
     for (int64_t task = 0; task < tasks; ++task) body(task, 0);
     return;
   }
@@ -41,16 +46,23 @@ void parallel_tasks(int threads, int64_t tasks, Body&& body) {
     std::atomic<int64_t> next;
     int64_t end;
   };
-  const std::unique_ptr<Share[]> shares(new Share[size_t(threads)]);
+  const std::unique_ptr<Share[]> shares = allocate<Share>(threads);
   for (int t = 0; t < threads; ++t) {
     shares[t].next = tasks * t / threads;
     shares[t].end = tasks * (t + 1) / threads;
   }
+  std::exception_ptr failure;
+  std::atomic<bool> failed{false};
   const auto work = [&](int thread) {
-    for (int t = thread; t < thread + threads; ++t) {
-      Share& share = shares[t % threads];
-      for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
-        body(task, thread);
+    const StandardFloats mode;
+    try {
+      for (int t = thread; t < thread + threads; ++t) {
+        Share& share = shares[t % threads];
+        for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+          if (!failed.load(std::memory_order_relaxed)) body(task, thread);
+      }
+    } catch (...) {
+      if (!failed.exchange(true)) failure = std::current_exception();
     }
   };
 #if defined(__SANITIZE_THREAD__)  // it does not see the barriers of a libgomp built without it
@@ -61,6 +73,7 @@ void parallel_tasks(int threads, int64_t tasks, Body&& body) {
 #pragma omp parallel num_threads(threads)
   work(omp_get_thread_num());
 #endif
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace emp

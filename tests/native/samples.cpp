@@ -60,7 +60,7 @@ void test_gather(std::mt19937& random) {
     const emp::GatherRows tensors[] = {{source.get(), out.get(), rows, row_bytes, row_bytes},
                                        {source.get(), twin.get(), rows, row_bytes, row_bytes}};
     check(emp::first_bad_index(indices.get(), count, rows) == -1, "indices in range", row_bytes);
-    check(emp::gather(tensors, 2, indices.get(), count, 3), "gather", row_bytes);
+    check(!emp::gather(tensors, 2, indices.get(), count, 3), "gather", row_bytes);
     for (int64_t k = 0; k < count; ++k)
       for (const char* got : {out.get(), twin.get()})
         check(std::memcmp(got + k * row_bytes, &source[indices[k] * row_bytes],
@@ -70,7 +70,8 @@ void test_gather(std::mt19937& random) {
     check(emp::first_bad_index(indices.get(), count, rows) == 5, "an index too high", row_bytes);
     indices[3] = -1;
     check(emp::first_bad_index(indices.get(), count, rows) == 3, "a negative index", row_bytes);
-    check(!emp::gather(tensors, 2, indices.get(), count, 3), "gather of bad indices", row_bytes);
+    check(emp::gather(tensors, 2, indices.get(), count, 3).position == 3, "gather of bad indices",
+          row_bytes);
   }
 }
 
@@ -99,7 +100,7 @@ void test_pruning(std::mt19937& random) {
                          &counters[3 * samples],
                          samples};
   float threshold;
-  const int64_t selected = emp::score_and_select(
+  const emp::Pruned pruned = emp::score_and_select(
       {z.get(), emp::LogitDtype::kFloat32, rows, classes, rows, 0, classes},
       {labels.get(), emp::IntDtype::kUInt8, false, 0}, 1.0f, {-1.0, k}, &state, ids.get(),
       {{&out[0], &out[rows], &out[2 * rows], &out[3 * rows]},
@@ -107,7 +108,7 @@ void test_pruning(std::mt19937& random) {
        &threshold,
        &counters[3 * samples + 1]},
       2);
-  check(selected == k, "selected rows", selected);
+  check(pruned.selected == k && !pruned.bad, "selected rows", pruned.selected);
   check(counters[3 * samples] == 1, "the clock", counters[3 * samples]);
   std::vector<int64_t> last(size_t(samples), -1);
   for (int64_t i = 0; i < rows; ++i)

@@ -10,12 +10,7 @@ def update_state(state, ids, scores: Scores, function: str) -> None:
     """Write valid rows of `scores` (N,) into `state` at `ids` (N,); the last row of a duplicate
     id wins."""
     ids = dense_ids(ids)
-    # The kernel parks row numbers in the state while it works: scores must not live there.
-    own = {getattr(state, name).untyped_storage().data_ptr() for name in ("loss", "entropy")}
-    fields = [
-        field.clone() if field.untyped_storage().data_ptr() in own else field.contiguous()
-        for field in scores[:3]
-    ]
+    fields = [field.contiguous() for field in scores[:3]]
     bad = native.module.update_state(state_tensors(state), ids, *fields)
     if bad >= 0:
         raise_id_out_of_range(function, bad, int(ids[bad]), state.num_samples)
