@@ -80,27 +80,4 @@ enum class IntDtype : int {
   kUInt64 = 7,
 };
 
-// Calls f with a typed pointer to the integers at `data`.
-template <class F>
-decltype(auto) with_int_pointer(const void* data, IntDtype dtype, F&& f) {
-  switch (dtype) {
-    case IntDtype::kInt32:
-      return f(static_cast<const int32_t*>(data));
-    case IntDtype::kInt16:
-      return f(static_cast<const int16_t*>(data));
-    case IntDtype::kInt8:
-      return f(static_cast<const int8_t*>(data));
-    case IntDtype::kUInt8:
-      return f(static_cast<const uint8_t*>(data));
-    case IntDtype::kUInt16:
-      return f(static_cast<const uint16_t*>(data));
-    case IntDtype::kUInt32:
-      return f(static_cast<const uint32_t*>(data));
-    case IntDtype::kUInt64:  // a value past int64's range turns negative: out of range anyway
-    case IntDtype::kInt64:
-    default:
-      return f(static_cast<const int64_t*>(data));
-  }
-}
-
 }  // namespace emp

@@ -63,8 +63,8 @@ struct Exponentials {
   };
 
   static F polynomial(const Constants& k, F r) {
-    return kCubic ? S::fma(r, S::fma(r, S::fma(r, k.c3, k.c2), k.c1), k.one)
-                  : S::fma(r, S::fma(r, k.c2, k.c1), k.one);
+    return kCubic ? S::madd(r, S::madd(r, S::madd(r, k.c3, k.c2), k.c1), k.one)
+                  : S::madd(r, S::madd(r, k.c2, k.c1), k.one);
   }
 
   // What exponentials are taken against: m itself, or the whole step k_m next to m, so that no
@@ -89,8 +89,8 @@ struct Exponentials {
       if (against == Against::kPowers) scale = S::fma(residue, S::set(-float(kLog4)), k.one);
       if (against == Against::kMaximum || against == Against::kPowers) return;
       floor = S::add(m, k.normal);
-      const F k_m = S::sub(S::fma(m, k.steps_per_nat, k.magic), k.magic);
-      const F past = S::fma(k_m, k.minus_step_low, S::fma(k_m, k.minus_step, m));
+      const F k_m = S::sub(S::madd(m, k.steps_per_nat, k.magic), k.magic);
+      const F past = S::madd(k_m, k.minus_step_low, S::fma(k_m, k.minus_step, m));
       magic = S::sub(k.magic, k_m);
       scale = polynomial(k, S::sub(S::set(0.0f), past));
     }
@@ -128,9 +128,9 @@ struct Exponentials {
     F d = S::sub(z, at.m);
     if (kToMaximum && kRange != Range::kNormal) d = S::max(at.floor, d);
     const F x = kToMaximum ? d : z;
-    const F magic_k = S::fma(x, k.steps_per_nat, at.magic), steps = S::sub(magic_k, at.magic);
+    const F magic_k = S::madd(x, k.steps_per_nat, at.magic), steps = S::sub(magic_k, at.magic);
     F r = S::fma(steps, k.minus_step, x);
-    if (kAgainst == Against::kStep) r = S::fma(steps, k.minus_step_low, r);
+    if (kAgainst == Against::kStep) r = S::madd(steps, k.minus_step_low, r);
     F e = S::mul(S::exp2_scaled(k.table, magic_k), polynomial(k, r));
     if (kRange == Range::kTiny) {
       e = S::mul(e, S::set(0x1p40f));  // the root of kTinyUnit
@@ -138,8 +138,8 @@ struct Exponentials {
     }
     if (kLeaveOut) e = S::zero_unless(use, e);
     s.u = S::add(s.u, e);
-    s.t = S::fma(e, d, s.t);
-    if (kSquares && kRange != Range::kTiny) s.q = S::fma(e, e, s.q);  // of a tiny u: nothing
+    s.t = S::madd(e, d, s.t);
+    if (kSquares && kRange != Range::kTiny) s.q = S::madd(e, e, s.q);  // of a tiny u: nothing
   }
 
   // Adds 4^y, y = (z - m) log4(e), of one vector with every z - m >= kNormal, where `use`. Fewer

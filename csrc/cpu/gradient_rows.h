@@ -47,8 +47,8 @@ struct RowGradient {
   // scale * exp((z - m) - log_sum); below exp(kNormal) it is 0.
   [[gnu::always_inline]] static F scaled_softmax(const Constants& k, const Row& row, F z) {
     const F d = S::sub(S::sub(z, row.m), row.log_sum);
-    const F magic_k = S::fma(d, k.steps_per_nat, k.magic), steps = S::sub(magic_k, k.magic);
-    const F r = S::fma(steps, k.minus_step_low, S::fma(steps, k.minus_step, d));
+    const F magic_k = S::madd(d, k.steps_per_nat, k.magic), steps = S::sub(magic_k, k.magic);
+    const F r = S::madd(steps, k.minus_step_low, S::fma(steps, k.minus_step, d));
     const F e = S::mul(S::exp2_scaled(k.table, magic_k), Kernel::polynomial(k, r));
     return S::mul(S::zero_unless(S::not_less(d, k.normal), e), row.scale);
   }
@@ -90,27 +90,22 @@ struct RowGradient {
                    void* out, int64_t begin, int64_t end) {
     const Constants k;
     const int64_t classes = logits.classes;
-    constexpr int64_t kBlock = 16;
-    int64_t label[kBlock];
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t j = (i - begin) % kBlock;
-      if (j == 0) read_labels(labels, i, std::min(i + kBlock, end), label);
-      const int64_t y = label[j];
+    for_each_label(labels, begin, end, [&](int64_t i, int64_t y) {
       T* to = static_cast<T*>(out) + i * classes;
       const float scale = gradients.scale[i * gradients.scale_stride] / gradients.divisor;
       if (scale == 0.0f || labels.ignores(y)) {
         std::memset(static_cast<void*>(to), 0, size_t(classes) * sizeof(T));
-        continue;
+        return;
       }
       const T* z = logits.row<T>(i);
       const Normaliser norm = normaliser(k, z, classes, gradients, i);
       const Row row{S::set(norm.m), S::set(norm.log_sum), S::set(scale)};
       write_row<kStream>(k, row, z, classes, to);
-      if (uint64_t(y) >= uint64_t(classes)) continue;
+      if (uint64_t(y) >= uint64_t(classes)) return;
       // p - 1 at the label, from the loss: the lse would blur it where it is near 0.
       const double at_label = std::expm1(-double(gradients.loss[i])) + (norm.m - norm.m);
       from_float(float(at_label * double(scale)), to[y]);
-    }
+    });
     if (kStream) S::fence();
   }
 };

@@ -34,19 +34,14 @@ struct PartRows {
                   const RowParts& parts, int64_t begin, int64_t end) {
     static const typename Kernel::Constants k;
     const int64_t columns = piece.classes;
-    constexpr int64_t kBlock = 16;
-    int64_t label[kBlock];
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t i = (row - begin) % kBlock;
-      if (i == 0) read_labels(labels, row, std::min(row + kBlock, end), label);
-      const int64_t y = label[i];
-      if (labels.ignores(y)) continue;
+    for_each_label(labels, begin, end, [&](int64_t row, int64_t y) {
+      if (labels.ignores(y)) return;
       const T* z = piece.row<T>(row);
       const RowSums sums = Kernel::template row_sums<false>(k, z, columns);
       merge(sums, parts.m[row], parts.u[row], parts.t[row]);
       if (y >= first_column && y - first_column < columns)
         parts.z_y[row] = to_float(z[y - first_column]);
-    }
+    });
   }
 };
 

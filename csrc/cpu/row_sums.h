@@ -37,10 +37,19 @@ struct RowSumsOf {
   RowSums of(int i) const { return {m[i], u[i], t[i], q[i]}; }
 };
 
+// The sums of one row of any number of classes; q, which costs its own, only with kSquares. Most of
+// what a target compiles to is here: sum_rows.h has the body, of which row_sums_<target>.cpp alone
+// makes code, for all that call it.
+template <class S, class T, bool kSquares>
+struct RowSummer {
+  static RowSums row_sums(const typename Exponentials<S>::Constants& k, const T* row,
+                          int64_t classes);
+};
+
 template <class S>
 struct RowKernel : Exponentials<S> {
   using E = Exponentials<S>;
-  using E::kChunkBytes, E::kNormal, E::kPair, E::kStepLimit, E::kTinyUnit, E::kVanish;
+  using E::kPair, E::kStepLimit;
   using typename E::Against, typename E::Constants, typename E::Range, typename E::Reference;
   using typename E::F, typename E::M, typename E::Sums;
   static constexpr int64_t kFewClasses = 48;  // up to here a lane a row beats a vector a row
@@ -49,10 +58,10 @@ struct RowKernel : Exponentials<S> {
   static constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   static constexpr double kTinySum = 1e-30;  // per element: what is left out is below 1e-7 of it
 
-  // Bounds of some elements; a NaN may or may not show in them.
-  struct Bounds {
-    float lowest, highest;
-  };
+  template <bool kSquares, class T>
+  static RowSums row_sums(const Constants& k, const T* row, int64_t classes) {
+    return RowSummer<S, T, kSquares>::row_sums(k, row, classes);
+  }
 
   template <class T>
   static float highest_of(const T* z, int64_t n) {
@@ -78,40 +87,6 @@ struct RowKernel : Exponentials<S> {
     }
     return S::reduce_max(S::max(S::max(m0, m1), S::max(m2, m3)));
   }
-  // `lowest` would cost more than it saves here.
-  static Bounds bounds(const float* z, int64_t n) { return {-kInf, highest_of(z, n)}; }
-  // Sign-magnitude bits compare like signed integers unless both are negative: the signed maximum
-  // is the highest element if that is not negative, the unsigned one the lowest if that is.
-  template <class T>
-  static Bounds bounds(const T* z, int64_t n) {
-    const uint16_t first = z[0].bits;
-    auto high = S::load_bits_first(z, 0, first), low = high;
-    int64_t i = 0;
-    for (; i + kPair <= n; i += kPair) {
-      const auto x = S::load_bits(z + i);
-      high = S::max_signed(high, x);
-      low = S::max_unsigned(low, x);
-    }
-    if (i < n) {
-      const auto x = S::load_bits_first(z + i, int(n - i), first);
-      high = S::max_signed(high, x);
-      low = S::max_unsigned(low, x);
-    }
-    const int16_t highest = S::reduce_max_signed(high);
-    const uint16_t lowest = S::reduce_max_unsigned(low);
-    return {lowest & 0x8000u ? to_float(T{lowest}) : 0.0f,
-            highest >= 0 ? to_float(T{uint16_t(highest)}) : highest_of(z, n)};
-  }
-
-  template <class T>
-  static bool has_nan(const T* z, int64_t n) {
-    bool found = false;
-    for_each_vector(z, n, [&](int64_t, F x) {
-      found = S::any_nan(x);
-      return !found;
-    });
-    return found;
-  }
   // Lowest index of `value` among n elements, n where it is absent.
   template <class T>
   static int64_t find(const T* z, int64_t n, float value) {
@@ -136,57 +111,6 @@ struct RowKernel : Exponentials<S> {
         S::load2_first(z + i, int(n - i), a, b);
       if (!f(i, a) || !f(i, b)) return;
     }
-  }
-
-  template <bool kTiny, bool kSquares, class T>
-  static RowSums sums(const Constants& k, const T* row, int64_t classes) {
-    constexpr Range kRange = kTiny ? Range::kTiny : Range::kAny;
-    constexpr double kUnit = kTiny ? kTinyUnit : 1.0;  // what exp(0) counts
-    constexpr float kFloor = kTiny ? 2 * kNormal : kVanish;
-    float m = -kInf;
-    double u = 0, t = 0, q = 0;
-    constexpr int64_t kChunk = kChunkBytes / sizeof(T);
-    constexpr bool kSeesLowest = !kTiny && sizeof(T) == 2;
-    for (int64_t start = 0; start < classes; start += kChunk) {
-      const T* z = row + start;
-      const int64_t n = std::min(kChunk, classes - start);
-      const Bounds range = bounds(z, n);
-      Sums s;
-      double ties = 0;  // elements equal to the maximum, besides the one left out
-      if (range.highest > m) {
-        if (range.highest == kInf) return {kInf, has_nan(row, classes) ? kNaN : 0.0f, kNaN, kNaN};
-        if (m > -kInf) {  // the old maximum joins the sums, and these move to the new one
-          const double delta = double(m) - double(range.highest), f = std::exp(delta);
-          t = f * (t + delta * (u + kUnit));
-          u = f * (u + kUnit);
-          q = f * f * (q + 1);
-        }
-        m = range.highest;
-        const int64_t left_out =
-            kSeesLowest && range.lowest >= m + kNormal
-                ? E::template add<Range::kNormal, true, kSquares>(k, z, n, m, s)
-                : E::template add<kRange, true, kSquares>(k, z, n, m, s);
-        ties = double(left_out - 1);
-      } else if (m == -kInf || !(range.highest >= m + kFloor)) {  // only a NaN can matter here
-        if (has_nan(z, n)) return {m, kNaN, kNaN, kNaN};
-        continue;
-      } else if (kSeesLowest && range.lowest >= m + kNormal) {
-        E::template add<Range::kNormal, false, kSquares>(k, z, n, m, s);
-      } else {
-        E::template add<kRange, false, kSquares>(k, z, n, m, s);
-      }
-      u += S::reduce_add(s.u) + ties * kUnit;
-      t += S::reduce_add(s.t);
-      if (kSquares) q += S::reduce_add(s.q) + ties;
-    }
-    return {m, float(u / kUnit), float(t / kUnit), float(q)};
-  }
-
-  template <bool kSquares, class T>
-  static RowSums row_sums(const Constants& k, const T* row, int64_t classes) {
-    const RowSums s = sums<false, kSquares>(k, row, classes);
-    if (s.u < kTinySum * double(classes)) return sums<true, kSquares>(k, row, classes);
-    return s;
   }
 
   // columns[c][lane] is element c of row `lane`.

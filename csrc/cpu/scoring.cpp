@@ -2,7 +2,6 @@
 
 #include <atomic>
 
-#include "racing.h"
 #include "score_rows.h"
 #include "targets.h"
 #include "threads.h"
@@ -49,30 +48,6 @@ class FirstRow {
 };
 
 }  // namespace
-
-EMP_MAY_RACE void read_labels(const Labels& labels, int64_t begin, int64_t end, int64_t* out) {
-  with_int_pointer(labels.data, labels.dtype, [&](const auto* label) EMP_MAY_RACE {
-    for (int64_t row = begin; row < end; ++row) out[row - begin] = int64_t(read_once(label + row));
-  });
-}
-
-int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t classes) {
-  return with_int_pointer(labels.data, labels.dtype, [&](const auto* label) -> int64_t {
-    constexpr int64_t kStride = 1024;  // a branchless, vectorised look at many labels at a time
-    for (int64_t start = 0; start < rows; start += kStride) {
-      const int64_t end = std::min(rows, start + kStride);
-      bool bad = false;
-      for (int64_t i = start; i < end; ++i) bad |= uint64_t(int64_t(label[i])) >= uint64_t(classes);
-      if (!bad) continue;
-      for (int64_t i = start; i < end; ++i) {
-        const int64_t y = int64_t(label[i]);
-        if (uint64_t(y) >= uint64_t(classes) && !(labels.has_ignored && y == labels.ignored))
-          return i;
-      }
-    }
-    return -1;
-  });
-}
 
 RowCounts score(const Logits& logits, const Labels& labels, float beta, const ScoreOutputs& out,
                 int threads) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "dtypes.h"
+#include "labels.h"
 
 namespace emp {
 
@@ -22,20 +23,6 @@ struct Logits {
   }
   int64_t bytes() const { return rows * classes * (dtype == LogitDtype::kFloat32 ? 4 : 2); }
 };
-
-// Labels (rows,), contiguous. A row whose label is `ignored` is not read. Another thread may write
-// labels meanwhile: a pass reads each once, and checks what it uses.
-struct Labels {
-  const void* data;
-  IntDtype dtype;
-  bool has_ignored;
-  int64_t ignored;
-
-  bool ignores(int64_t label) const { return has_ignored && label == ignored; }
-};
-
-// Labels of rows [begin, end).
-void read_labels(const Labels& labels, int64_t begin, int64_t end, int64_t* out);
 
 // Each output is (rows,), contiguous, and written whole.
 struct ScoreOutputs {
@@ -68,9 +55,6 @@ struct BadValues {
 
   explicit operator bool() const { return label >= 0 || id >= 0; }
 };
-
-// First row whose label is neither ignored nor in [0, classes), or -1.
-int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t classes);
 
 // The result does not depend on `threads`. sample_statistics returns the first row with a bad label,
 // or -1.

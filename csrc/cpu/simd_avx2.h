@@ -20,7 +20,9 @@ struct Simd {
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  // a * b + c: `fma` of the exact product, `madd` rounded as the target does it fastest.
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F madd(F a, F b, F c) { return fma(a, b, c); }
   // max(a, b) is b where either is NaN.
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static float reduce_add(F a) {
@@ -45,10 +47,6 @@ struct Simd {
   static bool any_equal(F a, F b) { return _mm256_movemask_ps(equal(a, b)) != 0; }
   static bool any_nan(F a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
   static F zero_unless(M keep, F a) { return _mm256_and_ps(keep, a); }
-  // a * b + c where keep, else c.
-  static F fma_where(M keep, F a, F b, F c) {
-    return _mm256_fmadd_ps(_mm256_and_ps(keep, a), _mm256_and_ps(keep, b), c);
-  }
 
   // 2^(k / 8) for the integer k in the low bits of `magic_k` = k + 1.5 * 2^23. The table
   // holds bits(2^(j / 8)) - (j << 20): adding k << 20 then adds floor(k / 8) to the exponent.

@@ -21,7 +21,9 @@ struct Simd {
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  // a * b + c: `fma` of the exact product, `madd` rounded as the target does it fastest.
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F madd(F a, F b, F c) { return fma(a, b, c); }
   // max(a, b) is b where either is NaN.
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static float reduce_add(F a) { return _mm512_reduce_add_ps(a); }

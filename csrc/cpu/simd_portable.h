@@ -1,105 +1,96 @@
-// The row kernels' primitives in plain C++, for processors without AVX2: 8 floats a vector.
+// The row kernels' primitives in the compiler's own vectors (GCC's and Clang's vector_size), 4
+// floats each, which is what SSE2 and NEON have: wider ones are no faster there and compile two to
+// eight times as long.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include "dtypes.h"
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace emp::portable {
 
 struct Simd {
-  static constexpr int kWidth = 8;
-  static constexpr int kTableBits = 5;
-  struct F {
-    float x[kWidth];
-  };
-  struct M {
-    bool x[kWidth];
-  };
+  typedef float F __attribute__((vector_size(16)));
+  typedef int32_t M __attribute__((vector_size(16)));  // all ones or all zeros a lane
+  static constexpr int kWidth = 4;
+  static constexpr int kTableBits = 3;  // exp2's table has 8 entries, two registers of NEON
 
-  static F set(float x) {
-    return each([=](int) { return x; });
-  }
-  static F add(F a, F b) {
-    return each([&](int i) { return a.x[i] + b.x[i]; });
-  }
-  static F sub(F a, F b) {
-    return each([&](int i) { return a.x[i] - b.x[i]; });
-  }
-  static F mul(F a, F b) {
-    return each([&](int i) { return a.x[i] * b.x[i]; });
-  }
-  // Rounded twice where the target has no fused instruction: the kernels only need one rounding
+  static F set(float x) { return F{x, x, x, x}; }
+  static F add(F a, F b) { return a + b; }
+  static F sub(F a, F b) { return a - b; }
+  static F mul(F a, F b) { return a * b; }
+  // a * b + c: `fma` of the exact product, `madd` rounded as the target does it fastest. Without a
+  // fused instruction fma goes through double and rounds twice: the kernels only need one rounding
   // more than that of a * b where a * b is small against c.
   static F fma(F a, F b, F c) {
-    return each([&](int i) { return float(double(a.x[i]) * double(b.x[i]) + double(c.x[i])); });
+#if defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    const Double product = __builtin_convertvector(a, Double) * __builtin_convertvector(b, Double);
+    return __builtin_convertvector(product + __builtin_convertvector(c, Double), F);
+#endif
+  }
+  static F madd(F a, F b, F c) {
+#if defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
   }
   // max(a, b) is b where either is NaN.
-  static F max(F a, F b) {
-    return each([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
-  }
-  static float reduce_add(F a) {
-    for (int half = kWidth / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) a.x[i] += a.x[i + half];
-    return a.x[0];
-  }
-  static float reduce_max(F a) { return *std::max_element(a.x, a.x + kWidth); }
+  static F max(F a, F b) { return a > b ? a : b; }
+  static float reduce_add(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+  static float reduce_max(F a) { return std::max(std::max(a[0], a[1]), std::max(a[2], a[3])); }
 
-  static M not_less(F a, F b) {
-    return each_mask([&](int i) { return !(a.x[i] < b.x[i]); });
+  static M not_less(F a, F b) { return ~(a < b); }
+  static M not_equal(F a, F b) { return a != b; }
+  static M equal(F a, F b) { return a == b; }
+  static M both(M a, M b) { return a & b; }
+  static M either(M a, M b) { return a | b; }
+  static M none() { return M{}; }
+  static M all() { return ~M{}; }
+  static int count(M a) {
+#if defined(__aarch64__)
+    return -vaddvq_s32(a);
+#else
+    return -(a[0] + a[1] + a[2] + a[3]);
+#endif
   }
-  static M not_equal(F a, F b) {
-    return each_mask([&](int i) { return a.x[i] != b.x[i]; });
-  }
-  static M equal(F a, F b) {
-    return each_mask([&](int i) { return a.x[i] == b.x[i]; });
-  }
-  static M both(M a, M b) {
-    return each_mask([&](int i) { return a.x[i] && b.x[i]; });
-  }
-  static M either(M a, M b) {
-    return each_mask([&](int i) { return a.x[i] || b.x[i]; });
-  }
-  static M none() {
-    return each_mask([](int) { return false; });
-  }
-  static M all() {
-    return each_mask([](int) { return true; });
-  }
-  static int count(M a) { return int(std::count(a.x, a.x + kWidth, true)); }
-  static bool any_equal(F a, F b) { return count(equal(a, b)) != 0; }
-  static bool any_nan(F a) { return count(not_equal(a, a)) != 0; }
-  static F zero_unless(M keep, F a) {
-    return each([&](int i) { return keep.x[i] ? a.x[i] : 0.0f; });
-  }
-  // a * b + c where keep, else c.
-  static F fma_where(M keep, F a, F b, F c) {
-    const F sum = fma(a, b, c);
-    return each([&](int i) { return keep.x[i] ? sum.x[i] : c.x[i]; });
-  }
+  static bool any_equal(F a, F b) { return any(equal(a, b)); }
+  static bool any_nan(F a) { return any(not_equal(a, a)); }
+  static F zero_unless(M keep, F a) { return F(keep & M(a)); }
 
-  // 2^(k / 32) for the integer k in the low bits of `magic_k` = k + 1.5 * 2^23. The table
-  // holds bits(2^(j / 32)) - (j << 18): adding k << 18 then adds floor(k / 32) to the exponent.
+  // 2^(k / 8) for the integer k in the low bits of `magic_k` = k + 1.5 * 2^23. The table
+  // holds bits(2^(j / 8)) - (j << 20): adding k << 20 then adds floor(k / 8) to the exponent.
   struct Exp2Table {
-    uint32_t entries[32];
+#if defined(__aarch64__)
+    uint8x16x2_t entries;
+#else
+    uint32_t entries[8];
+#endif
   };
   static Exp2Table load_table(const int32_t* entries) {
     Exp2Table table;
-    std::copy(entries, entries + 32, table.entries);
+    std::memcpy(&table.entries, entries, sizeof table.entries);
     return table;
   }
   static F exp2_scaled(const Exp2Table& table, F magic_k) {
-    return each([&](int i) {
-      uint32_t k;
-      std::memcpy(&k, &magic_k.x[i], 4);
-      const uint32_t bits = table.entries[k & 31] + (k << (23 - kTableBits));
-      float f;
-      std::memcpy(&f, &bits, 4);
-      return f;
-    });
+    const Word k = Word(magic_k), j = k & 7u;
+#if defined(__aarch64__)
+    const Word bytes = j * 0x04040404u + 0x03020100u;  // where an entry's are
+    const Word entry = Word(vqtbl2q_u8(table.entries, uint8x16_t(bytes)));
+#else
+    const Word entry{table.entries[j[0]], table.entries[j[1]], table.entries[j[2]],
+                     table.entries[j[3]]};
+#endif
+    return F(entry + (k << (23 - kTableBits)));
   }
 
   static constexpr bool kTransposes = false;
@@ -107,79 +98,125 @@ struct Simd {
   struct Exp4 {};
 
   // Bits of 2 * kWidth 16-bit elements.
-  struct Bits {
-    uint16_t x[2 * kWidth];
-  };
-  template <class T>
-  static Bits load_bits(const T* p) {
+  typedef uint16_t Bits __attribute__((vector_size(16)));
+  static Bits load_bits(const void* p) {
     Bits bits;
-    std::memcpy(bits.x, p, sizeof bits.x);
+    std::memcpy(&bits, p, sizeof bits);
     return bits;
   }
-  static Bits max_signed(Bits a, Bits b) {
-    for (int i = 0; i < 2 * kWidth; ++i)
-      if (int16_t(b.x[i]) > int16_t(a.x[i])) a.x[i] = b.x[i];
-    return a;
+  static Bits max_signed(Bits a, Bits b) { return SignedBits(a) > SignedBits(b) ? a : b; }
+  static Bits max_unsigned(Bits a, Bits b) { return a > b ? a : b; }
+  static uint16_t reduce_max_unsigned(Bits a) {
+    uint16_t x[2 * kWidth];
+    std::memcpy(x, &a, sizeof a);
+    return *std::max_element(x, x + 2 * kWidth);
   }
-  static Bits max_unsigned(Bits a, Bits b) {
-    for (int i = 0; i < 2 * kWidth; ++i) a.x[i] = std::max(a.x[i], b.x[i]);
-    return a;
-  }
-  static uint16_t reduce_max_unsigned(Bits a) { return *std::max_element(a.x, a.x + 2 * kWidth); }
   static int16_t reduce_max_signed(Bits a) {
-    int16_t highest = int16_t(a.x[0]);
-    for (const uint16_t bits : a.x) highest = std::max(highest, int16_t(bits));
-    return highest;
+    int16_t x[2 * kWidth];
+    std::memcpy(x, &a, sizeof a);
+    return *std::max_element(x, x + 2 * kWidth);
   }
 
-  // 2 * kWidth elements from p.
+  // 2 * kWidth elements from p, in an order that only depends on the type.
+  static void load2(const float* p, F& a, F& b) {
+    a = load(p);
+    b = load(p + kWidth);
+  }
   template <class T>
   static void load2(const T* p, F& a, F& b) {
-    a = each([&](int i) { return to_float(p[i]); });
-    b = each([&](int i) { return to_float(p[i + kWidth]); });
+    widen(T{}, load_bits(p), a, b);
   }
   // The first n < 2 * kWidth elements from p, the others -inf.
-  template <class T>
-  static void load2_first(const T* p, int n, F& a, F& b) {
-    const float fill = -__builtin_inff();
-    a = each([&](int i) { return i < n ? to_float(p[i]) : fill; });
-    b = each([&](int i) { return i + kWidth < n ? to_float(p[i + kWidth]) : fill; });
+  static void load2_first(const float* p, int n, F& a, F& b) {
+    float padded[2 * kWidth];
+    std::copy(p, p + n, padded);
+    std::fill(padded + n, padded + 2 * kWidth, -__builtin_inff());
+    load2(padded, a, b);
+  }
+  static void load2_first(const BFloat16* p, int n, F& a, F& b) {
+    widen(BFloat16{}, load_bits_first(p, n, 0xff80), a, b);
+  }
+  static void load2_first(const Float16* p, int n, F& a, F& b) {
+    widen(Float16{}, load_bits_first(p, n, 0xfc00), a, b);
   }
   template <class T>
   static Bits load_bits_first(const T* p, int n, uint16_t fill) {
-    Bits bits;
-    for (int i = 0; i < 2 * kWidth; ++i) bits.x[i] = i < n ? p[i].bits : fill;
-    return bits;
+    T padded[2 * kWidth];
+    std::copy(p, p + n, padded);
+    std::fill(padded + n, padded + 2 * kWidth, T{fill});
+    return load_bits(padded);
   }
   static F load(const float* p) {
-    return each([&](int i) { return p[i]; });
+    F a;
+    std::memcpy(&a, p, sizeof a);
+    return a;
   }
-  static void store(float* p, F a) { std::copy(a.x, a.x + kWidth, p); }
+  static void store(float* p, F a) { std::memcpy(p, &a, sizeof a); }
 
   // Writes what load2 would read back, rounded to nearest even. There are no streaming stores.
   template <bool kStream, class T>
   static void store2(T* p, F a, F b) {
-    store2_first(p, 2 * kWidth, a, b);
+    if constexpr (sizeof(T) == 4) {
+      store(p, a);
+      store(p + kWidth, b);
+    } else {
+      const Word bits = narrow(T{}, a) | narrow(T{}, b) << 16;
+      std::memcpy(static_cast<void*>(p), &bits, sizeof bits);
+    }
   }
-  // The first n elements.
+  // The first n < 2 * kWidth elements.
   template <class T>
   static void store2_first(T* p, int n, F a, F b) {
-    for (int i = 0; i < n; ++i) from_float(i < kWidth ? a.x[i] : b.x[i - kWidth], p[i]);
+    T padded[2 * kWidth];
+    store2<false>(padded, a, b);
+    std::copy(padded, padded + n, p);
   }
   static void fence() {}
 
  private:
-  template <class Function>
-  static F each(Function&& f) {
-    F result;
-    for (int i = 0; i < kWidth; ++i) result.x[i] = f(i);
-    return result;
+  typedef uint32_t Word __attribute__((vector_size(16)));
+  typedef int16_t SignedBits __attribute__((vector_size(16)));
+  typedef double Double __attribute__((vector_size(32)));
+
+  static bool any(M a) {
+#if defined(__aarch64__)
+    return vmaxvq_u32(uint32x4_t(a)) != 0;
+#elif defined(__SSE2__)
+    return _mm_movemask_ps(F(a)) != 0;
+#else
+    return (a[0] | a[1] | a[2] | a[3]) != 0;
+#endif
   }
-  template <class Function>
-  static M each_mask(Function&& f) {
-    M result;
-    for (int i = 0; i < kWidth; ++i) result.x[i] = f(i);
-    return result;
+
+  // The low halves of the words become a, the high ones b.
+  static void widen(BFloat16, Bits x, F& a, F& b) {
+    a = F(Word(x) << 16);
+    b = F(Word(x) & 0xffff0000u);
+  }
+  static void widen(Float16, Bits x, F& a, F& b) {
+    a = float_of_half(Word(x) & 0xffffu);
+    b = float_of_half(Word(x) >> 16);
+  }
+  // As dtypes.h's to_float and from_float, of which each line has its counterpart here.
+  static F float_of_half(Word x) {
+    const Word magnitude = x & 0x7fffu;
+    const Word finite = Word(F(magnitude << 13) * 0x1p112f);
+    const Word infinite = Word(M(magnitude) >= 0x7c00) & 0x7f800000u;
+    return F(finite | infinite | (x & 0x8000u) << 16);
+  }
+  static Word narrow(BFloat16, F x) {
+    const Word bits = Word(x);
+    return (x == x ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x00400000u) >> 16;
+  }
+  static Word narrow(Float16, F x) {
+    const Word bits = Word(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    const M order = M(magnitude);
+    const Word normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const Word subnormal = Word(F(magnitude) + 0.5f) - 0x3f000000u;
+    Word half = order < 0x38800000 ? subnormal : normal;
+    half = order >= 0x477ff000 ? Word{} + 0x7c00u : half;
+    half = order >= 0x7f800001 ? Word{} + 0x7e00u : half;
+    return sign | half;
   }
 };
 
