@@ -31,10 +31,9 @@ inline py::object select_scored(const Pruning& call, const Tensor& labels, int t
   emp::Pruned pruned;
   {
     py::gil_scoped_release released;
-    pruned = emp::score_and_select(call.logits, call.labels, call.beta, call.keep, call.state,
-                                   call.ids,
-                                   {{score, loss, entropy, lse}, indices, threshold, num_invalid},
-                                   threads);
+    pruned = emp::score_and_select(
+        call.logits, call.labels, call.beta, call.keep, call.state, call.ids,
+        {{score, loss, entropy, lse}, indices, threshold, num_invalid}, threads);
   }
   bad = pruned.bad;
   if (bad) return {};

@@ -154,8 +154,8 @@ class NewTensor {
     return static_cast<T*>(block_->tensor.data);
   }
 
-  // Once: the memory is then torch's. Where torch refuses it, it may have called the deleter or not:
-  // that frees nothing before the tensor is there.
+  // Once: the memory is then torch's. Where torch refuses it, it may have called the deleter or
+  // not: that frees nothing before the tensor is there.
   py::object tensor() {
     void* made = nullptr;
     if (torch.exchange != nullptr) {

@@ -20,8 +20,8 @@ struct CountedRows {
 
 // The loss of the rows that are not ignored, and how many these are; a mean of none is NaN. Scores
 // of all rows go into `state`, unless it is null, at `ids`, or row by row when they are null. Bad
-// labels and ids are as in score_and_select. A row with a logit of +inf, or with none above -inf, has loss
-// NaN in the result, as torch has it. The result does not depend on `threads`.
+// labels and ids are as in score_and_select. A row with a logit of +inf, or with none above -inf,
+// has loss NaN in the result, as torch has it. The result does not depend on `threads`.
 CountedRows cross_entropy(const Logits& logits, const Labels& labels, Reduction reduction,
                           float beta, const State* state, const int64_t* ids,
                           const LossOutputs& out, int threads);

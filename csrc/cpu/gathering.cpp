@@ -31,8 +31,8 @@ EMP_MAY_RACE bool any_bad_index(const int64_t* indices, int64_t begin, int64_t e
 // as long as the copies. Units may be unaligned, and nothing written changes what is read, which
 // the compiler has to be told of bytes.
 template <class Unit>
-EMP_MAY_RACE bool gather_units(const GatherRows& t, const int64_t* __restrict indices, int64_t begin,
-                  int64_t end) {
+EMP_MAY_RACE bool gather_units(const GatherRows& t, const int64_t* __restrict indices,
+                               int64_t begin, int64_t end) {
   using Size = std::integral_constant<int64_t, sizeof(Unit)>;
   const char* __restrict source = t.source;
   char* __restrict out = t.out;

@@ -134,8 +134,8 @@ struct RowScorer {
   }
 
   template <class T>
-  static int64_t statistics(const Logits& logits, const Labels& labels,
-                            const StatisticOutputs& out, int64_t begin, int64_t end) {
+  static int64_t statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
+                            int64_t begin, int64_t end) {
     const auto on_ignored = [&](int64_t row) {
       out.loss[row] = out.entropy[row] = out.lse[row] = 0.0f;
       out.confidence[row] = out.el2n[row] = out.margin[row] = 0.0f;

@@ -56,8 +56,8 @@ struct BadValues {
   explicit operator bool() const { return label >= 0 || id >= 0; }
 };
 
-// The result does not depend on `threads`. sample_statistics returns the first row with a bad label,
-// or -1.
+// The result does not depend on `threads`. sample_statistics returns the first row with a bad
+// label, or -1.
 RowCounts score(const Logits& logits, const Labels& labels, float beta, const ScoreOutputs& out,
                 int threads);
 int64_t sample_statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,

@@ -37,8 +37,8 @@ namespace plain {
 // copies apart.
 template <int kTarget>
 struct Kernels {
-  EMP_MAY_RACE static SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,
-                                          float* candidates) {
+  EMP_MAY_RACE static SelectKernels::Collected collect(const float* scores, int64_t n, float low,
+                                                       float high, float* candidates) {
     int64_t above = 0, written = 0;
     for (int64_t i = 0; i < n; ++i) {
       const float s = read_once(scores + i);

@@ -86,7 +86,8 @@ struct Bracket {
 
 // Bounds that hold the k-th of n scores with near certainty (five standard deviations of the
 // sample's rank), from one score of each of `size` equal strata at a mixed position.
-EMP_MAY_RACE Bracket sample_bracket(const SelectKernels& run, const float* scores, int64_t n, int64_t k) {
+EMP_MAY_RACE Bracket sample_bracket(const SelectKernels& run, const float* scores, int64_t n,
+                                    int64_t k) {
   const int64_t size = n < kManyScores ? 8192 : 65536;
   const std::unique_ptr<float[]> sample = allocate<float>(size);
   const double stratum = double(n) / double(size);

@@ -14,7 +14,7 @@ constexpr int kWidth = 16;
 __mmask16 lanes(int64_t left) { return __mmask16(left >= kWidth ? 0xffff : (1u << left) - 1); }
 
 EMP_MAY_RACE SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,
-                                 float* candidates) {
+                                              float* candidates) {
   const F lowest = _mm512_set1_ps(low), highest = _mm512_set1_ps(high);
   int64_t above = 0, written = 0;
   for (int64_t i = 0; i < n; i += kWidth) {
@@ -79,9 +79,8 @@ EMP_MAY_RACE int64_t compact_where(const float* scores, int64_t n, float thresho
 
 int64_t compact(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
                 int64_t* out, int64_t room) {
-  return ties == Ties::kAll
-             ? compact_where<_CMP_GE_OQ>(scores, n, threshold, first, out, room)
-             : compact_where<_CMP_GT_OQ>(scores, n, threshold, first, out, room);
+  return ties == Ties::kAll ? compact_where<_CMP_GE_OQ>(scores, n, threshold, first, out, room)
+                            : compact_where<_CMP_GT_OQ>(scores, n, threshold, first, out, room);
 }
 
 }  // namespace

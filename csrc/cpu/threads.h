@@ -33,7 +33,8 @@ inline int useful_threads(int limit, int64_t bytes) {
 // Calls body(task, thread) for every task in [0, tasks). Each thread takes the tasks of its own
 // share first, in order: thread t the t-th of equal shares, as in torch's own loops, so that what
 // one core wrote or read before is still in its caches. Then it helps the others. Each calculates
-// with StandardFloats. The first exception that a task throws ends the tasks and reaches the caller.
+// with StandardFloats. The first exception that a task throws ends the tasks and reaches the
+// caller.
 template <class Body>
 void parallel_tasks(int threads, int64_t tasks, Body&& body) {
   threads = int(std::min<int64_t>(threads, tasks));
