@@ -17,7 +17,7 @@ from .keep import Keep, kept_count
 from .results import SampleStatistics, Scores, Selection
 
 NAMESPACE = "emp_kernels"
-STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
+STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock", "claims")
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _SCHEMAS = (
@@ -29,8 +29,8 @@ _SCHEMAS = (
     # the state's fields, all or none of them; `share` or `count` is keep
     "score_and_select(Tensor logits, Tensor labels, Tensor(a!)? score, Tensor(b!)? loss, "
     "Tensor(c!)? entropy, Tensor(d!)? updates, Tensor(e!)? selections, Tensor(f!)? seen_at, "
-    "Tensor(g!)? clock, float beta, float? share, int? count, Tensor? indices, "
-    "int? ignore_index, str? backend) "
+    "Tensor(g!)? clock, Tensor(h!)? claims, float beta, float? share, int? count, "
+    "Tensor? indices, int? ignore_index, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 for _schema in _SCHEMAS:

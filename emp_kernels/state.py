@@ -88,12 +88,18 @@ class EMPState:
         self.drawn = torch.zeros(size, dtype=torch.bool, device=device)
         windows = (diagnostics.WINDOWS, len(diagnostics.COLUMNS))
         self.windows = torch.full(windows, -1.0, dtype=torch.float64, device=device)
+        self._make_claims()
         self.warned = False  # of a collapse; a state says so once
         self.synced_at = 0  # the clock up to which all ranks' states are equal
 
     @property
     def device(self) -> torch.device:
         return self.score.device
+
+    def _make_claims(self) -> None:
+        """Where a GPU's programs agree on the row that writes a sample; it keeps nothing."""
+        size = self.num_samples if self.device.type == "cuda" else 0
+        self.claims = torch.empty(size, dtype=torch.int32, device=self.device)
 
     def __len__(self) -> int:
         return self.num_samples
@@ -175,6 +181,7 @@ class EMPState:
         """Move the state to `device`, in place, and return it."""
         for name in _FIELDS:
             setattr(self, name, getattr(self, name).to(device))
+        self._make_claims()
         return self
 
     def state_dict(self) -> dict[str, Any]:

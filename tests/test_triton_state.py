@@ -133,7 +133,7 @@ def test_update(monkeypatch):
             state.update(ids, emp.Scores(*fields))
             model.update(ids.tolist(), emp.Scores(*fields), valid)
             model.assert_equal(state)
-        assert state.clock == 3
+        assert state.clock == 2  # a call that writes nothing does not count
         own = emp.Scores(state.score, state.loss, state.entropy, state.loss)
         before = state.loss.clone()
         state.update(torch.arange(40).flip(0), own)
@@ -158,3 +158,51 @@ def test_scores_that_overflow_are_not_selected(rows):
     assert got.threshold == want.threshold
     assert got.num_invalid == want.num_invalid
     assert torch.equal(states[0].selections, states[1].selections)
+
+
+def test_nothing_between_old_and_new(monkeypatch):
+    """What another stream copies while rows are written: after each of the launches every entry of
+    the state is that from before or that from after the call."""
+    from emp_kernels.kernels import launch
+
+    generator = torch.Generator().manual_seed(2)
+    state = emp.EMPState(30)
+    first, second = (torch.rand(3, 70, generator=generator) for _ in range(2))
+    ids = torch.randint(30, (70,), generator=generator)
+    launch.remember(state, ids, first)
+    snapshots = [state.state_dict()]
+    kernel = launch.remember_rows
+
+    class Spy:
+        def __getitem__(self, grid):
+            def run(*arguments, **constants):
+                kernel[grid](*arguments, **constants)
+                snapshots.append(state.state_dict())
+
+            return run
+
+    monkeypatch.setattr(launch, "remember_rows", Spy())
+    launch.remember(state, ids, second)
+    assert len(snapshots) == 4
+    before, after = snapshots[0], snapshots[-1]
+    for snapshot in snapshots[1:]:
+        for name in FIELDS:
+            entries = snapshot[name]
+            assert ((entries == before[name]) | (entries == after[name])).all(), name
+    assert not torch.equal(before["loss"], after["loss"])
+
+
+@pytest.mark.parametrize("indices", [None, torch.arange(70).flip(0)])
+def test_the_clock_counts_calls_that_write(rows, indices):
+    logits, labels, _ = rows
+    state = emp.EMPState(70)
+    for nothing in (torch.full_like(logits, torch.nan), logits[:0]):
+        ids = None if indices is None else indices[: len(nothing)]
+        if len(nothing) or ids is not None:
+            emp.score_and_select(
+                nothing, labels[: len(nothing)], state, 0.5, indices=ids, backend="triton"
+            )
+    assert state.clock == 0
+    emp.score_and_select(logits, labels, state, 0.5, indices=indices, backend="triton")
+    assert state.clock == 1
+    assert set(state.seen_at.tolist()) == {0, 1}

@@ -74,7 +74,7 @@ def name_of(dtype: torch.dtype) -> str:
 def fields_of_state(size: int) -> SimpleNamespace:
     """A state's tensors, uninitialised: nothing runs."""
     integers = {name: torch.empty(size, dtype=torch.int32) for name in ("updates", "selections")}
-    integers["seen_at"] = torch.empty(size, dtype=torch.int32)
+    integers |= {name: torch.empty(size, dtype=torch.int32) for name in ("seen_at", "claims")}
     values = {name: torch.empty(size) for name in ("score", "loss", "entropy")}
     clock = torch.zeros((), dtype=torch.int32)
     return SimpleNamespace(**values, **integers, clock=clock, num_samples=size)

@@ -34,7 +34,7 @@ remember_rows = Kernel(remembering.remember_rows)
 bracket, split, narrow = Kernel(large.bracket), Kernel(large.split), Kernel(large.narrow)
 count, compact = Kernel(large.count), Kernel(large.compact)
 
-STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
+STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock", "claims")
 OPTIONS = {"enable_fp_fusion": False}  # where a product and a sum round once, the kernels say so
 
 
@@ -196,6 +196,8 @@ def selection(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 def _state_fields(state: Any) -> list[torch.Tensor | None]:
+    if state is not None and len(state.claims) < state.num_samples:  # a CPU's state, interpreted
+        state.claims = torch.empty_like(state.seen_at)
     return [getattr(state, name, None) for name in STATE_FIELDS]
 
 
@@ -213,7 +215,8 @@ def finish_few(
     tile = tile_of(n)
     with _on(device):
         finish_rows[(1,)](
-            values, ids, indices, threshold, *_state_fields(state), n, keep,
+            values, ids, indices, threshold, *_state_fields(state),
+            0 if state is None else state.num_samples, n, keep,
             HAS_IDS=ids is not None, HAS_STATE=state is not None,
             TILE=tile.rows, BLOCK=tile.block, num_warps=tile.warps, **OPTIONS,
         )  # fmt: skip
@@ -269,7 +272,8 @@ def select_many(
             TILE=1024, num_warps=8, **variant,
         )  # fmt: skip
         compact[(chunks,)](
-            scores, taken, ties, plan, indices, ids, getattr(state, "selections", None), n, keep,
+            scores, taken, ties, plan, indices, ids, getattr(state, "selections", None),
+            0 if state is None else state.num_samples, n, keep,
             VALID_ONLY=valid, HAS_IDS=ids is not None, HAS_STATE=state is not None,
             num_warps=16, **OPTIONS,
         )  # fmt: skip
@@ -277,15 +281,16 @@ def select_many(
 
 
 def remember(state: Any, ids: torch.Tensor | None, scores: Sequence[torch.Tensor]) -> None:
-    """Advances the clock and writes the valid rows of score, loss and entropy (N,)."""
-    state.clock += 1
+    """Writes the valid rows of score, loss and entropy (N,); the clock advances if any is."""
     n = scores[0].shape[0]
     if n == 0 or state.num_samples == 0:
         return
+    score, loss, entropy, updates, _, seen_at, clock, claims = _state_fields(state)
+    before = state.clock.clone()
     with _on(scores[0].device):
         for step in range(3) if ids is not None else (2,):  # clear, claim, write
             remember_rows[(-(-n // 1024),)](
-                *scores[:3], ids, state.score, state.loss, state.entropy, state.updates,
-                state.seen_at, state.clock, n, state.num_samples,
+                *scores[:3], ids, score, loss, entropy, updates, seen_at, clock, claims, before,
+                n, state.num_samples,
                 STEP=step, HAS_IDS=ids is not None, TILE=1024, **OPTIONS,
             )  # fmt: skip

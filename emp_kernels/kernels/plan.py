@@ -20,7 +20,7 @@ SIZES += ["ignore_index", "num_samples", "keep", "chunks", "step"]
 POINTERS = ["logits", "labels", "ids", "out", "correct", "work", "indices", "threshold", "parts"]
 POINTERS += ["score", "loss", "entropy", "scores", "slots", "above", "inside", "plan", "taken"]
 POINTERS += ["ties", "state_score", "state_loss", "state_entropy", "state_updates"]
-POINTERS += ["state_selections", "state_seen_at", "state_clock"]
+POINTERS += ["state_selections", "state_seen_at", "state_clock", "claims", "before"]
 ONCE = {"do_not_specialize": SIZES, "do_not_specialize_on_alignment": POINTERS}
 
 

@@ -1,9 +1,9 @@
 """Writing scores into the state: the last valid row of an id wins, whatever the order of threads.
 
-The rows of one id agree on the last of them in the state's own loss entries, so that no memory
-is needed: `clear` sets the entry to 0, `claim` raises it to the largest tag among the rows, and
-`write` lets the row whose tag stands there write. A tag has the sign bit of a float32 set, which
-a valid loss never has: once the winner has written, no other row finds its tag.
+The rows of one id agree on the last of them in `claims`, which has an entry for every sample:
+`clear` sets it to 0, `claim` raises it to the largest tag among the rows, and `write` lets the row
+whose tag stands there write. What the state says of a sample is never anything but an old or a new
+value, also to another stream that copies it meanwhile.
 """
 
 import triton
@@ -14,35 +14,30 @@ from .plan import ONCE
 
 
 @triton.jit
-def _claims(state_loss):
-    return state_loss.to(tl.pointer_type(tl.uint32), bitcast=True)
-
-
-@triton.jit
 def tag_of(rows):
-    """Tags ascend with the rows: 0x80000001 is row 0's."""
-    return (rows + 1).to(tl.uint32) | 0x80000000
+    """Tags ascend with the rows, from 1."""
+    return (rows + 1).to(tl.int32)
 
 
 @triton.jit
-def clear(state_loss, samples, valid):
-    tl.store(_claims(state_loss) + samples, tl.zeros_like(samples).to(tl.uint32), mask=valid)
+def clear(claims, samples, valid):
+    tl.store(claims + samples, tl.zeros_like(samples).to(tl.int32), mask=valid)
 
 
 @triton.jit
-def claim(state_loss, samples, rows, valid):
-    tl.atomic_max(_claims(state_loss) + samples, tag_of(rows), mask=valid, sem="relaxed")
+def claim(claims, samples, rows, valid):
+    tl.atomic_max(claims + samples, tag_of(rows), mask=valid, sem="relaxed")
 
 
 @triton.jit
 def write(
-    state_score, state_loss, state_entropy, state_updates, state_seen_at, clock,
+    state_score, state_loss, state_entropy, state_updates, state_seen_at, claims, clock,
     samples, rows, valid, score, loss, entropy, CLAIMED: tl.constexpr,
 ):  # fmt: skip
     """Each valid row (with CLAIMED: each that won its sample) writes, at `clock`, and counts one
     update."""
     if CLAIMED:
-        tag = tl.load(_claims(state_loss) + samples, mask=valid, other=0, cache_modifier=".cg")
+        tag = tl.load(claims + samples, mask=valid, other=0, cache_modifier=".cg")
         valid = valid & (tag == tag_of(rows))
     tl.store(state_score + samples, score, mask=valid)
     tl.store(state_loss + samples, loss, mask=valid)
@@ -57,16 +52,26 @@ CLAIM = tl.constexpr(1)
 WRITE = tl.constexpr(2)
 
 
+@triton.jit
+def samples_of(ids, rows, valid, num_samples, HAS_IDS: tl.constexpr):
+    """Each row's sample, and which of the `valid` rows have one. Ids are checked wherever they are
+    read: another stream may write them meanwhile."""
+    samples = rows.to(tl.int64)
+    if HAS_IDS:
+        samples = tl.load(ids + rows, mask=valid, other=-1).to(tl.int64)
+    return samples, valid & (samples.to(tl.uint64) < num_samples.to(tl.uint64))
+
+
 @triton.jit(**ONCE)
 def remember_rows(
     score, loss, entropy, ids,
-    state_score, state_loss, state_entropy, state_updates, state_seen_at, state_clock,
-    n, num_samples,
+    state_score, state_loss, state_entropy, state_updates, state_seen_at, state_clock, claims,
+    before, n, num_samples,
     STEP: tl.constexpr, HAS_IDS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One step for rows (N,): the three steps are three launches, so that each sees the whole of
-    the one before. Without ids row i is sample i, and WRITE alone does it. The clock has been
-    advanced before."""
+    the one before. Without ids row i is sample i, and WRITE alone does it. `before` is a copy of
+    the clock, which advances if any row is valid."""
     rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = rows < n
     row_score = tl.load(score + rows, mask=inside, other=float("nan"))
@@ -75,17 +80,15 @@ def remember_rows(
     # comparisons with NaN are false: NaN, infinite and ignored rows are not valid
     valid = (tl.abs(row_loss) <= LARGEST) & (tl.abs(row_entropy) <= LARGEST)
     valid = valid & (row_score > float("-inf"))
-    samples = rows
-    if HAS_IDS:
-        samples = tl.load(ids + rows, mask=inside, other=-1).to(tl.int64)
-    valid = valid & (samples >= 0) & (samples < num_samples)
+    samples, valid = samples_of(ids, rows, valid, num_samples, HAS_IDS)
     if STEP == CLEAR:
-        clear(state_loss, samples, valid)
+        clear(claims, samples, valid)
     elif STEP == CLAIM:
-        claim(state_loss, samples, rows, valid)
+        claim(claims, samples, rows, valid)
     else:
+        clock = tl.load(before) + 1
         write(
-            state_score, state_loss, state_entropy, state_updates, state_seen_at,
-            tl.load(state_clock),
+            state_score, state_loss, state_entropy, state_updates, state_seen_at, claims, clock,
             samples, rows, valid, row_score, row_loss, row_entropy, HAS_IDS,
         )  # fmt: skip
+        tl.store(state_clock, clock, mask=tl.max(valid.to(tl.int32), 0) > 0)

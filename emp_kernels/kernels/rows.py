@@ -17,7 +17,7 @@ from .sums import champion_terms, keep_largest, leave_one_out, loser_sums, widen
 def score_rows(
     logits, labels, ids, out, correct, work, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
-    state_clock, n, rows_per_group, group_stride, row_stride, vectors, classes, misaligned,
+    state_clock, claims, n, rows_per_group, group_stride, row_stride, vectors, classes, misaligned,
     beta, ignore_index, num_samples, keep,
     V: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
     STATISTICS: tl.constexpr, SUMS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
@@ -114,5 +114,6 @@ def score_rows(
             finish_call(
                 out, work, ids, indices, threshold,
                 state_score, state_loss, state_entropy, state_updates, state_selections,
-                state_seen_at, state_clock, n, keep, HAS_IDS, HAS_STATE, SELECT,
+                state_seen_at, state_clock, claims, num_samples, n, keep, HAS_IDS, HAS_STATE,
+                SELECT,
             )  # fmt: skip

@@ -20,6 +20,7 @@ import triton.language as tl
 from . import plan as cut
 from .keys import kth_largest, order_key, score_of
 from .numerics import INF
+from .remember import samples_of
 from .select_small import take_ticket
 from .work import BOTTOM, INVALID
 
@@ -234,7 +235,7 @@ def count(
 
 @triton.jit(**cut.ONCE)
 def compact(
-    scores, taken, ties, plan, indices, ids, state_selections, n, keep,
+    scores, taken, ties, plan, indices, ids, state_selections, num_samples, n, keep,
     VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
 ):  # fmt: skip
     """One chunk a program: stores the positions of its selected scores in order, pads the end of
@@ -251,13 +252,21 @@ def compact(
         tied = live & (key == kth)
         chosen = chosen | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
     place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    first = tl.load(taken + chunk)
+    end = tl.load(taken + chunk + 1, mask=chunk + 1 < tl.num_programs(0), other=total)
+    # What was counted is what is stored, also where another stream has written scores since.
+    room = tl.minimum(end, total) - first
+    chosen = chosen & (place < room)
+    missing = room - tl.sum(chosen.to(tl.int64), 0)
+    if missing > 0:
+        rest = live & (chosen == 0)
+        chosen = chosen | (rest & (tl.cumsum(rest.to(tl.int32), 0) <= missing))
+        place = tl.cumsum(chosen.to(tl.int32), 0) - 1
     rows = start + places
-    tl.store(indices + tl.load(taken + chunk) + place, rows, mask=chosen)
+    tl.store(indices + first + place, rows, mask=chosen)
     if VALID_ONLY:
         pad = (rows >= total) & (rows < keep)
         tl.store(indices + rows, tl.full([CHUNK], -1, tl.int64), mask=pad)
         if HAS_STATE:
-            samples = rows
-            if HAS_IDS:
-                samples = tl.load(ids + rows, mask=chosen, other=0).to(tl.int64)
-            tl.atomic_add(state_selections + samples, 1, mask=chosen, sem="relaxed")
+            samples, counted = samples_of(ids, rows, chosen, num_samples, HAS_IDS)
+            tl.atomic_add(state_selections + samples, 1, mask=counted, sem="relaxed")

@@ -11,7 +11,7 @@ import triton.language as tl
 from .keys import kth_largest, order_key, score_of
 from .numerics import INF
 from .plan import ONCE
-from .remember import CLAIM, CLEAR, WRITE, claim, clear, write
+from .remember import CLAIM, CLEAR, WRITE, claim, clear, samples_of, write
 from .work import TICKET
 
 
@@ -26,29 +26,35 @@ def take_ticket(work, ticket, programs):
 
 @triton.jit
 def place_block(
-    score, rows, inside, kth, ties_taken, placed, ids, indices, state_selections,
-    VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    score, rows, inside, kth, ties_taken, placed, least, most, ids, indices, state_selections,
+    num_samples, VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    AGAIN: tl.constexpr,
 ):  # fmt: skip
     """Stores those of rows (B,) that are selected, behind the `placed` ones before them; returns
-    how many are placed and how many ties may still be taken."""
+    how many are placed and how many ties may still be taken. Of scores that are read AGAIN, at
+    least `least` and at most `most` are placed then, whatever another stream has written since."""
     key = order_key(score, VALID_ONLY)
     tied = (key == kth) & inside
     ties_before = tl.cumsum(tied.to(tl.int32), 0)
     taken = (key > kth) | (tied & (ties_before <= ties_taken))
     position = placed + tl.cumsum(taken.to(tl.int32), 0) - 1
+    if AGAIN:
+        taken = taken & (position < most)
+        missing = least - placed - tl.sum(taken.to(tl.int32), 0)
+        rest = inside & (taken == 0)
+        taken = taken | (rest & (tl.cumsum(rest.to(tl.int32), 0) <= missing))
+        position = placed + tl.cumsum(taken.to(tl.int32), 0) - 1
     tl.store(indices + position, rows.to(tl.int64), mask=taken)
     if HAS_STATE:
-        samples = rows.to(tl.int64)
-        if HAS_IDS:
-            samples = tl.load(ids + rows, mask=taken, other=0).to(tl.int64)
-        tl.atomic_add(state_selections + samples, 1, mask=taken, sem="relaxed")
+        samples, counted = samples_of(ids, rows, taken, num_samples, HAS_IDS)
+        tl.atomic_add(state_selections + samples, 1, mask=counted, sem="relaxed")
     placed += tl.sum(taken.to(tl.int32), 0)
     return placed, ties_taken - tl.sum(tied.to(tl.int32), 0)
 
 
 @triton.jit
 def select_tile(
-    scores, ids, indices, threshold, state_selections, n, keep,
+    scores, ids, indices, threshold, state_selections, num_samples, n, keep,
     VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -71,8 +77,8 @@ def select_tile(
     placed = count * 0
     if TILE == BLOCK:
         place_block(
-            score, rows, inside, kth, ties_taken, placed, ids, indices, state_selections,
-            VALID_ONLY, HAS_IDS, HAS_STATE,
+            score, rows, inside, kth, ties_taken, placed, 0, count, ids, indices,
+            state_selections, num_samples, VALID_ONLY, HAS_IDS, HAS_STATE, False,
         )  # fmt: skip
     else:
         for start in range(0, n, BLOCK):
@@ -80,8 +86,9 @@ def select_tile(
             live = block < n
             again = tl.load(scores + block, mask=live, other=float("nan"), cache_modifier=".cg")
             placed, ties_taken = place_block(
-                again.to(tl.float32), block, live, kth, ties_taken, placed, ids, indices,
-                state_selections, VALID_ONLY, HAS_IDS, HAS_STATE,
+                again.to(tl.float32), block, live, kth, ties_taken, placed,
+                count - tl.maximum(n - start - BLOCK, 0), count, ids, indices,
+                state_selections, num_samples, VALID_ONLY, HAS_IDS, HAS_STATE, not VALID_ONLY,
             )  # fmt: skip
     if VALID_ONLY:
         for start in range(count // BLOCK * BLOCK, keep, BLOCK):
@@ -93,62 +100,66 @@ def select_tile(
 
 @triton.jit
 def remember_block(
-    out, ids, state_score, state_loss, state_entropy, state_updates, state_seen_at, clock,
-    rows, n, STEP: tl.constexpr, HAS_IDS: tl.constexpr,
+    out, ids, state_score, state_loss, state_entropy, state_updates, state_seen_at, claims, clock,
+    num_samples, rows, n, STEP: tl.constexpr, HAS_IDS: tl.constexpr,
 ):  # fmt: skip
-    """One step (remember) of writing rows (B,) of out (4, N) into the state."""
+    """One step (remember) of writing rows (B,) of out (4, N) into the state; whether any is
+    valid."""
     inside = rows < n
     score = tl.load(out + rows, mask=inside, other=float("nan"), cache_modifier=".cg")
-    valid = order_key(score, True) > 0
-    samples = rows.to(tl.int64)
-    if HAS_IDS:
-        samples = tl.load(ids + rows, mask=valid, other=0).to(tl.int64)
+    samples, valid = samples_of(ids, rows, order_key(score, True) > 0, num_samples, HAS_IDS)
     if STEP == CLEAR:
-        clear(state_loss, samples, valid)
+        clear(claims, samples, valid)
     elif STEP == CLAIM:
-        claim(state_loss, samples, rows, valid)
+        claim(claims, samples, rows, valid)
     else:
         loss = tl.load(out + n + rows, mask=inside, other=0.0, cache_modifier=".cg")
         entropy = tl.load(out + 2 * n + rows, mask=inside, other=0.0, cache_modifier=".cg")
         write(
-            state_score, state_loss, state_entropy, state_updates, state_seen_at, clock,
+            state_score, state_loss, state_entropy, state_updates, state_seen_at, claims, clock,
             samples, rows, valid, score, loss, entropy, HAS_IDS,
         )  # fmt: skip
+    return tl.max(valid.to(tl.int32), 0)
 
 
 @triton.jit(**ONCE)
 def finish_rows(
     out, ids, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
-    state_clock, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    state_clock, claims, num_samples, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: writes the N <= TILE rows of out (4, N) into the state and selects `keep`."""
     if HAS_STATE:
         clock = tl.load(state_clock) + 1
-        tl.debug_barrier()  # every thread has read the clock
-        tl.store(state_clock, clock)
         if HAS_IDS:
             for start in range(0, n, BLOCK):
                 remember_block(
                     out, ids, state_score, state_loss, state_entropy, state_updates,
-                    state_seen_at, clock, start + tl.arange(0, BLOCK), n, CLEAR, HAS_IDS,
+                    state_seen_at, claims, clock, num_samples, start + tl.arange(0, BLOCK), n,
+                    CLEAR, HAS_IDS,
                 )  # fmt: skip
             tl.debug_barrier()
             for start in range(0, n, BLOCK):
                 remember_block(
                     out, ids, state_score, state_loss, state_entropy, state_updates,
-                    state_seen_at, clock, start + tl.arange(0, BLOCK), n, CLAIM, HAS_IDS,
+                    state_seen_at, claims, clock, num_samples, start + tl.arange(0, BLOCK), n,
+                    CLAIM, HAS_IDS,
                 )  # fmt: skip
             tl.debug_barrier()
+        any_valid = n * 0
         for start in range(0, n, BLOCK):
-            remember_block(
+            valid = remember_block(
                 out, ids, state_score, state_loss, state_entropy, state_updates,
-                state_seen_at, clock, start + tl.arange(0, BLOCK), n, WRITE, HAS_IDS,
+                state_seen_at, claims, clock, num_samples, start + tl.arange(0, BLOCK), n,
+                WRITE, HAS_IDS,
             )  # fmt: skip
+            any_valid = tl.maximum(any_valid, valid)
+        tl.debug_barrier()  # every thread has read the clock
+        tl.store(state_clock, clock, mask=any_valid > 0)
     select_tile(
-        out, ids, indices, threshold, state_selections, n, keep, True, HAS_IDS, HAS_STATE, TILE,
-        BLOCK,
+        out, ids, indices, threshold, state_selections, num_samples, n, keep, True, HAS_IDS,
+        HAS_STATE, TILE, BLOCK,
     )  # fmt: skip
 
 
@@ -156,18 +167,22 @@ def finish_rows(
 def finish_call(
     out, work, ids, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
-    state_clock, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr, TILE: tl.constexpr,
+    state_clock, claims, num_samples, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     """`finish_rows` of one block in the program of a scoring launch that comes last."""
     if take_ticket(work, TICKET, tl.num_programs(0)):
         finish_rows(
             out, ids, indices, threshold,
             state_score, state_loss, state_entropy, state_updates, state_selections,
-            state_seen_at, state_clock, n, keep, HAS_IDS, HAS_STATE, TILE, TILE,
+            state_seen_at, state_clock, claims, num_samples, n, keep, HAS_IDS, HAS_STATE, TILE,
+            TILE,
         )  # fmt: skip
 
 
 @triton.jit(**ONCE)
 def select_few(scores, indices, keep, n, TILE: tl.constexpr, BLOCK: tl.constexpr):
     """Positions of the `keep` highest of scores (N,), N <= TILE, in one program."""
-    select_tile(scores, scores, indices, scores, scores, n, keep, False, False, False, TILE, BLOCK)
+    select_tile(
+        scores, scores, indices, scores, scores, 0, n, keep, False, False, False, TILE, BLOCK
+    )

@@ -48,7 +48,7 @@ def largest_before(before, z, column, y):
 def score_stream(
     logits, labels, ids, out, correct, work, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
-    state_clock, parts,
+    state_clock, claims, parts,
     n, rows_per_group, group_stride, row_stride, vectors, classes, misaligned,
     beta, ignore_index, num_samples, keep,
     V: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
@@ -176,5 +176,5 @@ def score_stream(
         finish_call(
             out, work, ids, indices, threshold,
             state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
-            state_clock, n, keep, HAS_IDS, HAS_STATE, SELECT,
+            state_clock, claims, num_samples, n, keep, HAS_IDS, HAS_STATE, SELECT,
         )  # fmt: skip

@@ -24,7 +24,7 @@ def score_and_select(
     if ids is not None:
         check_id_range(function, ids, state.num_samples)
     if n == 0:
-        return _nothing(state, device)
+        return _nothing(device)
     beta = 1.0 if state is None else state.beta
     count, waits = kept_count(keep, n), ignore_index is not None
     fused = runtime.launch.fused(n) and not waits
@@ -46,10 +46,8 @@ def score_and_select(
     return Selection(indices, Scores(*values.unbind()), threshold, work[0])
 
 
-def _nothing(state, device) -> Selection:
+def _nothing(device) -> Selection:
     """The selection from no rows."""
-    if state is not None:
-        state.clock += 1
     empty = torch.empty(0, dtype=torch.float32, device=device)
     return Selection(
         indices=empty.long(),

@@ -10,8 +10,9 @@ def update_state(state, ids, scores: Scores, function: str) -> None:
     id wins."""
     runtime.check_capability(ids.device)
     check_id_range(function, ids, state.num_samples)
-    # The kernels park tags in the state while they work: scores must not live there.
-    own = {getattr(state, name).untyped_storage().data_ptr() for name in ("loss", "entropy")}
+    # Programs read some rows when others have written theirs: scores must not live in the state.
+    names = ("score", "loss", "entropy")
+    own = {getattr(state, name).untyped_storage().data_ptr() for name in names}
     fields = [
         field.clone()
         if field.untyped_storage().data_ptr() in own
