@@ -5,6 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdlib>
 #include <new>
 
 namespace bindings {
@@ -14,10 +15,19 @@ namespace py = pybind11;
 // Takes arguments, as many as it wants, and returns what it serves, or null for None.
 using PlainFunction = py::object (*)(PyObject* const* arguments);
 
+// Torch ends the process where it finds no memory for a tensor's own part, some hundred bytes.
+inline bool has_memory_to_spare() {
+  constexpr size_t kTensors = 16 * 1024;
+  void* volatile spare = std::malloc(kTensors);
+  std::free(spare);
+  return spare != nullptr;
+}
+
 template <PlainFunction kFunction, Py_ssize_t kArguments>
 PyObject* call_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != kArguments)
     return PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", kArguments, count);
+  if (!has_memory_to_spare()) return PyErr_NoMemory();
   try {
     py::object served = kFunction(arguments);
     if (!served) served = py::none();

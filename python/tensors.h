@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -160,14 +161,14 @@ class NewTensor {
     void* made = nullptr;
     if (torch.exchange != nullptr) {
       block_->versioned = {{1, 0}, block_.get(), free_context, 0, block_->tensor};
-      if (torch.exchange->to_object(&block_->versioned, &made) != 0) throw py::error_already_set();
+      if (torch.exchange->to_object(&block_->versioned, &made) != 0) throw_refusal();
     } else {
       block_->managed = {block_->tensor, block_.get(), free_context};
       const auto capsule = py::reinterpret_steal<py::object>(
           PyCapsule_New(&block_->managed, dlpack::kCapsule, nullptr));
       if (!capsule) throw py::error_already_set();
       made = PyObject_CallOneArg(torch.from_dlpack, capsule.ptr());
-      if (made == nullptr) throw py::error_already_set();
+      if (made == nullptr) throw_refusal();
     }
     block_->handed_over = true;
     block_.release();
@@ -187,6 +188,24 @@ class NewTensor {
   struct Free {
     void operator()(void* block) const { std::free(block); }
   };
+  // What torch raised: where it found no memory for its own part, it says so in a RuntimeError.
+  [[noreturn]] static void throw_refusal() {
+    if (PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+      PyObject *type, *value, *trace;
+      PyErr_Fetch(&type, &value, &trace);
+      PyErr_NormalizeException(&type, &value, &trace);
+      PyObject* const text = value == nullptr ? nullptr : PyObject_Str(value);
+      const char* const words = text == nullptr ? nullptr : PyUnicode_AsUTF8(text);
+      const bool no_memory = words == nullptr || std::strstr(words, "bad_alloc") != nullptr;
+      Py_XDECREF(text);
+      PyErr_Restore(type, value, trace);
+      if (no_memory) {
+        PyErr_Clear();
+        throw emp::OutOfMemory(int64_t(sizeof(Block)));
+      }
+    }
+    throw py::error_already_set();
+  }
   template <class T>
   static void free_context(T* tensor) {
     if (static_cast<Block*>(tensor->context)->handed_over) std::free(tensor->context);

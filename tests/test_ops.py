@@ -29,7 +29,10 @@ def test_opcheck(backend):
 def test_opcheck_of_the_main_call(keep, ids):
     logits, labels = batch()
     state = emp.EMPState(20)
-    for fields in ([getattr(state, name) for name in ops.STATE_FIELDS], [None] * len(ops.STATE_FIELDS)):
+    for fields in (
+        [getattr(state, name) for name in ops.STATE_FIELDS],
+        [None] * len(ops.STATE_FIELDS),
+    ):
         for ignore_index in (None, 3):
             arguments = (logits, labels, *fields, 1.0, *keep, ids, ignore_index, None)
             opcheck(OPERATORS.score_and_select.default, arguments)
