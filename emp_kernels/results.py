@@ -60,3 +60,7 @@ class Selection(NamedTuple):
     scores: Scores
     threshold: torch.Tensor
     num_invalid: torch.Tensor
+
+
+# torch.load's default, weights_only=True, reads files that hold them.
+torch.serialization.add_safe_globals([Scores, SampleStatistics, Selection])

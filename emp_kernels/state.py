@@ -11,6 +11,7 @@ from . import backends, diagnostics
 from .keep import Keep
 from .results import Scores
 from .selection import select as select_scores
+from .snapshot import check_counters, check_same, check_tensors, check_values
 from .validation import (
     check_beta,
     check_ids,
@@ -18,6 +19,7 @@ from .validation import (
     check_size,
     check_snapshot,
     check_strided,
+    describe,
 )
 
 _VERSION = 2
@@ -25,6 +27,7 @@ _FIELDS: tuple[str, ...] = (
     *("score", "loss", "entropy", "updates", "selections", "seen_at", "clock"),
     *("counted", "drawn", "windows"),
 )
+_COUNTERS = ("epoch", "warned", "synced_at")
 
 
 class EMPState:
@@ -76,19 +79,20 @@ class EMPState:
         self.beta = check_beta("EMPState", beta)
         self.epoch = 0
         size = (self.num_samples,)
-        self.score = torch.full(size, torch.inf, dtype=torch.float32, device=device)
-        self.loss = torch.zeros(size, dtype=torch.float32, device=device)
-        self.entropy = torch.zeros(size, dtype=torch.float32, device=device)
-        self.updates = torch.zeros(size, dtype=torch.int32, device=device)
-        self.selections = torch.zeros(size, dtype=torch.int32, device=device)
-        self.seen_at = torch.zeros(size, dtype=torch.int32, device=device)
-        # A tensor, so that a captured CUDA graph advances it.
-        self.clock = torch.zeros((), dtype=torch.int32, device=device)
-        self.counted = torch.zeros(size, dtype=torch.int32, device=device)
-        self.drawn = torch.zeros(size, dtype=torch.bool, device=device)
-        windows = (diagnostics.WINDOWS, len(diagnostics.COLUMNS))
-        self.windows = torch.full(windows, -1.0, dtype=torch.float64, device=device)
-        self._make_claims()
+        with torch.inference_mode(False):  # whose tensors could not be written outside of it
+            self.score = torch.full(size, torch.inf, dtype=torch.float32, device=device)
+            self.loss = torch.zeros(size, dtype=torch.float32, device=device)
+            self.entropy = torch.zeros(size, dtype=torch.float32, device=device)
+            self.updates = torch.zeros(size, dtype=torch.int32, device=device)
+            self.selections = torch.zeros(size, dtype=torch.int32, device=device)
+            self.seen_at = torch.zeros(size, dtype=torch.int32, device=device)
+            # A tensor, so that a captured CUDA graph advances it.
+            self.clock = torch.zeros((), dtype=torch.int32, device=device)
+            self.counted = torch.zeros(size, dtype=torch.int32, device=device)
+            self.drawn = torch.zeros(size, dtype=torch.bool, device=device)
+            windows = (diagnostics.WINDOWS, len(diagnostics.COLUMNS))
+            self.windows = torch.full(windows, -1.0, dtype=torch.float64, device=device)
+            self._make_claims()
         self.warned = False  # of a collapse; a state says so once
         self.synced_at = 0  # the clock up to which all ranks' states are equal
 
@@ -178,56 +182,76 @@ class EMPState:
         return diagnostics.diagnose(self)
 
     def to(self, device: torch.device | str | int) -> EMPState:
-        """Move the state to `device`, in place, and return it."""
-        for name in _FIELDS:
-            setattr(self, name, getattr(self, name).to(device))
-        self._make_claims()
+        """Move the state to `device`, in place, and return it.
+
+        Raises:
+            TypeError: `device` is no device; a state's dtypes are fixed.
+        """
+        if isinstance(device, bool) or not isinstance(device, torch.device | str | int):
+            raise TypeError(
+                "EMPState.to: device must be a torch.device, str or int (a state's dtypes are "
+                f"fixed), got {device if isinstance(device, torch.dtype) else describe(device)}"
+            )
+        with torch.inference_mode(False):
+            moved = {name: getattr(self, name).to(device) for name in _FIELDS}
+            vars(self).update(moved)
+            self._make_claims()
         return self
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot (copies) of everything that :meth:`load_state_dict` restores."""
         snapshot: dict[str, Any] = {name: getattr(self, name).clone() for name in _FIELDS}
-        return snapshot | {
-            "num_samples": self.num_samples,
-            "beta": self.beta,
-            "epoch": self.epoch,
-            "warned": self.warned,
-            "synced_at": self.synced_at,
-            "version": _VERSION,
-        }
+        snapshot |= {"num_samples": self.num_samples, "beta": self.beta}
+        snapshot |= {name: getattr(self, name) for name in _COUNTERS}
+        return snapshot | {"version": _VERSION}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore a snapshot, bit for bit, onto this state's device.
+        """Restore a snapshot, bit for bit, onto this state's device, from whatever device.
 
         Raises:
-            TypeError: `state_dict` is no mapping, or a tensor has another dtype.
-            ValueError: it lacks an entry, or is of another version, size or beta; raised before
-                anything is written.
+            TypeError: `state_dict` is no mapping; an entry is of another type or dtype, or a
+                tensor is sparse or not in memory.
+            ValueError: it lacks an entry, is of another version, size or beta, or holds what no
+                state can hold (a NaN score, a loss that is not finite, a negative count, a sample
+                seen after the clock). Whatever is raised, nothing has been written.
         """
         function = "EMPState.load_state_dict"
-        entries = (*_FIELDS, "num_samples", "beta", "epoch", "warned", "synced_at")
+        entries = (*_FIELDS, "num_samples", "beta", *_COUNTERS)
         check_snapshot(function, state_dict, _VERSION, entries)
-        for name, own in (("num_samples", self.num_samples), ("beta", self.beta)):
-            if state_dict[name] != own:
-                raise ValueError(
-                    f"{function}: {name} must be this state's {own}, got {state_dict[name]}"
-                )
-        for name in _FIELDS:
-            own, loaded = getattr(self, name), state_dict[name]
-            if not isinstance(loaded, torch.Tensor) or loaded.dtype != own.dtype:
-                raise TypeError(f"{function}: {name} must be a {own.dtype} tensor")
-            if loaded.shape != own.shape:
-                raise ValueError(
-                    f"{function}: {name} must have shape {tuple(own.shape)}, "
-                    f"got {tuple(loaded.shape)}"
-                )
-        epoch = check_size(function, "epoch", state_dict["epoch"])
-        synced_at = check_size(function, "synced_at", state_dict["synced_at"])
-        for name in _FIELDS:
-            getattr(self, name).copy_(state_dict[name])
-        self.epoch = epoch
-        self.warned = bool(state_dict["warned"])
-        self.synced_at = synced_at
+        check_same(function, "num_samples", state_dict["num_samples"], self.num_samples)
+        check_same(function, "beta", state_dict["beta"], self.beta)
+        own = {name: getattr(self, name) for name in _FIELDS}
+        loaded = check_tensors(function, state_dict, own)
+        counters = check_counters(function, state_dict)
+        memory = {tensor.untyped_storage().data_ptr() for tensor in own.values()}
+        check_values(function, loaded, counters["synced_at"])
+        for name, tensor in loaded.items():  # all are here before the first is written
+            here = tensor.to(self.device)
+            loaded[name] = here.clone() if here.untyped_storage().data_ptr() in memory else here
+        for name, tensor in loaded.items():
+            own[name].copy_(tensor)
+        vars(self).update(counters)
+
+    def __setstate__(self, entries: dict[str, Any]) -> None:
+        """What pickle, ``copy`` and ``torch.load`` read. It may come from a file of anybody's, so
+        types, dtypes and shapes are checked; memory stays shared where a process shares it."""
+        function = "EMPState.__setstate__"
+        missing = [x for x in (*_FIELDS, "num_samples", "beta", *_COUNTERS) if x not in entries]
+        if missing:
+            raise ValueError(f"{function}: entries must hold {', '.join(missing)}, got none")
+        like = EMPState(entries["num_samples"], beta=entries["beta"], device="meta")
+        tensors = check_tensors(function, entries, {name: getattr(like, name) for name in _FIELDS})
+        for name, tensor in tensors.items():
+            check_same_device(function, name, tensor, "score", tensors["score"])
+        with torch.inference_mode(False):
+            for name, tensor in tensors.items():
+                if tensor.is_inference() or not tensor.is_contiguous() or tensor.is_neg():
+                    tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+        vars(self).update(entries | tensors | check_counters(function, entries))
+
+
+# Files with whole states are read by torch.load's default, weights_only=True, too.
+torch.serialization.add_safe_globals([EMPState])
 
 
 def check_ids_of_rows(

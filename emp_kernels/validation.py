@@ -174,9 +174,10 @@ def check_snapshot(
         raise TypeError(
             f"{function}: state_dict must be a mapping, got {type(state_dict).__name__}"
         )
-    if state_dict.get("version", version) != version:
+    found = check_int(function, "version", state_dict.get("version", version))
+    if found != version:
         raise ValueError(
-            f"{function}: version must be {version}, got {state_dict['version']}: a "
+            f"{function}: version must be {version}, got {found}: a "
             "checkpoint of another release of emp_kernels"
         )
     expected = (*entries, "version")

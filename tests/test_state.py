@@ -233,8 +233,9 @@ def test_a_state_survives_saving_bit_for_bit():
     for place, tensor in enumerate(tensors_of(state).values()):  # something in every element
         values = torch.arange(tensor.numel()).view(tensor.shape) * (place + 2) + 1
         tensor.copy_(values % 2 if tensor.dtype == torch.bool else values)
-    state.loss[0], state.loss[1], state.score[2] = -0.0, 1e-45, -INF
+    state.loss[0], state.loss[1], state.score[2] = -0.0, 1e-45, -3e38
     state.updates[3] = 2**31 - 1
+    state.clock.fill_(2**31 - 1)
     loaded = emp.EMPState(20, beta=0.75)
     loaded.load_state_dict(saved_and_loaded(state.state_dict()))
     assert contents(loaded) == contents(state)
@@ -303,6 +304,129 @@ def test_loading_what_is_no_state_writes_nothing():
         assert oracle.state_fingerprint(state) == before
 
 
+def filled(like, value):
+    return torch.full_like(like, value)
+
+
+UNFIT = {
+    "a NaN score": (ValueError, "score", lambda x: filled(x, math.nan)),
+    "a score that is never selected": (ValueError, "score", lambda x: filled(x, -INF)),
+    "a NaN loss": (ValueError, "loss", lambda x: torch.where(x == x.max(), math.nan, x)),
+    "an infinite entropy": (ValueError, "entropy", lambda x: filled(x, INF)),
+    "negative updates": (ValueError, "updates", lambda x: x - 9),
+    "negative selections": (ValueError, "selections", lambda x: filled(x, -1)),
+    "negative counted": (ValueError, "counted", lambda x: filled(x, -1)),
+    "a negative clock": (ValueError, "clock", lambda x: filled(x, -1)),
+    "seen after the clock": (ValueError, "seen_at", lambda x: x + 9),
+    "never seen by less than never": (ValueError, "seen_at", lambda x: filled(x, -1)),
+    "a NaN window": (ValueError, "windows", lambda x: filled(x, math.nan)),
+    "sparse": (TypeError, "entropy", lambda x: x.to_sparse()),
+    "nested": (TypeError, "score", lambda x: torch.nested.nested_tensor([x])),
+    "on meta": (TypeError, "windows", lambda x: x.to("meta")),
+    "no tensor": (TypeError, "drawn", lambda x: x.tolist()),
+    "int64": (TypeError, "updates", lambda x: x.long()),
+    "one value for all": (ValueError, "selections", lambda x: x.sum(dtype=torch.int32)),
+    "warned twice": (TypeError, "warned", lambda x: torch.tensor([True, False])),
+    "warned in words": (TypeError, "warned", lambda x: "no"),
+    "a huge epoch": (ValueError, "epoch", lambda x: 10**30),
+    "half an epoch": (TypeError, "epoch", lambda x: 0.5),
+    "a true epoch": (TypeError, "epoch", lambda x: True),
+    "synced after the clock": (ValueError, "synced_at", lambda x: 10**12),
+    "a size in a tensor": (TypeError, "num_samples", lambda x: torch.tensor([20, 20])),
+    "a beta in a tensor": (TypeError, "beta", lambda x: torch.tensor([0.75, 0.75])),
+    "no version": (TypeError, "version", lambda x: None),
+    "two versions": (TypeError, "version", lambda x: torch.tensor([2, 2])),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("case", UNFIT)
+def test_loading_what_no_state_can_hold_writes_nothing(case):
+    error, name, spoil = UNFIT[case]
+    state = used_state()
+    before = oracle.state_fingerprint(state)
+    good = used_state(seed=5).state_dict()
+    with pytest.raises(error, match=rf"^EMPState.load_state_dict: {name} must .*, got "):
+        state.load_state_dict(good | {name: spoil(good[name])})
+    assert oracle.state_fingerprint(state) == before
+
+
+def test_loading_keeps_no_autograd_and_reads_any_dense_memory():
+    saved = used_state()
+    snapshot = saved.state_dict()
+    snapshot["score"] = snapshot["score"].requires_grad_() * 1
+    snapshot["loss"] = torch._neg_view(-snapshot["loss"])
+    snapshot["entropy"] = torch.nn.Parameter(snapshot["entropy"].repeat_interleave(2))[::2]
+    state = emp.EMPState(20, beta=0.75)
+    state.load_state_dict(snapshot)
+    assert contents(state) == contents(saved)
+    assert not any(tensor.requires_grad for tensor in tensors_of(state).values())
+
+
+def test_loading_from_the_states_own_tensors():
+    state = used_state()
+    loss, entropy = state.loss.clone(), state.entropy.clone()
+    state.load_state_dict(state.state_dict() | {"loss": state.entropy, "entropy": state.loss})
+    assert torch.equal(state.loss, entropy)
+    assert torch.equal(state.entropy, loss)
+
+
+def loaded_by_default(value):
+    """As torch.load reads files unless it is told to trust them."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_files_are_loaded_without_trust():
+    state = used_state()
+    logits, labels = torch.randn(20, 5), torch.arange(20) % 5
+    selection = emp.score_and_select(logits, labels, state, 0.5)
+    loaded = loaded_by_default(state)
+    assert contents(loaded) == contents(state)
+    loaded.update(torch.arange(20), scores_of(20))
+    loaded = loaded_by_default({"selection": selection, "state": state.state_dict()})
+    assert type(loaded["selection"]) is emp.Selection
+    assert type(loaded["selection"].scores) is emp.Scores
+    assert torch.equal(loaded["selection"].indices, selection.indices)
+    assert torch.equal(loaded["selection"].scores.lse, selection.scores.lse)
+    again = emp.EMPState(20, beta=0.75)
+    again.load_state_dict(loaded["state"])
+    assert contents(again) == contents(state)
+    statistics = emp.sample_statistics(logits, labels)
+    loaded = loaded_by_default(statistics)
+    assert type(loaded) is emp.SampleStatistics
+    assert all(map(torch.equal, loaded, statistics))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss", torch.zeros(3)), ("updates", torch.zeros(20)), ("warned", "no"), ("beta", None)],
+)
+def test_a_file_of_another_state_is_no_state(name, value):
+    state = used_state()
+    setattr(state, name, value)
+    with pytest.raises((TypeError, ValueError), match=rf"{name} must "):
+        pickle.loads(pickle.dumps(state))
+    del state.windows
+    with pytest.raises(ValueError, match="entries must hold windows"):
+        pickle.loads(pickle.dumps(state))
+
+
+def test_a_state_of_inference_mode_is_updated_outside(as_default):
+    with torch.inference_mode():
+        state = emp.EMPState(20, beta=0.75)
+        state.load_state_dict(used_state().state_dict())
+        clone = copy.deepcopy(state).to("cpu")
+    for written in (state, clone):
+        emp.score_and_select(torch.randn(20, 5), torch.arange(20) % 5, written, 0.5)
+        written.update(torch.arange(20), scores_of(20))
+        written.close_window()
+        written.load_state_dict(used_state().state_dict())
+        assert contents(written) == contents(used_state())
+
+
 def test_copies_are_independent():
     state = used_state()
     before = contents(state)
@@ -322,6 +446,17 @@ def test_to_moves_in_place_and_returns_the_state():
     assert {x.device.type for x in tensors_of(state).values()} == {"meta"}
     assert state.device.type == "meta"
     assert state.epoch == 7
+
+
+@pytest.mark.parametrize("device", [torch.float16, torch.zeros(2), None, True, 1.0, object()])
+def test_to_takes_a_device_alone(device):
+    state = used_state()
+    before = contents(state)
+    with pytest.raises(TypeError, match=r"EMPState.to: device must be .*, got "):
+        state.to(device)
+    with pytest.raises(TypeError):
+        state.to(dtype=torch.float16)
+    assert contents(state) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""What a saved state must hold before a state takes it over: types first, values then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .validation import check_int, check_size, check_strided, describe
+
+_LARGEST = torch.iinfo(torch.int64).max
+
+
+def check_tensors(
+    function: str, entries: Mapping[str, Any], like: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Those of `entries` that `like` names, without autograd: dense tensors in memory, of its
+    dtypes and shapes."""
+    found = {}
+    for name, own in like.items():
+        tensor = entries[name]
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != own.dtype:
+            raise TypeError(
+                f"{function}: {name} must be a {own.dtype} tensor, got {describe(tensor)}"
+            )
+        check_strided(function, name, tensor)
+        if tensor.is_meta and not own.is_meta:
+            raise TypeError(f"{function}: {name} must lie in memory, got a tensor on 'meta'")
+        if tensor.shape != own.shape:
+            raise ValueError(
+                f"{function}: {name} must have shape {tuple(own.shape)}, got {tuple(tensor.shape)}"
+            )
+        found[name] = tensor.detach()
+    return found
+
+
+def check_counters(function: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `entries` that are no tensors: epoch, synced_at and warned."""
+    found: dict[str, Any] = {}
+    for name in ("epoch", "synced_at"):
+        found[name] = check_size(function, name, entries[name])
+        if found[name] > _LARGEST:
+            raise ValueError(f"{function}: {name} must fit in int64, got {found[name]}")
+    found["warned"] = entries["warned"]
+    if not isinstance(found["warned"], bool):
+        raise TypeError(f"{function}: warned must be a bool, got {describe(found['warned'])}")
+    return found
+
+
+def check_same(function: str, name: str, value: Any, own: float) -> None:
+    """`value`, a number of the type of `own`, is `own`."""
+    if isinstance(own, int):
+        value = check_int(function, name, value)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{function}: {name} must be a real number, got {describe(value)}")
+    if value != own:
+        raise ValueError(f"{function}: {name} must be this state's {own}, got {value}")
+
+
+def check_values(function: str, tensors: Mapping[str, torch.Tensor], synced_at: int) -> None:
+    """The tensors hold what a state can hold. Waits for their device."""
+    clock = int(tensors["clock"])
+    rules = [("score", "above -inf", tensors["score"] > -math.inf)]  # NaN is not
+    for name in ("loss", "entropy", "windows"):
+        rules.append((name, "finite", tensors[name].isfinite()))
+    for name in ("clock", "updates", "selections", "counted", "seen_at"):
+        rules.append((name, "at least 0", tensors[name] >= 0))
+    rules.append(("seen_at", f"at most the clock {clock}", tensors["seen_at"] <= clock))
+    for name, rule, good in rules:
+        if not good.all():
+            position = int((~good).flatten().nonzero()[0])
+            value = tensors[name].flatten()[position].item()
+            raise ValueError(f"{function}: {name} must be {rule}, got {value} at {position}")
+    if synced_at > clock:
+        raise ValueError(f"{function}: synced_at must be at most the clock {clock}, got {synced_at}")
