@@ -60,18 +60,22 @@ def check_same(function: str, name: str, value: Any, own: float) -> None:
 
 
 def check_values(function: str, tensors: Mapping[str, torch.Tensor], synced_at: int) -> None:
-    """The tensors hold what a state can hold. Waits for their device."""
+    """The tensors hold what a state can hold. Waits for their device; on meta they hold nothing."""
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return
     clock = int(tensors["clock"])
-    rules = [("score", "above -inf", tensors["score"] > -math.inf)]  # NaN is not
+    rules = {"score": ("above -inf", tensors["score"] > -math.inf)}  # NaN is not
     for name in ("loss", "entropy", "windows"):
-        rules.append((name, "finite", tensors[name].isfinite()))
-    for name in ("clock", "updates", "selections", "counted", "seen_at"):
-        rules.append((name, "at least 0", tensors[name] >= 0))
-    rules.append(("seen_at", f"at most the clock {clock}", tensors["seen_at"] <= clock))
-    for name, rule, good in rules:
+        rules[name] = ("finite", tensors[name].isfinite())
+    for name in ("clock", "updates", "selections", "counted"):
+        rules[name] = ("at least 0", tensors[name] >= 0)
+    seen_at = tensors["seen_at"]
+    rules["seen_at"] = (f"from 0 to the clock {clock}", (seen_at >= 0) & (seen_at <= clock))
+    for name, (rule, good) in rules.items():
         if not good.all():
             position = int((~good).flatten().nonzero()[0])
             value = tensors[name].flatten()[position].item()
             raise ValueError(f"{function}: {name} must be {rule}, got {value} at {position}")
     if synced_at > clock:
-        raise ValueError(f"{function}: synced_at must be at most the clock {clock}, got {synced_at}")
+        rule = f"synced_at must be at most the clock {clock}"
+        raise ValueError(f"{function}: {rule}, got {synced_at}")

@@ -363,6 +363,14 @@ def test_loading_keeps_no_autograd_and_reads_any_dense_memory():
     assert not any(tensor.requires_grad for tensor in tensors_of(state).values())
 
 
+def test_a_state_without_memory_takes_over_what_has_none():
+    state = emp.EMPState(20, beta=0.75, device="meta")
+    state.load_state_dict(used_state().state_dict() | {"epoch": 5})
+    state.load_state_dict(emp.EMPState(20, beta=0.75, device="meta").state_dict() | {"epoch": 6})
+    assert state.epoch == 6
+    assert state.score.is_meta
+
+
 def test_loading_from_the_states_own_tensors():
     state = used_state()
     loss, entropy = state.loss.clone(), state.entropy.clone()

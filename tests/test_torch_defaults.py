@@ -1,7 +1,9 @@
-"""torch's default dtype and device are about what users make, not about what the package makes."""
+"""torch's default dtype and device are about what users make, not about what the package makes; and
+under deterministic algorithms everything works as without."""
 
 from contextlib import contextmanager
 
+import calls
 import oracle
 import pytest
 import torch
@@ -35,7 +37,7 @@ def assert_same(got, want):
 def test_results_of_rows_and_of_no_rows(dtype, backend):
     weight = torch.randn(3, 4)
 
-    def calls(logits, labels):
+    def results(logits, labels):
         selection = emp.score_and_select(logits, labels, None, 0.5, backend=backend)
         found = [selection.indices, *selection.scores, selection.threshold, selection.num_invalid]
         found += emp.score(logits, labels, backend=backend)
@@ -46,11 +48,29 @@ def test_results_of_rows_and_of_no_rows(dtype, backend):
 
     logits, labels = torch.randn(6, 4), torch.arange(6) % 4
     for rows in (6, 0):
-        want = calls(logits[:rows], labels[:rows])
+        want = results(logits[:rows], labels[:rows])
         with defaults(dtype):
-            got = calls(logits[:rows], labels[:rows])
+            got = results(logits[:rows], labels[:rows])
         assert_same(got, want)
         assert {x.dtype for x in want} == {torch.float32, torch.int64, torch.int32, torch.bool}
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", calls.CALLS)
+def test_deterministic_algorithms(name, as_default):
+    tensors = calls.CALLS[name].tensors
+    want = calls.run(name, tensors(), as_default)
+    with deterministic():
+        got = calls.run(name, tensors(), as_default)
+    assert oracle.fingerprint(*got) == oracle.fingerprint(*want)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -65,9 +85,9 @@ def test_a_sampler_draws_ids_of_the_cpu(ranks, as_default):
 
 
 def together(rank, world):
-    """What ranks compute together, twice: the second time under other defaults."""
+    """What ranks compute together, thrice: then under other defaults."""
 
-    def calls():
+    def results():
         device = torch.device("cpu")
         generator = torch.Generator(device).manual_seed(rank)
         scores = torch.randn(20, generator=generator, device=device, dtype=torch.float32).round()
@@ -83,9 +103,10 @@ def together(rank, world):
             *(x for x in state.state_dict().values() if isinstance(x, torch.Tensor)),
         ]
 
-    want = calls()
-    with defaults(torch.float64):
-        assert_same(calls(), want)
+    want = results()
+    for switched in (defaults(torch.float64), deterministic()):
+        with switched:
+            assert_same(results(), want)
     return oracle.fingerprint(*want)
 
 

@@ -40,9 +40,9 @@ def score_linear(
         return found
     return Scores(
         *(
-            torch.full(labels.shape, nothing, dtype=torch.float32, device=DEVICE).put_(
-                positions, some
-            )
+            torch.full((labels.numel(),), nothing, dtype=torch.float32, device=DEVICE)
+            .index_copy_(0, positions, some)  # put_ is no deterministic algorithm
+            .view(labels.shape)
             for some, nothing in zip(found, (-torch.inf, 0.0, 0.0, 0.0), strict=True)
         )
     )
