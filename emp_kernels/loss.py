@@ -172,7 +172,9 @@ def _cross_entropy(
 def _check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor) -> torch.Tensor:
     """Positions (K,) int64 on the logits' device; on CPU all of them are in [0, n)."""
     check_ids(function, "rows", rows)
-    rows = rows.to(device=logits.device, dtype=torch.int64)
+    rows = rows.to(
+        device=logits.device, dtype=torch.int64
+    ).resolve_neg()  # torch's indexing needs it
     if rows.device.type == "cpu":
         bad = (rows < 0) | (rows >= n)
         if bad.any():

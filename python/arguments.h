@@ -121,7 +121,7 @@ struct pybind11::detail::type_caster<emp::State> {
   bool load(handle source, bool) {
     if (!PyTuple_CheckExact(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 7) return false;
     bindings::Tensor fields[7];
-    for (int i = 0; i < 7; ++i) fields[i] = bindings::Tensor(PyTuple_GET_ITEM(source.ptr(), i));
+    for (int i = 0; i < 7; ++i) fields[i] = bindings::Written(PyTuple_GET_ITEM(source.ptr(), i));
     return bindings::state_of(fields, value);
   }
 };

@@ -76,7 +76,7 @@ int64_t first_bad_label(const Tensor& labels, Ignored ignored, int64_t classes) 
 
 // Adds a piece of columns to parts (4, rows). The labels' ranges were checked with first_bad_label.
 void add_row_parts(const Tensor& piece, const Tensor& labels, int64_t first_column,
-                   const Tensor& parts, int threads) {
+                   const Written& parts, int threads) {
   py::gil_scoped_release released;
   emp::add_row_parts(logits_of(piece), labels_of(labels, {}), first_column, parts_of(parts),
                      threads);
@@ -143,7 +143,7 @@ PyObject* count_id(PyObject* self, PyObject* id) {
 }
 py::object counter(const py::object& selections) {
   static PyMethodDef method = {"count", count_id, METH_O, nullptr};
-  const Tensor counts(selections);
+  const Written counts(selections);
   const py::capsule self(new Selections{selections, counts.data<int32_t>(), counts.size(0)},
                          [](void* p) { delete static_cast<Selections*>(p); });
   return py::reinterpret_steal<py::object>(PyCFunction_New(&method, self.ptr()));
@@ -165,8 +165,8 @@ int64_t update_state(const emp::State& state, const Tensor& ids, const Tensor& s
 // Writes result, loss and lse. (rows that count, -1, -1), or (0, the first row with a bad label,
 // the first position of a bad id).
 py::tuple cross_entropy(const Tensor& z, const Tensor& y, Ignored ignored, int reduction,
-                        float beta, const Remembered& state, const Ids& ids, const Tensor& result,
-                        const Tensor& loss, const Tensor& lse, int threads) {
+                        float beta, const Remembered& state, const Ids& ids, const Written& result,
+                        const Written& loss, const Written& lse, int threads) {
   const emp::Logits logits = logits_of(z);
   const emp::Labels labels = labels_of(y, ignored);
   emp::CountedRows counted;
@@ -183,7 +183,7 @@ py::tuple cross_entropy(const Tensor& z, const Tensor& y, Ignored ignored, int r
 // of rows with columns elsewhere.
 void cross_entropy_backward(const Tensor& z, const Tensor& y, Ignored ignored, const Tensor& loss,
                             const Tensor& lse, const Tensor& scales, double divisor,
-                            const std::optional<Tensor>& maximum, const Tensor& out, int threads) {
+                            const std::optional<Tensor>& maximum, const Written& out, int threads) {
   py::gil_scoped_release released;
   emp::cross_entropy_backward(logits_of(z), labels_of(y, ignored),
                               {loss.data<const float>(), lse.data<const float>(),
@@ -193,7 +193,7 @@ void cross_entropy_backward(const Tensor& z, const Tensor& y, Ignored ignored, c
 }
 
 // Adds a tile (rows, columns) to the sums of its rows, or of its columns.
-void add_tile(const Tensor& tile, const Tensor& sums, bool columns, int threads) {
+void add_tile(const Tensor& tile, const Written& sums, bool columns, int threads) {
   py::gil_scoped_release released;
   (columns ? emp::add_tile_columns : emp::add_tile_rows)(
       {tile.data<const float>(), tile.size(0), tile.size(1), tile.stride(0)}, sums_of(sums),

@@ -49,7 +49,7 @@ inline py::tuple gather(const py::list& sources, const Tensor& indices,
   py::list results;
   for (size_t i = 0; i < sources.size(); ++i) {
     if (outputs) {
-      rows.push_back(rows_of(tensors[i], Tensor((*outputs)[i]).data<char>()));
+      rows.push_back(rows_of(tensors[i], Written((*outputs)[i]).data<char>()));
     } else {
       NewTensor result = rows_like(tensors[i], count);
       rows.push_back(rows_of(tensors[i], result.data<char>()));

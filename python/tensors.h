@@ -54,22 +54,16 @@ inline PyObject* tensor_method(const char* name) {
   return found;
 }
 
-// A tensor that is an argument of a call, as long as the call lasts.
+// A tensor that is an argument of a call, as long as the call lasts: its numbers lie in memory as
+// they are. Of one that torch negates or conjugates as it reads it, that is a copy.
 class Tensor {
  public:
   Tensor() = default;
   explicit Tensor(py::handle source) {
-    if (torch.exchange != nullptr) {
-      if (torch.exchange->view(source.ptr(), &view_) != 0) throw py::error_already_set();
-      require_memory(source.ptr());
-      return;
-    }
-    owner_ = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.to_dlpack, source.ptr()));
-    if (!owner_) throw py::error_already_set();
-    const void* managed = PyCapsule_GetPointer(owner_.ptr(), dlpack::kCapsule);
-    if (managed == nullptr) throw py::error_already_set();
-    view_ = static_cast<const dlpack::ManagedTensor*>(managed)->tensor;
-    require_memory(source.ptr());
+    look_at(source);
+    if (!is_read_otherwise(source.ptr())) return;
+    copy_ = source.attr("resolve_conj")().attr("resolve_neg")();
+    look_at(copy_);
   }
 
   // Whether `source` is a tensor that can be looked at at once, and now is.
@@ -107,6 +101,31 @@ class Tensor {
   }
   dlpack::DataType dtype() const { return view_.dtype; }
   int64_t element_bytes() const { return int64_t(view_.dtype.bits) * view_.dtype.lanes / 8; }
+  bool is_complex() const { return view_.dtype.code == dlpack::kComplex; }
+
+  // Whether torch negates or conjugates what it reads of `source`, this tensor.
+  bool is_read_otherwise(PyObject* source) const {
+    static PyObject* const is_neg = tensor_method("is_neg");
+    static PyObject* const is_conj = tensor_method("is_conj");
+    return is_true(PyObject_CallOneArg(is_neg, source)) ||
+           (is_complex() && is_true(PyObject_CallOneArg(is_conj, source)));
+  }
+
+ protected:
+  void look_at(py::handle source) {
+    if (torch.exchange != nullptr) {
+      if (torch.exchange->view(source.ptr(), &view_) != 0) throw py::error_already_set();
+    } else {
+      owner_ =
+          py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.to_dlpack, source.ptr()));
+      if (!owner_) throw py::error_already_set();
+      const void* managed = PyCapsule_GetPointer(owner_.ptr(), dlpack::kCapsule);
+      if (managed == nullptr) throw py::error_already_set();
+      view_ = static_cast<const dlpack::ManagedTensor*>(managed)->tensor;
+    }
+    if (!has_memory(source.ptr()))
+      throw py::type_error("a tensor must lie in memory, got one without any");
+  }
 
  private:
   // torch has tensors that stand for zeros without having any: their addresses are offsets from
@@ -117,13 +136,17 @@ class Tensor {
     static PyObject* const is_zerotensor = PyUnicode_InternFromString("_is_zerotensor");
     return view_.data != nullptr && !is_true(PyObject_CallMethodNoArgs(source, is_zerotensor));
   }
-  void require_memory(PyObject* source) const {
-    if (!has_memory(source))
-      throw py::type_error("a tensor must lie in memory, got one without any");
-  }
 
   dlpack::Tensor view_{};
   py::object owner_;  // what view_ points into, where torch has no exchange API
+  py::object copy_;   // what view_ is of, where it is not the argument
+};
+
+// A tensor that is written: no view that is read otherwise, for the package made it.
+class Written : public Tensor {
+ public:
+  Written() = default;
+  explicit Written(py::handle target) { look_at(target); }
 };
 
 // Memory for a result, which becomes a contiguous tensor. Nothing is written into it; large ones
@@ -263,16 +286,11 @@ class Result : public NewTensor {
 // Sets `tensor`: whether `object` is of torch's own class, in the CPU's memory, of numbers that lie
 // there as they are, neither negated nor conjugated as they are read.
 inline bool is_plain(PyObject* object, Tensor& tensor) {
-  static PyObject* const is_neg = tensor_method("is_neg");
-  static PyObject* const is_conj = tensor_method("is_conj");
   if (Py_TYPE(object) != torch.tensor_type || !tensor.view(object)) return false;
   const dlpack::DataType dtype = tensor.dtype();
-  const bool complex = dtype.code == dlpack::kComplex;
   const bool known = dtype.code <= dlpack::kFloat || dtype.code == dlpack::kBFloat ||
-                     dtype.code == dlpack::kBool || complex;
-  return known && dtype.lanes == 1 && tensor.on_cpu() &&
-         !is_true(PyObject_CallOneArg(is_neg, object)) &&
-         !(complex && is_true(PyObject_CallOneArg(is_conj, object)));
+                     dtype.code == dlpack::kBool || tensor.is_complex();
+  return known && dtype.lanes == 1 && tensor.on_cpu() && !tensor.is_read_otherwise(object);
 }
 
 }  // namespace bindings
@@ -284,6 +302,17 @@ struct pybind11::detail::type_caster<bindings::Tensor> {
   bool load(handle source, bool) {
     if (source.is_none()) return false;
     value = bindings::Tensor(source);
+    return true;
+  }
+};
+
+template <>
+struct pybind11::detail::type_caster<bindings::Written> {
+  PYBIND11_TYPE_CASTER(bindings::Written, const_name("torch.Tensor"));
+
+  bool load(handle source, bool) {
+    if (source.is_none()) return false;
+    value = bindings::Written(source);
     return true;
   }
 };

@@ -126,9 +126,7 @@ def _cross_entropy(logits, labels, gradient, indices=None, rows=None, **options)
 def _linear_cross_entropy(hidden, weight, bias, labels, gradient, rows=None, **options):
     options |= {"bias": bias, "rows": rows}
     inputs = [hidden, weight, bias]
-    return _trained(
-        emp.linear_cross_entropy, inputs, gradient, hidden, weight, labels, **options
-    )
+    return _trained(emp.linear_cross_entropy, inputs, gradient, hidden, weight, labels, **options)
 
 
 def _contrasted(form):

@@ -55,7 +55,7 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
 def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
     """Rows `indices` (K,) of each source in one launch; written into `outputs` where they are
     given. A row whose index is out of range is zero: raising would wait for the device."""
-    indices = indices.to(torch.int64).contiguous()
+    indices = indices.to(torch.int64).resolve_neg().contiguous()
     count, device = indices.shape[0], indices.device
     # Rows must be contiguous inside; only their distance is free.
     sources = [

@@ -94,7 +94,7 @@ def gather_equal(
     function: str, tensor: torch.Tensor, group: dist.ProcessGroup | None
 ) -> list[torch.Tensor]:
     """`tensor`, of one shape and dtype on all ranks, of every rank; on the tensor's device."""
-    sent = tensor.to(message_device(tensor, group)).contiguous()
+    sent = tensor.resolve_neg().to(message_device(tensor, group)).contiguous()
     received = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
     with _collective(function, group):
         dist.all_gather(received, sent, group=group)

@@ -63,11 +63,16 @@ class Rows(NamedTuple):
     group_stride: int
     row_stride: int
 
+    @property
+    def grouped(self) -> bool:
+        """Whether there is more than one group; their distance may be 0."""
+        return self.per_group != self.count
+
 
 def rows_of(logits: torch.Tensor) -> Rows:
     """Rows of logits (..., C); copied only where the inner stride is not 1 or the leading
     dimensions do not collapse to two."""
-    logits, classes = logits.detach().resolve_neg(), logits.shape[-1]
+    logits, classes = logits.detach(), logits.shape[-1]
     if logits.dim() > 3:
         try:
             logits = logits.view(-1, *logits.shape[-2:])
@@ -153,7 +158,7 @@ def score(
             max(0, (classes - vector + 1 if ragged else classes) // vector), classes,
             address // itemsize % vector, float(beta), ignore_index or 0,
             0 if state is None else state.num_samples, keep or 0,
-            V=vector, RAGGED=ragged, GROUPED=rows.group_stride != 0,
+            V=vector, RAGGED=ragged, GROUPED=rows.grouped,
             IGNORE=ignore_index is not None, STATISTICS=statistics, SUMS=sums,
             HAS_IDS=ids is not None, HAS_STATE=finish and state is not None,
             SELECT=tile_of(n).rows if finish else 0, **cut, num_warps=plan.warps, **OPTIONS,
@@ -181,7 +186,7 @@ def gradient(
             None if maximum is None else maximum.contiguous(),
             scales.to(torch.float32).contiguous(), out, n, rows.per_group, rows.group_stride,
             rows.row_stride, classes // vector, classes, V=vector,
-            GROUPED=rows.group_stride != 0, SHARD=maximum is not None, ROWS=several, WIDTH=width,
+            GROUPED=rows.grouped, SHARD=maximum is not None, ROWS=several, WIDTH=width,
             num_warps=8, **OPTIONS,
         )  # fmt: skip
     return out

@@ -2,6 +2,7 @@
 
 It makes its results itself: their memory asks for huge pages, whose first writing costs half of
 what torch's does where results are large, and torch's default dtype and device do not reach it.
+Views that torch negates as it reads them are read as they are meant (python/tensors.h).
 """
 
 import os
@@ -64,8 +65,6 @@ def describe() -> str:
 def logit_rows(logits: torch.Tensor) -> torch.Tensor:
     """Logits (..., C) as (N, C), or groups (G, N / G, C) of equally spaced rows, of unit inner
     stride. Copied where no view is that."""
-    if logits.is_neg():
-        logits = logits.resolve_neg()
     if logits.dim() > 2:
         grouped = _as_groups(logits)
         if grouped is not None:

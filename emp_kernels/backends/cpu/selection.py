@@ -7,7 +7,7 @@ from . import native
 
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending positions of the `count` highest scores (N,)."""
-    scores = _dense(scores.detach().resolve_neg())
+    scores = _dense(scores.detach())
     positions: torch.Tensor = native.module.select(scores, count, torch.get_num_threads())
     return positions
 

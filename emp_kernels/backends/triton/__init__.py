@@ -9,7 +9,7 @@ from .contrastive import score_contrastive
 from .linear import linear_cross_entropy_backward, score_linear
 from .loss import cross_entropy_backward
 from .pruning import score_and_select
-from .runtime import DEVICE, DTYPES, describe, require, serves_device
+from .runtime import DEVICE, DTYPES, describe, reading_memory, require, serves_device
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
@@ -32,3 +32,6 @@ __all__ = [
     "serves_device",
     "update_state",
 ]
+
+for _name in set(__all__) - {"DEVICE", "DTYPES", "describe", "require", "serves_device"}:
+    globals()[_name] = reading_memory(globals()[_name])

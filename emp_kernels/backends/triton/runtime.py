@@ -1,11 +1,15 @@
 """What the Triton kernels need: Triton itself, and a GPU that is new enough or the interpreter."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from .. import Unavailable
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DEVICE = "cuda"
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -69,3 +73,24 @@ def check_capability(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
         reason = _too_old(torch.cuda.get_device_capability(device))
         raise RuntimeError(f"backend 'triton' does not serve {device}: {reason}")
+
+
+def reading_memory(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, given copies of the tensors among its arguments that torch negates as it reads
+    them: kernels read what lies in memory."""
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        options = {name: _in_memory(option) for name, option in options.items()}  # type: ignore[assignment]
+        return function(*map(_in_memory, arguments), **options)  # type: ignore[arg-type]
+
+    return call
+
+
+def _in_memory(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument.resolve_neg() if argument.is_neg() else argument
+    if not isinstance(argument, tuple):
+        return argument
+    items = map(_in_memory, argument)
+    return argument._make(items) if hasattr(argument, "_make") else tuple(items)

@@ -10,7 +10,7 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     runtime.check_capability(scores.device)
     if scores.shape[0] == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
-    return runtime.launch.select(scores.detach().resolve_neg().contiguous(), count)
+    return runtime.launch.select(scores.detach().contiguous(), count)
 
 
 def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch.Tensor:
