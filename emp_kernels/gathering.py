@@ -1,6 +1,7 @@
 """Gathering the kept rows of a batch."""
 
 import copy
+import dataclasses
 from collections import UserDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch.compiler import is_compiling
 
 from . import backends
-from .validation import check_ids, describe
+from .validation import check_ids, describe, transforming
 
 
 def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
@@ -20,8 +21,9 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
     block.
 
     Args:
-        batch: a tensor (N, ...) of any dtype, or a mapping, list, tuple or NamedTuple of such
-            batches; the container's type is kept.
+        batch: a tensor (N, ...) of any dtype, or a mapping, list, tuple, NamedTuple or dataclass
+            of such batches; the container's type is kept. A dataclass's fields may also be None,
+            and what is no field of it is kept as it is.
         indices: (K,) of any integer dtype, in [0, N); any order, duplicates allowed. Moved to
             each tensor's device.
         out: a container like `batch` of contiguous tensors (K, ...) to write into; none may
@@ -29,12 +31,13 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
 
     Returns:
         The gathered batch; `out` when it is given. Differentiable like ``index_select``, which
-        it is under ``torch.compile``.
+        it is under ``torch.compile`` and ``torch.func``.
 
     Raises:
-        TypeError: a leaf is no tensor, indices are not integers, `out` has another structure or
-            dtype.
-        ValueError: an index out of range (on CPU), a wrong shape, device or aliasing in `out`.
+        TypeError: a leaf is no tensor, or one whose rows torch cannot select (nested, sparse but
+            for COO); indices are not integers; `out` has another structure or dtype.
+        ValueError: an index out of range (on CPU; under ``torch.compile`` the error is torch's),
+            a wrong shape, device or aliasing in `out`.
     """
     if out is None and not is_compiling():  # a compiler sees the operations below
         plain = backends.plain("gather")
@@ -61,8 +64,8 @@ def _gather_leaves(
         return []
     if is_compiling() and outputs is None:  # the compiler has rules for torch's own
         positions = indices.to(torch.int64)
-        return [source.index_select(0, positions.to(source.device)) for source in sources]
-    derivatives = torch.is_grad_enabled(), backends.forward_mode()
+        return [_compiled_rows(source, positions.to(source.device)) for source in sources]
+    derivatives = torch.is_grad_enabled(), backends.forward_mode() or transforming() is not None
     for tensor in sources if outputs is None else sources + outputs:
         if not tensor.is_cpu or _needs_torch(tensor, *derivatives):
             break
@@ -86,6 +89,12 @@ def _gather_leaves(
         for i, rows in zip(members, gathered, strict=True):
             results[i] = rows
     return results
+
+
+def _compiled_rows(source: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """``index_select`` as a compiler may take it, which reads an id below 0 from the end: it is
+    moved behind the end, where it is an error as it is without a compiler."""
+    return source.index_select(0, torch.where(positions < 0, source.shape[0], positions))
 
 
 def _needs_torch(tensor: torch.Tensor, grad: bool, forward: bool) -> bool:
@@ -122,9 +131,30 @@ def _is_namedtuple(node: Any) -> bool:
     return isinstance(node, tuple) and hasattr(node, "_fields")
 
 
+def _is_dataclass(node: Any) -> bool:
+    """Whether `node` is one, and none of the containers that are looked into as such."""
+    return (
+        dataclasses.is_dataclass(node)
+        and not isinstance(node, type)
+        and not isinstance(node, Mapping | list | tuple)
+    )
+
+
+def _fields(node: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are there, by name."""
+    values = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _collect(node: Any, leaves: list[torch.Tensor]) -> None:
     """Append the tensors of a nested container, in iteration order."""
     if isinstance(node, torch.Tensor):
+        if node.is_nested or node.layout not in (torch.strided, torch.sparse_coo):
+            instead = "unbind()" if node.is_nested else "to_dense()"
+            raise TypeError(
+                f"gather: batch must hold tensors whose rows torch can select (pass the {instead} "
+                f"of this one), got {'a nested tensor' if node.is_nested else node.layout}"
+            )
         if node.dim() == 0:
             raise ValueError("gather: batch must hold tensors with a first dimension, got shape ()")
         leaves.append(node)
@@ -134,10 +164,13 @@ def _collect(node: Any, leaves: list[torch.Tensor]) -> None:
     elif isinstance(node, list | tuple):
         for value in node:
             _collect(value, leaves)
+    elif _is_dataclass(node):
+        for value in _fields(node).values():
+            _collect(value, leaves)
     else:
         raise TypeError(
-            "gather: batch must be a tensor or a mapping, list, tuple or NamedTuple of tensors, "
-            f"got a leaf of type {type(node).__name__}"
+            "gather: batch must be a tensor or a mapping, list, tuple, NamedTuple or dataclass of "
+            f"tensors, got a leaf of type {type(node).__name__}"
         )
 
 
@@ -150,11 +183,17 @@ def _rebuild(node: Any, rows: Iterator[torch.Tensor]) -> Any:
         if type(node) is dict:
             return items
         if isinstance(node, dict | UserDict):
-            clone = copy.copy(node)
-            clone.update(items)
+            clone: Any = copy.copy(node)
+            for key, value in items.items():  # transformers' ModelOutput has no update
+                clone[key] = value
             return clone
         kind: Any = type(node)  # a copy of another mapping may share its items with the batch
         return kind(items)
+    if _is_dataclass(node):
+        clone = copy.copy(node)
+        for name, value in _fields(node).items():
+            object.__setattr__(clone, name, _rebuild(value, rows))  # it may be frozen
+        return clone
     values = [_rebuild(value, rows) for value in node]
     return type(node)(*values) if _is_namedtuple(node) else type(node)(values)
 
@@ -162,7 +201,11 @@ def _rebuild(node: Any, rows: Iterator[torch.Tensor]) -> Any:
 def _same_structure(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-    if type(a) is not type(b) or len(a) != len(b):
+    if type(a) is not type(b):
+        return False
+    if _is_dataclass(a):
+        a, b = _fields(a), _fields(b)
+    if len(a) != len(b):
         return False
     if isinstance(a, Mapping):
         return list(a) == list(b) and all(_same_structure(a[key], b[key]) for key in a)

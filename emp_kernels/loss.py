@@ -20,6 +20,7 @@ from .validation import (
     check_ignore_index,
     check_labels,
     check_logits,
+    check_strided,
     raise_id_out_of_range,
 )
 
@@ -50,8 +51,8 @@ def cross_entropy(
     reads the rows that count once and writes the gradient once, zero for the others. Nothing is
     gathered and no argument is modified, except the state.
 
-    Differentiable once with respect to `logits`, by ``backward``: a second derivative raises
-    RuntimeError, and so do those of ``torch.func`` and of forward mode. Under ``torch.compile``
+    Differentiable once with respect to `logits`, by ``backward``: a second derivative and those of
+    forward mode raise RuntimeError, those of ``torch.func`` TypeError. Under ``torch.compile``
     the call is a graph break (it writes to the state; ``fullgraph=True`` refuses it). Autocast
     changes nothing: logits are taken in the dtype that they have.
 
@@ -139,8 +140,9 @@ def _cross_entropy(
         )
     n = labels.numel()
     leading = logits.shape[:-1]
-    if len(leading) > 1 and isinstance(indices, torch.Tensor) and indices.shape == leading:
-        indices = indices.reshape(-1)
+    if len(leading) > 1 and isinstance(indices, torch.Tensor):
+        check_strided(function, "indices", indices)
+        indices = indices.reshape(-1) if indices.shape == leading else indices
     indices = check_ids_of_rows(function, state, indices, logits, n)
     chosen = backends.resolve(function, backend, logits)
     plan: EveryRow | SomeRows

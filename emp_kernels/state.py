@@ -137,12 +137,12 @@ class EMPState:
         for name, field in zip(Scores._fields, scores, strict=True):
             if not isinstance(field, torch.Tensor) or not field.is_floating_point():
                 raise TypeError(f"{function}: scores.{name} must be a floating tensor")
+            check_strided(function, f"scores.{name}", field)
             if field.shape != indices.shape:
                 raise ValueError(
                     f"{function}: scores.{name} must have the shape {tuple(indices.shape)} of "
                     f"indices, got {tuple(field.shape)}"
                 )
-            check_strided(function, f"scores.{name}", field)
             check_same_device(function, f"scores.{name}", field, "the state", self.score)
         backend = backends.resolve(function, None, self.score)
         scores = Scores(*(field.detach().to(torch.float32) for field in scores))

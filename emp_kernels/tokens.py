@@ -17,6 +17,7 @@ from .state import EMPState, check_ids_of_rows
 from .validation import (
     check_ignore_index,
     check_labels,
+    check_strided,
 )
 
 PER = ("all", "row", "sequence")
@@ -92,6 +93,7 @@ def _check_ids(
     if per == "sequence":
         what, n = "sequences", labels.shape[0]
     if isinstance(indices, torch.Tensor) and per != "sequence" and indices.dim() == 2:
+        check_strided(function, "indices", indices)
         if indices.shape != labels.shape:
             raise ValueError(
                 f"{function}: indices must have shape {tuple(labels.shape)} or ({n},) where "

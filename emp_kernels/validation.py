@@ -38,14 +38,41 @@ def in_memory(tensor: torch.Tensor) -> bool:
     )
 
 
+# None outside of torch.func's transforms.
+transforming = torch._C._functorch.peek_interpreter_stack
+
+
 def check_strided(function: str, name: str, tensor: torch.Tensor) -> None:
-    """`tensor` is an ordinary dense one: sparse and other layouts have no rows in memory."""
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{function}: {name} must have layout torch.strided, got {tensor.layout}")
-    if not in_memory(tensor):
+    """`tensor` is an ordinary dense one: sparse and other layouts have no rows in memory, and what
+    stands for others, as in torch.func, has none."""
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    if type(tensor) is not torch.Tensor or not strided or transforming() is not None:
+        _refuse_unusual(function, name, tensor)
+
+
+def _refuse_unusual(function: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise of what `tensor` is, and what to pass instead; nothing where it has rows after all."""
+    kind = type(tensor).__name__
+    if tensor.is_nested:
         raise TypeError(
-            f"{function}: {name} must lie in memory (of a DTensor, pass its to_local()), "
-            f"got {type(tensor).__name__}"
+            f"{function}: {name} must have rows of one length (of a nested tensor, pass its "
+            f"to_padded_tensor(0.0)), got {kind} of layout {tensor.layout}"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{function}: {name} must have layout torch.strided (pass its to_dense()), "
+            f"got {tensor.layout}"
+        )
+    if not in_memory(tensor):
+        fake = "call outside of FakeTensorMode, or under torch.compile"
+        instead = fake if kind == "FakeTensor" else "of a DTensor, pass its to_local()"
+        raise TypeError(f"{function}: {name} must lie in memory ({instead}), got {kind}")
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise TypeError(
+            f"{function}: {name} must lie in memory (call outside of torch.func's transforms, with "
+            "all rows at once), got a tensor of theirs"
         )
 
 

@@ -107,13 +107,16 @@ def _updated(indices, score, loss, entropy, lse, **options):
 
 def _trained(function, inputs, gradient, *arguments, **options):
     """The loss of each row and the gradients that `gradient` makes of it."""
-    leaves = [x.requires_grad_() if x.is_leaf else x for x in inputs]
+    if torch._C._functorch.peek_interpreter_stack() is None:  # which forbids it
+        for x in inputs:
+            if x.is_leaf and not x.is_nested and x.layout is torch.strided:
+                x.requires_grad_()
     with torch.enable_grad():
         loss = function(*arguments, reduction="none", **options)
         if not loss.requires_grad:
             return [loss]
         upstream = gradient[: loss.numel()].view(loss.shape)
-        return [loss.detach(), *torch.autograd.grad(loss, leaves, upstream)]
+        return [loss.detach(), *torch.autograd.grad(loss, inputs, upstream)]
 
 
 def _cross_entropy(logits, labels, gradient, indices=None, rows=None, **options):

@@ -1,9 +1,11 @@
 """gather: every dtype, layout and container, bit for bit what index_select returns."""
 
 import collections
+import copy
 import types
 from collections.abc import MutableMapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -253,6 +255,71 @@ def test_containers_keep_their_types(as_default):
     assert type(got) is collections.UserDict
     assert same_bits(got[3], wb)
     assert user["x"] is a
+
+
+@dataclass
+class Features:
+    pixels: torch.Tensor
+    mask: torch.Tensor | None = None
+    views: list[torch.Tensor] = field(default_factory=list)
+    size: Any = field(init=False, default=None)
+
+    def __post_init__(self):
+        self.made = getattr(self, "made", 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    features: Features
+    label: torch.Tensor
+
+
+def test_dataclasses_keep_their_types(as_default):
+    a, b = source((9, 4)), source((9,), torch.int64)
+    indices = torch.tensor([8, 0, 3, 3])
+    features = Features(a, views=[b, a])
+    features.size = b
+    features.name = "crops"  # no field of the class
+    batch = {"samples": Sample(features, b)}
+    got = emp.gather(batch, indices)["samples"]
+    assert type(got) is Sample
+    assert type(got.features) is Features
+    assert got.features.mask is None
+    assert (got.features.name, got.features.made) == ("crops", 1)
+    tensors = (got.features.pixels, *got.features.views, got.features.size, got.label)
+    for ours, own in zip(tensors, (a, b, a, b, b), strict=True):
+        assert same_bits(ours, own[indices])
+    assert batch["samples"].features.pixels is a
+
+    out = copy.deepcopy(got)
+    out.features.pixels.zero_()
+    assert emp.gather(batch["samples"], indices, out=out) is out
+    assert same_bits(out.features.pixels, a[indices])
+    out.features.mask = out.features.pixels
+    with pytest.raises(TypeError, match="out must have the structure of batch"):
+        emp.gather(batch["samples"], indices, out=out)
+    with pytest.raises(
+        TypeError, match="NamedTuple or dataclass of tensors, got a leaf of type type"
+    ):
+        emp.gather(Sample, indices)
+    with pytest.raises(TypeError, match="got a leaf of type str"):
+        emp.gather(Features(a, mask="none"), indices)
+
+
+def test_model_outputs_keep_their_type(as_default):
+    outputs = pytest.importorskip("transformers.modeling_outputs")  # optional package
+    a, b = source((9, 4)), source((9, 2, 3))
+    indices = torch.tensor([8, 0, 3, 3])
+    batch = outputs.BaseModelOutput(last_hidden_state=a, hidden_states=(a, b))
+    got = emp.gather(batch, indices)
+    assert type(got) is outputs.BaseModelOutput
+    assert list(got) == ["last_hidden_state", "hidden_states"]
+    assert got.attentions is None
+    assert same_bits(got.last_hidden_state, a[indices])
+    assert same_bits(got["hidden_states"][1], b[indices])
+    assert got.to_tuple()[0] is got.last_hidden_state
+    assert batch.last_hidden_state is a
+    assert batch["last_hidden_state"] is a
 
 
 class Items(MutableMapping):

@@ -123,6 +123,19 @@ def test_inductor():
     torch.testing.assert_close(got, emp.score(logits * 2, labels).score + 1)
 
 
+def test_an_index_below_0_is_an_error_in_a_compiled_gather():
+    """Inductor's index_select would count it from the end."""
+    torch._dynamo.reset()
+    logits, _ = batch()
+    indices = torch.tensor([3, 0, 3])
+    gather = torch.compile(emp.gather, fullgraph=True)
+    assert torch.equal(gather(logits, indices), logits[indices])
+    for bad in (-1, len(logits), -len(logits) - 1):
+        indices[1] = bad
+        with pytest.raises((RuntimeError, IndexError), match=r"out of (bounds|range)"):
+            gather(logits, indices)
+
+
 def test_eager_calls_take_no_operator(monkeypatch):
     """The direct path: the dispatcher's boundary costs more than a small batch."""
     monkeypatch.setattr(ops, "score", None)

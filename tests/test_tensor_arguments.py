@@ -1,13 +1,16 @@
 """What a tensor may be, of every tensor that a public function takes: views of which torch negates
-what it reads, and rows that are one element repeated."""
+what it reads, and rows that are one element repeated; and what it must not be."""
 
 from __future__ import annotations
+
+import warnings
 
 import calls
 import oracle
 import pytest
 import torch
 from conftest import BACKENDS
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 INTERPRETED = BACKENDS == ("triton",)
 
@@ -78,3 +81,57 @@ def test_views_that_torch_negates(name, as_default):
 def test_one_element_that_stands_for_all(name, as_default):
     for views in replaced(name, lambda tensor: [repeated(tensor)]):
         assert_reads_as(name, views, as_default)
+
+
+def nested(tensor, layout=torch.strided):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that its nested tensors may change
+        rows = list(tensor) if tensor.dim() > 1 else [tensor]
+        return torch.nested.nested_tensor(rows, layout=layout)
+
+
+# What stands for a tensor, and what its error says to do.
+UNUSUAL = {
+    "nested": (nested, "to_padded_tensor|unbind"),
+    "jagged": (lambda x: nested(x, torch.jagged), "to_padded_tensor|unbind"),
+    "COO": (torch.Tensor.to_sparse, "to_dense"),
+    "CSR": (lambda x: x.to_sparse_csr(), "to_dense"),
+    "fake": (lambda x: FakeTensorMode().from_tensor(x), "outside of FakeTensorMode"),
+}
+TAKEN = {("COO", "gather", "x"), ("COO", "gather", "y")}  # torch's index_select does
+ARGUMENTS = [
+    (name, argument)
+    for name, call in calls.CALLS.items()
+    for argument in call.tensors()
+    if argument != "gradient"  # which autograd looks at
+]
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_tensors_without_rows_in_memory(kind, as_default):
+    make, advice = UNUSUAL[kind]
+    for name, argument in ARGUMENTS:
+        tensors = calls.CALLS[name].tensors()
+        if kind == "CSR" and tensors[argument].dim() != 2:
+            continue
+        unusual = make(tensors[argument])
+        if (kind, name, argument) in TAKEN or (kind == "fake" and name == "gather"):
+            continue
+        with pytest.raises(TypeError, match=rf" must (?s:.*)({advice})(?s:.*), got "):
+            calls.run(name, tensors | {argument: unusual}, as_default)
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_tensors_of_torch_func(name, argument, as_default):
+    tensors = calls.CALLS[name].tensors()
+    stacked = torch.stack([tensors[argument], tensors[argument]])
+
+    def run(tensor):
+        return tuple(calls.run(name, tensors | {argument: tensor}, as_default))
+
+    if name == "gather" and argument != "indices":  # as index_select
+        for got, want in zip(torch.func.vmap(run)(stacked), run(tensors[argument]), strict=True):
+            assert torch.equal(got, torch.stack([want, want]))
+        return
+    with pytest.raises(TypeError, match=r" must lie in memory \(call outside of torch.func"):
+        torch.func.vmap(run)(stacked)

@@ -87,7 +87,7 @@ def dense_labels(labels: torch.Tensor) -> torch.Tensor:
     """Labels (...), contiguous."""
     labels = labels.contiguous()
     if labels.dtype is torch.uint64:  # read as int64, a label from 2^63 on could be ignore_index
-        signed = labels.view(torch.int64)
+        signed = labels.resolve_neg().view(torch.int64)
         labels = signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
     return labels
 

@@ -22,4 +22,5 @@ def _index_select(source, indices):
     signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
     if source.dtype not in signed:
         return source.index_select(0, indices)
-    return source.view(signed[source.dtype]).index_select(0, indices).view(source.dtype)
+    bits = source.resolve_neg().view(signed[source.dtype])
+    return bits.index_select(0, indices).view(source.dtype)
