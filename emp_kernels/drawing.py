@@ -1,27 +1,31 @@
-"""An epoch's order, and one rank's way through it."""
+"""How an epoch's samples are chosen and put into an order, and how their ids are handed out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from operator import length_hint
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import torch
 
 from . import backends
+from .epochs import Epoch
+from .keep import Keep
+from .loaders import Hold, asking
+from .selection import select
+from .state import EMPState
 
-if TYPE_CHECKING:
-    from .sampler import EMPSampler
-
-_CHUNK = 1024  # ids handed over to Python at a time
+_CHUNK = 1024  # ids between two looks at where the state is
 _TINY = 1e-12  # what is below is drawn as if it were this: a logarithm has to exist
 _MASK = 2**64 - 1
+SHUFFLED = 2**32 - 2**17  # ids that can be shuffled are fewer; csrc/cpu/shuffle.h says why
 
 
 def stream_of(seed: int, epoch: int) -> int:
-    """The 64-bit seed of an epoch's order: two splitmix64 steps, so that no two are alike."""
-    z = seed & _MASK
-    for add in (0, epoch):
+    """The 64-bit seed of an epoch's order: splitmix64 steps, so that no two are alike. One for the
+    seed's lowest 64 bits, one for each further 64 of it and its sign, and one for the epoch."""
+    size = abs(seed)
+    z, above = size & _MASK, 2 * (size >> 64) + (seed < 0)
+    words = [above >> bits & _MASK for bits in range(0, above.bit_length(), 64)]
+    for add in (0, *words, epoch):
         z = (z + add + 0x9E3779B97F4A7C15) & _MASK
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -42,87 +46,50 @@ def gumbel_keys(scores: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return scores.clamp_min(_TINY).log() - exponential.log()
 
 
-class Order:
-    """An epoch's ids (L,) of all ranks, how many of them were drawn before, and whether they come
-    from a checkpoint."""
-
-    def __init__(self, epoch: int, ids: torch.Tensor, start: int, *, resumed: bool) -> None:
-        self.epoch, self.ids, self.start = epoch, ids, min(start, len(ids))
-        self.resumed = resumed
+# Ascending ids (K,) on the CPU, and the weights (N,) of their losses where these are not all 1.
+Chosen = tuple[torch.Tensor, torch.Tensor | None]
 
 
-class Drawing:
-    """How far one of `ranks` ranks has come in an order.
-
-    Attributes:
-        ids: what the rank draws of it, int64.
-        position: how many of them it has drawn.
-        stopped: whether it was asked for one more.
-    """
-
-    def __init__(self, order: Order, ranks: int, rank: int, drop_last: bool) -> None:
-        self.order, self.ranks = order, ranks
-        self.ids = _of_rank(order, ranks, rank, drop_last)
-        self.stopped = False
-        self._taken = 0
-        self._left: Iterator[int] = iter(())  # of the ids taken
-
-    @property
-    def position(self) -> int:
-        return self._taken - length_hint(self._left)
-
-    def chunks(self) -> Iterator[Iterator[int]]:
-        """The ids, 1024 at a time: `position` follows whoever draws them from these iterators."""
-        for ids in self.ids.split(_CHUNK):
-            self._left = iter(ids.tolist())
-            self._taken += len(ids)
-            yield self._left
-
-    @property
-    def over(self) -> bool:
-        """Whether all ids are drawn, be it that nobody has asked for one more yet."""
-        return self.stopped or 0 < self.position == len(self.ids)
-
-    @property
-    def unused(self) -> bool:
-        return self.position == 0 and not self.stopped
-
-    def rest(self) -> Order:
-        """What all ranks have left when each has drawn as much as this one."""
-        order, drawn = self.order, self.position * self.ranks
-        return Order(order.epoch, order.ids, order.start + drawn, resumed=True)
+def _top(state: EMPState, keep: Keep, stream: int) -> Chosen:
+    return state.select(keep).cpu(), None
 
 
-def _of_rank(order: Order, ranks: int, rank: int, drop_last: bool) -> torch.Tensor:
-    """The rank's ids: every R-th of what is left, all ranks equally many."""
-    rest = order.ids[order.start :]
-    if ranks == 1:
-        return rest
-    whole = len(rest) // ranks * ranks
-    if drop_last or whole == len(rest):
-        rest = rest[:whole]
-    else:
-        padding = torch.arange(whole + ranks - len(rest), device=rest.device) % len(order.ids)
-        rest = torch.cat([rest, order.ids[padding]])
-    return rest[rank::ranks].contiguous()
+def _gumbel(state: EMPState, keep: Keep, stream: int) -> Chosen:
+    generator = torch.Generator().manual_seed(stream)
+    return select(gumbel_keys(state.score.cpu(), generator), keep), None
 
 
-def draws(sampler: EMPSampler, drawing: Drawing) -> Iterator[int]:
-    """A sampler's iterator: hands out a drawing's ids and counts them in the state's selections.
+# The ways of choosing, by the names that EMPSampler takes.
+SAMPLINGS: dict[str, Callable[[EMPState, Keep, int], Chosen]] = {"top": _top, "gumbel": _gumbel}
+
+
+def shuffled(ids: torch.Tensor, stream: int) -> torch.Tensor:
+    """Ids (K,) int64 on the CPU in a random order."""
+    order: torch.Tensor = backends.resolve("EMPSampler", None, ids).shuffle(ids, stream)
+    return order
+
+
+def iterator_of(epoch: Epoch, state: EMPState, ended: Callable[[], None]) -> Iterator[int]:
+    """Hands out an epoch's ids, counts them in the state's selections, and says who holds it.
 
     No line of Python runs for an id.
     """
-    state = sampler.state
-    if drawing.order.start == 0:
-        state.close_window()
-    for ids in drawing.chunks():
-        counts = state.selections  # held: the counter knows its address
+    loader = asking()
+
+    def begin(position: int) -> torch.Tensor | None:
+        if position == 0:
+            assert epoch.hold is not None
+            epoch.hold.look()
+            if epoch.order.start == 0:
+                state.close_window()
+        counts = state.selections
         if counts.is_cpu:
-            backend = backends.resolve("EMPSampler", None, drawing.ids)
-            yield from map(backend.counter(counts), ids)
-        else:
-            ahead = drawing.ids[drawing.position : drawing.position + _CHUNK].to(counts.device)
-            counts.index_add_(0, ahead, torch.ones_like(ahead, dtype=torch.int32))
-            yield from ids
-    drawing.stopped = True
-    sampler.end(drawing)
+            return counts
+        ahead = epoch.ids[position : position + _CHUNK].to(counts.device)
+        counts.index_add_(0, ahead, torch.ones_like(ahead, dtype=torch.int32))
+        return None
+
+    backend = backends.resolve("EMPSampler", None, epoch.ids)
+    iterator: Iterator[int] = backend.draws(epoch.ids, epoch.progress, _CHUNK, begin, ended)
+    epoch.held_by(Hold(iterator, loader))
+    return iterator

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
-from . import backends, distributed
-from .drawing import Drawing, Order, draws, gumbel_keys, stream_of
+from . import distributed
+from .drawing import SAMPLINGS, SHUFFLED, iterator_of, shuffled, stream_of
+from .epochs import Epochs, Order, loaded_order, saved_order
 from .keep import Keep, check_keep_of, kept_count
-from .selection import select
 from .state import EMPState
 from .validation import check_int, check_size, check_snapshot
 
 _VERSION = 2
-_SAMPLINGS = ("top", "gumbel")
+_EPOCHS = 2**63  # an epoch's number is below: ranks tell it to one another as int64
 
 
 class EMPSampler(Sampler[int]):
@@ -26,8 +25,14 @@ class EMPSampler(Sampler[int]):
     An epoch's order is fixed when ``__iter__`` is called, from (seed, epoch, state): the ids of
     ``state.select(keep)``, never-seen samples first among them (or, with `sampling`, a random draw
     by score), in an order that `seed` and the epoch's number give. No global random generator is
-    used. An iterator that has drawn all its ids advances the epoch, which starts at 0;
-    :meth:`set_epoch` overrides it.
+    used.
+
+    Epochs, from 0 on, follow one another: an iterator that is drawn to its end is followed by the
+    next epoch's. One that is dropped earlier is followed by the same epoch again, chosen by the
+    scores of then (the same ids in the same order where no score has changed), and so is one whose
+    loader was dropped with batches in it that its worker processes had prefetched: a look at
+    ``next(iter(loader))`` uses nothing up. :meth:`set_epoch` overrides this. Iterators of one epoch
+    may run side by side; the first that comes to its end ends it.
 
     With several ranks, rank r of R draws the ids r, r + R, r + 2R, ... of the one order that all
     ranks agree on: at each epoch's start their states are merged
@@ -45,7 +50,7 @@ class EMPSampler(Sampler[int]):
             epoch: no sample is left out for ever, and one that no training fits does not take a
             place in every epoch. Never-seen samples are first in both.
         shuffle: False draws ascending ids.
-        seed: any int, the same on all ranks.
+        seed: any int, the same on all ranks. No two are alike, however large.
         warmup_epochs: so many epochs at the beginning draw everything.
         anneal_epochs: so many of `epochs` at the end draw everything.
         epochs: how many there will be; needed by `anneal_epochs` and :meth:`total_steps`. Later
@@ -57,7 +62,8 @@ class EMPSampler(Sampler[int]):
 
     Raises:
         TypeError: a wrong type.
-        ValueError: a value out of range, `anneal_epochs` without `epochs`.
+        ValueError: a value out of range, `anneal_epochs` without `epochs`, or 2**32 - 2**17
+            samples or more to shuffle.
     """
 
     state: EMPState
@@ -71,7 +77,6 @@ class EMPSampler(Sampler[int]):
     epochs: int | None
     num_replicas: int
     rank: int
-    epoch: int
 
     def __init__(
         self,
@@ -95,14 +100,19 @@ class EMPSampler(Sampler[int]):
         self.keep = check_keep_of(function, keep, state.num_samples)
         if not isinstance(sampling, str):
             raise TypeError(f"{function}: sampling must be a str, got {type(sampling).__name__}")
-        if sampling not in _SAMPLINGS:
+        if sampling not in SAMPLINGS:
             raise ValueError(
-                f"{function}: sampling must be {' or '.join(_SAMPLINGS)}, got {sampling!r}"
+                f"{function}: sampling must be {' or '.join(SAMPLINGS)}, got {sampling!r}"
             )
         self.sampling = sampling
         for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
             if not isinstance(flag, bool):
                 raise TypeError(f"{function}: {name} must be a bool, got {type(flag).__name__}")
+        if shuffle and state.num_samples >= SHUFFLED:
+            raise ValueError(
+                f"{function}: state must hold fewer than {SHUFFLED} samples unless shuffle=False, "
+                f"got {state.num_samples}"
+            )
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = check_int(function, "seed", seed)
@@ -119,15 +129,41 @@ class EMPSampler(Sampler[int]):
                 f"{function}: anneal_epochs must be at most epochs={epochs}, got {anneal_epochs}"
             )
         self.num_replicas, self.rank = distributed.ranks(function, num_replicas, rank)
-        self.epoch = 0
-        self._drawing: Drawing | None = None  # of the last iterator
-        self._iterator: weakref.ref[Iterator[int]] | None = None
-        self._resumed: Order | None = None  # what the next iterator draws
+        self._epochs = Epochs(self.num_replicas, self.rank, drop_last)
+
+    @property
+    def epoch(self) -> int:
+        """The running epoch's number, or, once all its ids are drawn, the next one's."""
+        return self._epochs.coming
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """What the loss of each sample (num_samples,) is to be multiplied by in the running epoch,
+        float32 on the state's device; 1 unless the way of sampling has weights. Not to be written
+        into."""
+        running = self._epochs.running
+        if running is not None and running.order.weights is not None:
+            return running.order.weights.to(self.state.device)
+        one = torch.ones((), dtype=torch.float32, device=self.state.device)
+        return one.expand(self.state.num_samples)
 
     def __len__(self) -> int:
-        """How many ids this rank draws in the coming epoch (all of them, also where a resumed epoch
-        will only draw the rest)."""
-        return self._length(self._coming_epoch())
+        """How many ids this rank draws in the running epoch, as long as its iterator or its
+        loader's is held (also of a resumed one all of them), else in the coming one.
+
+        A loader with ``persistent_workers`` holds its iterator from one epoch to the next:
+        :meth:`epoch_length` knows any epoch's.
+        """
+        return self._length(self._epochs.current)
+
+    def epoch_length(self, epoch: int) -> int:
+        """How many ids this rank draws in `epoch`, counted from 0.
+
+        Raises:
+            TypeError: `epoch` is no int.
+            ValueError: it is negative.
+        """
+        return self._length(_checked("EMPSampler.epoch_length", epoch))
 
     def total_steps(self, batch_size: int) -> int:
         """Optimiser steps of all epochs on this rank: the sum of ceil(len / batch_size).
@@ -148,60 +184,73 @@ class EMPSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one; without this call, epochs follow one another.
 
-        A resumed epoch's rest is still drawn when its own number is set.
+        Nothing changes where it is the epoch that runs or was resumed. A first call with 0 behind
+        :meth:`load_state_dict` is a loader's (Accelerate's, Lightning Fabric's) that counts epochs
+        from there on: its 0 is the resumed epoch, its 1 the next one, as long as it goes on so.
+
+        Raises:
+            TypeError: `epoch` is no int.
+            ValueError: it is negative.
         """
-        self.epoch = check_size("EMPSampler.set_epoch", "epoch", epoch)
-        resumed = self._waiting()
-        self._drawing = None
-        self._resumed = resumed if resumed is not None and resumed.epoch == epoch else None
+        self._epochs.name(_checked("EMPSampler.set_epoch", epoch))
 
     def __iter__(self) -> Iterator[int]:
-        order = self._waiting()
-        self._resumed = None
-        if order is None:
-            self.epoch = self._coming_epoch()
-            self.state.epoch = max(self.state.epoch, self.epoch)
-            if self.num_replicas > 1 and distributed.initialised():
-                distributed.sync(self.state)
-            order = Order(self.epoch, self._draw(self.epoch), 0, resumed=False)
-        self._drawing = Drawing(order, self.num_replicas, self.rank, self.drop_last)
-        iterator = draws(self, self._drawing)
-        self._iterator = weakref.ref(iterator)
-        return iterator
+        epoch = self._epochs.begin(self._order)
 
-    def end(self, drawing: Drawing) -> None:
-        """Go on to the next epoch, unless `drawing` is not the last iterator's."""
-        if drawing is self._drawing:
-            self.epoch = self.state.epoch = drawing.order.epoch + 1
+        def ended() -> None:
+            if epoch is self._epochs.running:
+                self.state.epoch = epoch.order.number + 1
+
+        return iterator_of(epoch, self.state, ended)
+
+    def _order(self, epoch: int) -> Order:
+        """What all ranks draw in an epoch that begins."""
+        self.state.epoch = max(self.state.epoch, epoch)
+        if self.num_replicas > 1 and distributed.initialised():
+            distributed.sync(self.state)
+        stream = stream_of(self.seed, epoch)
+        weights = None
+        if self._draws_all(epoch):
+            ids = torch.arange(self.state.num_samples, device="cpu")
+        else:
+            ids, weights = SAMPLINGS[self.sampling](self.state, self.keep, stream)
+        return Order(epoch, shuffled(ids, stream) if self.shuffle else ids, weights=weights)
+
+    def _draws_all(self, epoch: int) -> bool:
+        if epoch < self.warmup_epochs:
+            return True
+        return self.anneal_epochs > 0 and epoch >= (self.epochs or 0) - self.anneal_epochs
+
+    def _length(self, epoch: int) -> int:
+        n = self.state.num_samples
+        count = n if self._draws_all(epoch) else kept_count(self.keep, n)
+        return (count if self.drop_last else count + self.num_replicas - 1) // self.num_replicas
 
     def state_dict(self, *, position: int | None = None) -> dict[str, Any]:
         """The epoch, its order, and how much of it is drawn.
 
         It shares the order's tensor, which nobody changes. With one rank's dictionary, every rank
         of any number of ranks resumes: what one rank has drawn, the others have too. Save the
-        EMPState beside it; torch.distributed.checkpoint takes both objects as they are.
+        EMPState beside it; torch.distributed.checkpoint takes both objects as they are, and
+        ``torch.load`` reads both with ``weights_only=True``.
 
         Args:
             position: how many ids of the last iterator count as drawn, where a loader that
-                prefetches has drawn more than were trained on.
-        """
-        order, drawing = self._resumed, self._drawing
-        if order is None and drawing is not None and (position is not None or not self._spent()):
-            order = drawing.order
-            drawn = drawing.position if position is None else min(position, len(drawing.ids))
-            if position is not None and drawn == len(drawing.ids):
-                return self._snapshot(order.epoch + 1, None, 0)
-            return self._snapshot(order.epoch, order, drawn)
-        return self._snapshot(self._coming_epoch() if order is None else order.epoch, order, 0)
+                prefetches has drawn more than were trained on. All of them, or more: its epoch is
+                over.
 
-    def _snapshot(self, epoch: int, order: Order | None, drawn: int) -> dict[str, Any]:
+        Raises:
+            TypeError: `position` is no int.
+            ValueError: it is negative.
+        """
+        if position is not None:
+            position = check_size("EMPSampler.state_dict", "position", position)
+        epoch, order, drawn = self._epochs.snapshot(position)
         return {
             "version": _VERSION,
             "num_samples": self.state.num_samples,
             "epoch": epoch,
-            # In a tuple, whose length torch.distributed.checkpoint need not know when it loads.
-            "order": None if order is None else (order.ids,),
-            "start": 0 if order is None else order.start,
+            **saved_order(order),
             "position": drawn,
             "num_replicas": self.num_replicas,
         }
@@ -213,88 +262,29 @@ class EMPSampler(Sampler[int]):
 
         Raises:
             TypeError: `state_dict` is no mapping, or an entry has another type.
-            ValueError: it lacks an entry, or is of another version or size; nothing is changed.
+            ValueError: it lacks an entry, or is of another version or size, or an entry is out of
+                range; nothing is changed.
         """
         function = "EMPSampler.load_state_dict"
         entries = ("num_samples", "epoch", "order", "start", "position", "num_replicas")
         check_snapshot(function, state_dict, _VERSION, entries)
-        if state_dict["num_samples"] != self.state.num_samples:
+        size = self.state.num_samples
+        if check_size(function, "num_samples", state_dict["num_samples"]) != size:
             raise ValueError(
-                f"{function}: num_samples must be the state's {self.state.num_samples}, "
+                f"{function}: num_samples must be the state's {size}, "
                 f"got {state_dict['num_samples']}"
             )
-        epoch, start, position, ranks = (
-            check_size(function, name, state_dict[name])
-            for name in ("epoch", "start", "position", "num_replicas")
-        )
-        order = state_dict["order"]
-        if order is not None:
-            if not isinstance(order, tuple | list) or not isinstance(order[0], torch.Tensor):
-                raise TypeError(
-                    f"{function}: order must be a tuple of one tensor or None, "
-                    f"got {type(order).__name__}"
-                )
-            order = Order(epoch, order[0], start + position * ranks, resumed=True)
-        self.epoch, self._drawing, self._resumed = epoch, None, order
+        epoch = _checked(function, state_dict["epoch"])
+        self._epochs.restore(epoch, loaded_order(function, state_dict, epoch, size))
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the copy goes on where this sampler is."""
-        resumed = self._resumed
-        if resumed is None and self._drawing is not None and not self._spent():
-            resumed = self._drawing.rest()
-        own = {"_drawing": None, "_iterator": None, "_resumed": resumed}
-        return self.__dict__ | own | {"epoch": self._coming_epoch()}
+        return self.__dict__ | {"_epochs": self._epochs.copy()}
 
-    def _spent(self) -> bool:
-        """Whether the last iterator was asked for more than it had and is in nobody's hands.
 
-        A batch sampler that still holds it has only just completed its last, short batch: that
-        batch is being trained, and the epoch with it.
-        """
-        held = self._iterator is not None and self._iterator() is not None
-        return self._drawing is not None and self._drawing.stopped and not held
-
-    def _waiting(self) -> Order | None:
-        """A resumed order that no iterator has begun to draw."""
-        if self._resumed is not None:
-            return self._resumed
-        drawing = self._drawing
-        if drawing is None or not (drawing.order.resumed and drawing.unused and len(drawing.ids)):
-            return None
-        return drawing.order
-
-    def _coming_epoch(self) -> int:
-        """The epoch that the next iterator draws: a new one once the last has drawn all it had."""
-        drawing = self._drawing
-        if self._resumed is not None or drawing is None:
-            return self.epoch
-        spent = drawing.over or not len(drawing.ids)
-        return drawing.order.epoch + 1 if spent else self.epoch
-
-    def _draws_all(self, epoch: int) -> bool:
-        if epoch < self.warmup_epochs:
-            return True
-        return self.anneal_epochs > 0 and epoch >= (self.epochs or 0) - self.anneal_epochs
-
-    def _length(self, epoch: int) -> int:
-        n = self.state.num_samples
-        return self._share(n if self._draws_all(epoch) else kept_count(self.keep, n))
-
-    def _share(self, count: int) -> int:
-        """How many of `count` ids one rank draws."""
-        return (count if self.drop_last else count + self.num_replicas - 1) // self.num_replicas
-
-    def _draw(self, epoch: int) -> torch.Tensor:
-        """The epoch's ids in order, of all ranks, int64 on the CPU."""
-        if self._draws_all(epoch):
-            ids = torch.arange(self.state.num_samples, device="cpu")
-        elif self.sampling == "gumbel":
-            generator = torch.Generator().manual_seed(stream_of(self.seed, epoch))
-            ids = select(gumbel_keys(self.state.score.cpu(), generator), self.keep)
-        else:
-            ids = self.state.select(self.keep).cpu()
-        if not self.shuffle:
-            return ids
-        backend = backends.resolve("EMPSampler", None, ids)
-        shuffled: torch.Tensor = backend.shuffle(ids, stream_of(self.seed, epoch))
-        return shuffled
+def _checked(function: str, epoch: int) -> int:
+    """`epoch` as a number that an epoch can have."""
+    epoch = check_size(function, "epoch", epoch)
+    if epoch >= _EPOCHS:
+        raise ValueError(f"{function}: epoch must be below 2**63, got {epoch}")
+    return epoch

@@ -15,6 +15,7 @@
 #include "cpu/targets.h"
 #include "cpu/threads.h"
 #include "cpu/tokens.h"
+#include "draws.h"
 #include "gathering.h"
 #include "plain.h"
 #include "pruning.h"
@@ -121,34 +122,6 @@ py::object shuffle(const Tensor& ids, uint64_t seed, int threads) {
   return out.tensor();
 }
 
-// A function that counts an id in selections (size,) and returns it. It is called for each id that
-// a sampler draws: a plain C function, which pybind11's calls are several times as long as.
-struct Selections {
-  py::object owner;
-  int32_t* counts;
-  int64_t size;
-};
-PyObject* count_id(PyObject* self, PyObject* id) {
-  const auto* selections = static_cast<const Selections*>(PyCapsule_GetPointer(self, nullptr));
-  const int64_t i = PyLong_AsLongLong(id);
-  if (i == -1 && PyErr_Occurred() != nullptr) return nullptr;
-  if (i < 0 || i >= selections->size) {
-    PyErr_Format(PyExc_IndexError, "id %lld is out of range for %lld samples", (long long)i,
-                 (long long)selections->size);
-    return nullptr;
-  }
-  ++selections->counts[i];
-  Py_INCREF(id);
-  return id;
-}
-py::object counter(const py::object& selections) {
-  static PyMethodDef method = {"count", count_id, METH_O, nullptr};
-  const Written counts(selections);
-  const py::capsule self(new Selections{selections, counts.data<int32_t>(), counts.size(0)},
-                         [](void* p) { delete static_cast<Selections*>(p); });
-  return py::reinterpret_steal<py::object>(PyCFunction_New(&method, self.ptr()));
-}
-
 // `fields` are the scores' (rows,) score, loss and entropy. The position of the first bad id,
 // before anything is written, or -1.
 int64_t update_state(const emp::State& state, const Tensor& ids, const Tensor& score,
@@ -223,7 +196,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("select", &bindings::select);
   module.def("select_rows", &bindings::select_rows);
   module.def("shuffle", &bindings::shuffle);
-  module.def("counter", &bindings::counter);
+  module.def("draws", &bindings::draws);
   module.def("gather", &bindings::gather);
   module.attr("plain_gather") = bindings::plain_function<bindings::plain_gather, 2>("plain_gather");
   module.def("update_state", &bindings::update_state);

@@ -1,10 +1,14 @@
 """EMPSampler: what an epoch draws, in which order, on which rank, and how it resumes."""
 
 import copy
+import functools
+import gc
 import io
 import itertools
 import math
 import pickle
+import weakref
+from array import array
 
 import pytest
 import torch
@@ -123,6 +127,22 @@ def test_the_order_depends_on_seed_epoch_and_state_alone():
     again = emp.EMPSampler(copy.deepcopy(state), 0.5, seed=1)
     assert list(_set(again, 2)) == orders[1, 2]
     assert list(emp.EMPSampler(state, 0.5, warmup_epochs=0, shuffle=False)) == sorted(orders[0, 1])
+
+
+def test_no_two_seeds_are_alike():
+    """However large, and whatever their sign."""
+    seeds = [0, 1, 5, 6, 2**63, 2**64 - 1, 2**64, 2**64 + 5, 5 + 2**65, 2**128, 2**128 + 5, 2**500]
+    seeds += [-seed for seed in seeds[1:]]
+    state = seen_state(60)
+    orders = {tuple(emp.EMPSampler(state, seed=seed)) for seed in seeds}
+    assert len(orders) == len(seeds)
+
+
+def test_more_samples_than_can_be_shuffled():
+    state = emp.EMPState(2**32, device="meta")
+    with pytest.raises(ValueError, match=r"EMPSampler: state must hold fewer than 4294836224 .*"):
+        emp.EMPSampler(state)
+    assert emp.EMPSampler(state, 0.5, shuffle=False).epoch_length(1) == 2**31
 
 
 def _set(sampler, epoch):
@@ -482,18 +502,56 @@ def test_selections_count_what_was_drawn():
     assert state.updates.max() == 1
 
 
-def test_an_id_that_is_no_sample_is_not_counted():
-    """In an order that a checkpoint brought."""
-    sampler = emp.EMPSampler(seen_state(30), 0.5)
-    before = sampler.state.selections.clone()
-    order = {"order": (torch.tensor([3, 30]),), "position": 0, "num_replicas": 1}
-    sampler.load_state_dict(sampler.state_dict() | order)
-    drawing = iter(sampler)
-    assert next(drawing) == 3
-    with pytest.raises(IndexError):
-        next(drawing)
-    before[3] += 1
-    assert torch.equal(sampler.state.selections, before)
+def test_an_id_that_is_no_sample_is_not_counted(backend):
+    ids, counts = torch.tensor([3, 0, 30, 1]), torch.zeros(30, dtype=torch.int32)
+    for wrong in (30, -1, 2**62, -(2**63)):
+        counts.zero_()
+        ids[2] = wrong
+        progress, ended = array("q", [0, 0]), []
+        drawing = backends.load(backend).draws(
+            ids, progress, 2, lambda position: counts, functools.partial(ended.append, True)
+        )
+        assert [next(drawing), next(drawing)] == [3, 0]
+        with pytest.raises(IndexError, match=f"id {wrong} is out of range for 30 samples"):
+            next(drawing)
+        assert counts.nonzero()[:, 0].tolist() == [0, 3]
+        assert progress.tolist() == [2, 0]
+        assert not ended
+
+
+def test_what_draws_the_ids(backend):
+    """Chunk by chunk, into whatever counts there are by then, or none; the end is told once."""
+    ids = torch.arange(10).flip(0)
+    counts = [torch.zeros(10, dtype=torch.int32) for _ in range(3)]
+    progress, asked, ended = array("q", [0, 0]), [], []
+
+    def begin(position):
+        asked.append(position)
+        return None if position == 8 else counts[position // 4]
+
+    drawing = backends.load(backend).draws(ids, progress, 4, begin, lambda: ended.append(True))
+    alive = weakref.ref(drawing)
+    assert iter(drawing) is drawing
+    for position, i in enumerate(ids.tolist(), 1):
+        assert next(drawing) == i
+        assert progress.tolist() == [position, 0]
+    for _ in range(2):
+        assert next(drawing, None) is None
+        assert progress.tolist() == [10, 1]
+    assert asked == [0, 4, 8]
+    assert ended == [True]
+    assert [c.nonzero()[:, 0].tolist() for c in counts] == [[6, 7, 8, 9], [2, 3, 4, 5], []]
+    del drawing
+    assert alive() is None
+
+    def cycle():
+        holder = []
+        holder.append(backends.load(backend).draws(ids, progress, 4, lambda _: holder, print))
+        return weakref.ref(holder[0])
+
+    alive = cycle()
+    gc.collect()
+    assert alive() is None
 
 
 def test_no_samples():
@@ -522,7 +580,43 @@ def test_a_wrong_checkpoint_changes_nothing():
         (TypeError, good | {"num_replicas": 1.0}, "num_replicas must be an int, got float"),
         (TypeError, good | {"order": 3}, "order must be a tuple of one tensor or None, got int"),
         (TypeError, good | {"order": ([1],)}, "order must be a tuple of one tensor"),
+        (TypeError, good | {"order": ()}, "order must be a tuple of one tensor"),
+        (TypeError, good | {"num_samples": 30.0}, "num_samples must be an int, got float"),
+        (TypeError, good | {"epoch": True}, "epoch must be an int, got bool"),
+        (TypeError, good | {"epoch": math.nan}, "epoch must be an int, got float"),
+        (ValueError, good | {"epoch": 10**20}, r"epoch must be below 2\*\*63, got 1000"),
+        (ValueError, good | {"num_replicas": 0}, "num_replicas must be at least 1, got 0"),
+        (
+            ValueError,
+            good | {"position": 10**20},
+            "position must be at most the 15 ids",
+        ),
+        (ValueError, good | {"position": 8, "num_replicas": 2, "start": 1}, "at most the 7 ids"),
+        (ValueError, good | {"start": 16}, "start must be at most the order's length 15, got 16"),
+        (ValueError, good | {"order": None}, "position must be 0 where order is None, got 3"),
     ]
+    ids = good["order"][0]
+    for error, order, message in [
+        (TypeError, ids.float(), "order must hold torch.int64, got torch.float32"),
+        (TypeError, ids.int(), "order must hold torch.int64, got torch.int32"),
+        (TypeError, ids > 3, "order must hold torch.int64, got torch.bool"),
+        (TypeError, ids * torch.nan, "order must hold torch.int64, got torch.float32"),
+        (TypeError, ids.to_sparse(), "order must have layout torch.strided"),
+        (TypeError, ids.to("meta"), "order must lie in memory, got a tensor on meta"),
+        (ValueError, ids[0], r"order must have shape \(L,\), got \(\)"),
+        (ValueError, ids[None], r"order must have shape \(L,\), got \(1, 15\)"),
+        (ValueError, ids + 20, r"order must be in \[0, 30\), got \d+ at position \d+"),
+        (ValueError, ids - 30, r"order must be in \[0, 30\), got -\d+ at position 0"),
+        (ValueError, ids.repeat(2), "order must hold each id once"),
+        (ValueError, ids.repeat(3), "order must hold at most the 30 samples, got 45"),
+    ]:
+        wrong.append((error, good | {"order": (order,)}, message))
+    for weights, error, message in [
+        (torch.ones(30).double(), TypeError, "weights must hold torch.float32, got torch.float64"),
+        (torch.full((30,), math.nan), ValueError, "weights must be finite, got nan at position 0"),
+        (torch.ones(29), ValueError, r"weights must have shape \(30,\), got \(29,\)"),
+    ]:
+        wrong.append((error, good | {"weights": (weights,)}, message))
     for error, state_dict, message in wrong:
         with pytest.raises(error, match=rf"EMPSampler.load_state_dict: .*{message}"):
             sampler.load_state_dict(state_dict)

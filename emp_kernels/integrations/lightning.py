@@ -75,6 +75,8 @@ class EMPCallback(Callback):
         self._trained += len(batch[0])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning still holds the loader's iterator as it asks for the next epoch's length.
+        self.sampler.set_epoch(trainer.current_epoch + 1)
         if distributed.initialised():
             distributed.sync(self.emp_state)
         found = self.emp_state.diagnostics()
@@ -99,5 +101,6 @@ class EMPCallback(Callback):
                 "EMPCallback: checkpoint must have been saved with an EMPCallback, got one without "
                 "its entry 'emp'"
             )
+        self._trained = 0
         self.emp_state.load_state_dict(checkpoint["emp"]["state"])
         self.sampler.load_state_dict(checkpoint["emp"]["sampler"])

@@ -9,7 +9,7 @@ from .linear import linear_cross_entropy_backward, score_linear
 from .loss import cross_entropy, cross_entropy_backward
 from .native import DEVICE, DTYPES, SIMD_LEVELS, describe, require, serves_device
 from .pruning import plain_score_and_select, score_and_select
-from .sampler import counter, shuffle
+from .sampler import draws, shuffle
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
@@ -18,10 +18,10 @@ __all__ = [
     "DEVICE",
     "DTYPES",
     "SIMD_LEVELS",
-    "counter",
     "cross_entropy",
     "cross_entropy_backward",
     "describe",
+    "draws",
     "gather_rows",
     "linear_cross_entropy_backward",
     "plain_gather",

@@ -1,6 +1,9 @@
 """The order of an epoch, and the count of what it draws."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -13,7 +16,18 @@ def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     return shuffled
 
 
-def counter(selections: torch.Tensor) -> Callable[[int], int]:
-    """A function that counts an id in `selections` (N,) int32 and returns it."""
-    count: Callable[[int], int] = native.module.counter(selections)
-    return count
+def draws(
+    ids: torch.Tensor,
+    progress: array[int],
+    chunk: int,
+    begin: Callable[[int], torch.Tensor | None],
+    end: Callable[[], None],
+) -> Iterator[int]:
+    """An iterator over ids (K,) int64, which can be weakly referenced and counts what it draws.
+
+    It keeps how many are drawn, and whether one more was asked for, in `progress` (two int64).
+    `begin(position)`, called every `chunk` ids, returns the counts (N,) int32 to add 1 to at each
+    id of the chunk, or None; `end()` is called once, by whom asks for one more.
+    """
+    iterator: Iterator[int] = native.module.draws(ids, progress, chunk, begin, end)
+    return iterator

@@ -10,16 +10,16 @@ from .gathering import gather_rows
 from .linear import linear_cross_entropy_backward, score_linear
 from .loss import cross_entropy_backward
 from .pruning import score_and_select
-from .sampler import counter, shuffle
+from .sampler import draws, shuffle
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
 
 __all__ = [
     "DTYPES",
-    "counter",
     "cross_entropy_backward",
     "describe",
+    "draws",
     "gather_rows",
     "linear_cross_entropy_backward",
     "require",

@@ -1,7 +1,10 @@
 """The shuffle of an epoch's ids, and the count of what it draws."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -46,15 +49,26 @@ def _permuted(n: int, seed: int) -> torch.Tensor:
     return places
 
 
-def counter(selections: torch.Tensor) -> Callable[[int], int]:
-    """A function that counts an id in `selections` (N,) int32 and returns it."""
-    counts = selections.numpy()
-
-    def count(drawn: int) -> int:
-        counts[drawn] += 1
-        return drawn
-
-    return count
+def draws(
+    ids: torch.Tensor,
+    progress: array[int],
+    chunk: int,
+    begin: Callable[[int], torch.Tensor | None],
+    end: Callable[[], None],
+) -> Iterator[int]:
+    """As :func:`emp_kernels.backends.cpu.draws`."""
+    for part in ids.split(chunk):
+        found = begin(progress[0])
+        counts = None if found is None else found.numpy()
+        for i in part.tolist():
+            if counts is not None:
+                if not 0 <= i < len(counts):
+                    raise IndexError(f"id {i} is out of range for {len(counts)} samples")
+                counts[i] += 1
+            progress[0] += 1
+            yield i
+    progress[1] = 1
+    end()
 
 
 def _draws(seed: int, count: int) -> torch.Tensor:

@@ -1,0 +1,289 @@
+"""Where a sampler stands: which epoch, in which order, and how far it is drawn."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from .loaders import Hold
+from .validation import check_size, check_strided, raise_id_out_of_range
+
+
+class Order(NamedTuple):
+    """What an epoch draws.
+
+    Attributes:
+        number: the epoch's.
+        ids: (L,) int64 of all ranks, on the CPU.
+        start: how many of them were drawn before: those of a resumed epoch.
+        resumed: whether it comes from a checkpoint, so that nothing may draw it anew from scores.
+        weights: (num_samples,) float32 of the samples' losses; None where all are 1.
+    """
+
+    number: int
+    ids: torch.Tensor
+    start: int = 0
+    resumed: bool = False
+    weights: torch.Tensor | None = None
+
+
+class Epoch:
+    """One rank's way through an order.
+
+    Attributes:
+        ids: what the rank draws, int64.
+        position: how many of them are drawn.
+        stopped: whether one more was asked for.
+        hold: on the iterator; None of an epoch that none has begun.
+        older: the epoch of the same number that was running, and still is held, as this one began.
+    """
+
+    def __init__(self, order: Order, ids: torch.Tensor, older: Epoch | None = None) -> None:
+        self.order, self.ids, self.older = order, ids, older
+        self.progress = array("q", [0, 0])
+        self.hold: Hold | None = None
+
+    def held_by(self, hold: Hold) -> None:
+        """Say who draws it."""
+        self.hold = hold
+        before = None if self.older is None else self.older.hold
+        if before is not None and hold.loader is not None and hold.loader is before.loader:
+            assert self.older is not None
+            self.older = self.older.older  # its loader left that loop for this one
+
+    @property
+    def position(self) -> int:
+        return self.progress[0]
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.progress[1])
+
+    @property
+    def held(self) -> bool:
+        """Whether a loop goes on, or trains the last of it."""
+        return self.hold is not None and self.hold.held
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its loop was left with something to draw, or with batches that a loader's workers
+        had prefetched. (Whose last batch was delivered is over, asked for more or not.)"""
+        return self.hold is not None and not self.hold.held and not self.over
+
+    @property
+    def over(self) -> bool:
+        """Whether all ids are drawn, and none waits in a loader to be handed out."""
+        whole = self.stopped or 0 < self.position == len(self.ids)
+        return whole and self.hold is not None and not self.hold.undelivered
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is over, and its loop has been told so or is gone."""
+        return self.over and self.hold is not None and self.hold.finished(self.stopped)
+
+
+class Epochs:
+    """The epochs of a sampler: which runs, which comes next, and what a checkpoint says of them.
+
+    The rules:
+
+    - The running epoch is that of the last iterator; where that was abandoned beside an older one
+      of the same epoch (a look at a batch in mid-loop), the older one's.
+    - An epoch that is over is followed by the next one. One that was abandoned is drawn anew: a
+      resumed one from where it was resumed, others in the order of the scores of then.
+    - :meth:`name` makes another epoch the next one; the running or the resumed one stays as it is.
+    - A counter that begins at 0 behind a resume counts from the resumed epoch.
+    """
+
+    def __init__(self, ranks: int, rank: int, drop_last: bool) -> None:
+        self.ranks, self.rank, self.drop_last = ranks, rank, drop_last
+        self._next = 0  # the epoch to draw where none runs
+        self._epoch: Epoch | None = None
+        self._resumed_at: int | None = None  # until set_epoch was called behind a resume
+        self._first = 0  # the epoch that a counter of its own calls 0
+        self._named = 0  # what it named last
+
+    @property
+    def running(self) -> Epoch | None:
+        """The epoch that is drawn, was drawn last, or waits to be resumed."""
+        while self._epoch is not None and self._epoch.older is not None and self._epoch.abandoned:
+            self._epoch = self._epoch.older
+        return self._epoch
+
+    @property
+    def coming(self) -> int:
+        """The epoch that the next iterator draws."""
+        running = self.running
+        if running is None:
+            return self._next
+        return running.order.number + running.over
+
+    @property
+    def current(self) -> int:
+        """The running epoch while its loop holds it, else the coming one."""
+        running = self.running
+        return running.order.number if running is not None and running.held else self.coming
+
+    def name(self, number: int) -> None:
+        """What set_epoch does."""
+        number = self._meant(number)
+        running = self.running
+        if running is None or running.order.number != number or running.finished:
+            self._epoch, self._next = None, number
+
+    def _meant(self, number: int) -> int:
+        """The epoch that set_epoch(number) is about: loaders that keep a counter of their own
+        (Accelerate's, Lightning Fabric's) begin at 0 behind a resume, too."""
+        resumed_at, self._resumed_at = self._resumed_at, None
+        if resumed_at is not None:
+            again = number == 0 and resumed_at == self.coming
+            self._first = resumed_at if again else 0
+        elif self._first and number not in (self._named, self._named + 1):
+            self._first = 0  # no counter does that
+        self._named = number
+        return self._first + number
+
+    def begin(self, draw: Callable[[int], Order]) -> Epoch:
+        """The epoch of a new iterator: a resumed order's rest, or what `draw` makes of a number."""
+        last = self.running
+        if last is not None and last.order.resumed and not last.over:
+            order = last.order
+        else:
+            order = draw(self.coming)
+        beside = last is not None and last.held and last.order.number == order.number
+        self._epoch = Epoch(order, self._share(order), last if beside else None)
+        return self._epoch
+
+    def _share(self, order: Order) -> torch.Tensor:
+        """This rank's ids of what an order has left: every R-th, all ranks equally many."""
+        rest, ranks = order.ids[order.start :], self.ranks
+        if ranks == 1:
+            return rest
+        whole = len(rest) // ranks * ranks
+        if self.drop_last or whole == len(rest):
+            rest = rest[:whole]
+        else:
+            padding = torch.arange(whole + ranks - len(rest), device=rest.device) % len(order.ids)
+            rest = torch.cat([rest, order.ids[padding]])
+        return rest[self.rank :: ranks].contiguous()
+
+    def snapshot(self, position: int | None) -> tuple[int, Order | None, int]:
+        """(epoch, its order, how many of this rank's ids are drawn of it) for a checkpoint."""
+        running = self.running
+        if running is None:
+            return self._next, None, 0
+        order = running.order
+        drawn = running.position if position is None else min(position, len(running.ids))
+        whole = drawn == len(running.ids) and running.hold is not None
+        if position is None and running.stopped and running.abandoned:  # prefetched, not trained
+            return order.number, order, 0
+        if whole and (position is not None or (running.stopped and not running.held)):
+            return order.number + 1, None, 0
+        return order.number, order, drawn
+
+    def restore(self, number: int, order: Order | None) -> None:
+        """Go on from a checkpoint: with the rest of `order`, or else at epoch `number`."""
+        self._resume(number, order)
+        self._resumed_at, self._first, self._named = number, 0, 0
+
+    def _resume(self, number: int, order: Order | None) -> None:
+        self._next = number
+        self._epoch = None if order is None else Epoch(order, self._share(order))
+
+    def copy(self) -> Epochs:
+        """For pickle and copy: epochs that go on where these are, with no iterator."""
+        number, order, drawn = self.snapshot(None)
+        if order is not None:
+            start = min(order.start + drawn * self.ranks, len(order.ids))
+            order = order._replace(start=start, resumed=True)
+        other = Epochs(self.ranks, self.rank, self.drop_last)
+        other.__dict__.update(self.__dict__)
+        other._resume(number, order)
+        return other
+
+
+def saved_order(order: Order | None) -> dict[str, Any]:
+    """An order in a checkpoint."""
+    entries: dict[str, Any] = {
+        # In a tuple, whose length torch.distributed.checkpoint need not know when it loads.
+        "order": None if order is None else (order.ids,),
+        "start": 0 if order is None else order.start,
+    }
+    if order is not None and order.weights is not None:
+        entries["weights"] = (order.weights,)
+    return entries
+
+
+def loaded_order(
+    function: str, saved: Mapping[str, Any], number: int, num_samples: int
+) -> Order | None:
+    """The order of a checkpoint, begun where all ranks had come; all of it is checked."""
+    start, position, ranks = (
+        check_size(function, name, saved[name]) for name in ("start", "position", "num_replicas")
+    )
+    if ranks < 1:
+        raise ValueError(f"{function}: num_replicas must be at least 1, got {ranks}")
+    if saved["order"] is None:
+        for name, drawn in (("start", start), ("position", position)):
+            if drawn:
+                raise ValueError(f"{function}: {name} must be 0 where order is None, got {drawn}")
+        return None
+    ids = _one_tensor(function, "order", saved["order"], torch.int64)
+    if len(ids) > num_samples:
+        raise ValueError(
+            f"{function}: order must hold at most the {num_samples} samples, got {len(ids)}"
+        )
+    outside = ((ids < 0) | (ids >= num_samples)).nonzero()
+    if len(outside):
+        position = int(outside[0])
+        raise_id_out_of_range(function, position, int(ids[position]), num_samples, "order")
+    seen = torch.zeros(num_samples, dtype=torch.bool, device="cpu")
+    seen[ids] = True
+    if int(seen.sum()) != len(ids):
+        raise ValueError(f"{function}: order must hold each id once, got one of them twice")
+    if start > len(ids):
+        raise ValueError(
+            f"{function}: start must be at most the order's length {len(ids)}, got {start}"
+        )
+    longest = -(-(len(ids) - start) // ranks)
+    if position > longest:
+        raise ValueError(
+            f"{function}: position must be at most the {longest} ids that a rank draws, "
+            f"got {position}"
+        )
+    weights = saved.get("weights")
+    if weights is not None:
+        weights = _one_tensor(function, "weights", weights, torch.float32)
+        if len(weights) != num_samples:
+            raise ValueError(
+                f"{function}: weights must have shape ({num_samples},), got {tuple(weights.shape)}"
+            )
+        wrong = (~weights.isfinite()).nonzero()
+        if len(wrong):
+            at = int(wrong[0])
+            raise ValueError(
+                f"{function}: weights must be finite, got {float(weights[at])} at position {at}"
+            )
+    start = min(start + position * ranks, len(ids))
+    return Order(number, ids, start, resumed=True, weights=weights)
+
+
+def _one_tensor(function: str, name: str, entry: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor (L,) of a tuple of one, on the CPU."""
+    alone = isinstance(entry, tuple | list) and len(entry) == 1
+    if not alone or not isinstance(entry[0], torch.Tensor):
+        raise TypeError(
+            f"{function}: {name} must be a tuple of one tensor or None, got {type(entry).__name__}"
+        )
+    tensor: torch.Tensor = entry[0]
+    if tensor.dtype != dtype:
+        raise TypeError(f"{function}: {name} must hold {dtype}, got {tensor.dtype}")
+    check_strided(function, name, tensor)
+    if tensor.device.type == "meta":
+        raise TypeError(f"{function}: {name} must lie in memory, got a tensor on meta")
+    if tensor.dim() != 1:
+        raise ValueError(f"{function}: {name} must have shape (L,), got {tuple(tensor.shape)}")
+    return tensor.detach().cpu().contiguous()
