@@ -143,7 +143,7 @@ def _cross_entropy(
     if len(leading) > 1 and isinstance(indices, torch.Tensor):
         check_strided(function, "indices", indices)
         indices = indices.reshape(-1) if indices.shape == leading else indices
-    indices = check_ids_of_rows(function, state, indices, logits, n)
+    state, indices = check_ids_of_rows(function, state, indices, logits, n)
     chosen = backends.resolve(function, backend, logits)
     plan: EveryRow | SomeRows
     sharded = None

@@ -5,7 +5,7 @@ import torch
 from . import backends, ops, tokens
 from .keep import Keep, check_keep_of
 from .results import Selection
-from .state import EMPState, check_ids_of_rows
+from .state import EMPState, check_ids_of_rows, recomputing
 from .validation import (
     check_ignore_index,
     check_labels,
@@ -61,7 +61,7 @@ def score_and_select(
     """
     function = "score_and_select"
     ordinary = backend is None and per == "all" and (state is None or type(state) is EMPState)
-    if ordinary and not torch.compiler.is_compiling():
+    if ordinary and not torch.compiler.is_compiling() and not recomputing():
         plain = backends.plain(function)
         selection: Selection | None = plain and plain(
             logits, labels, state, keep, indices, ignore_index
@@ -77,7 +77,7 @@ def score_and_select(
     n = logits.shape[0]
     keep = check_keep_of(function, keep, n)
     ignore_index = check_ignore_index(function, ignore_index)
-    indices = check_ids_of_rows(function, state, indices, logits, n)
+    state, indices = check_ids_of_rows(function, state, indices, logits, n)
     if torch.compiler.is_compiling():
         return ops.score_and_select(logits, labels, state, keep, indices, ignore_index, backend)
     chosen = backends.resolve(function, backend, logits)

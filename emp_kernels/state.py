@@ -118,7 +118,8 @@ class EMPState:
         """Write the valid rows of `scores` at the sample ids `indices`.
 
         Each written id counts one update a call, however often it stands among the indices; a
-        duplicate id keeps its last valid row. Invalid and ignored rows write nothing.
+        duplicate id keeps its last valid row. Invalid and ignored rows write nothing, nor does a
+        call within a backward pass (:func:`recomputing`).
 
         Args:
             indices: (N,) sample ids of any integer dtype, in [0, num_samples); moved to the
@@ -144,6 +145,8 @@ class EMPState:
                     f"indices, got {tuple(field.shape)}"
                 )
             check_same_device(function, f"scores.{name}", field, "the state", self.score)
+        if recomputing():
+            return
         backend = backends.resolve(function, None, self.score)
         scores = Scores(*(field.detach().to(torch.float32) for field in scores))
         backend.update_state(self, indices.to(self.device), scores, function)
@@ -254,6 +257,13 @@ class EMPState:
 torch.serialization.add_safe_globals([EMPState])
 
 
+def recomputing() -> bool:
+    """Whether a backward pass runs in this thread. What calls the package there is code under
+    activation checkpointing (``torch.utils.checkpoint``, with or without reentry) that runs once
+    more: its rows were written into the state the first time, and nothing is written again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def check_ids_of_rows(
     function: str,
     state: EMPState | None,
@@ -261,15 +271,15 @@ def check_ids_of_rows(
     logits: torch.Tensor,
     n: int,
     rows: str = "rows",
-) -> torch.Tensor | None:
-    """The sample ids (n,) of what is scored, on the device of `logits`, and that they suit the
-    state; None: row i is sample i."""
+) -> tuple[EMPState | None, torch.Tensor | None]:
+    """The state to write into and the sample ids (n,) of what is scored, on the device of `logits`,
+    that suit it; None: row i is sample i. In a recomputation both are of a state of its own."""
     if indices is not None:
         check_ids(function, "indices", indices, n)
         if indices.device != logits.device:
             indices = indices.to(logits.device)
     if state is None:
-        return indices
+        return None, indices
     if not isinstance(state, EMPState):
         raise TypeError(
             f"{function}: state must be an EMPState or None, got {type(state).__name__}"
@@ -280,4 +290,6 @@ def check_ids_of_rows(
             f"{function}: pass indices= (the ids of the {rows}): without them the state must hold "
             f"exactly the {n} {rows} of logits, got a state of {state.num_samples} samples"
         )
-    return indices
+    if recomputing():
+        return EMPState(n, beta=state.beta, device=logits.device), None
+    return state, indices

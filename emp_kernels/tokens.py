@@ -49,7 +49,7 @@ def select_tokens(
     n = sequences if per == "sequence" else sequences * length
     keep = check_keep_of(function, keep, length if per == "row" else n)
     ignore_index = check_ignore_index(function, ignore_index)
-    indices = _check_ids(function, state, indices, labels, per)
+    state, indices = _check_ids(function, state, indices, labels, per)
     chosen = backends.resolve(function, backend, logits)
 
     beta = 1.0 if state is None else state.beta
@@ -87,8 +87,9 @@ def _check_ids(
     indices: torch.Tensor | None,
     labels: torch.Tensor,
     per: str,
-) -> torch.Tensor | None:
-    """The ids of tokens, flat, or of sequences, on the logits' device; that they suit the state."""
+) -> tuple[EMPState | None, torch.Tensor | None]:
+    """The state to write into and the ids of tokens, flat, or of sequences, on the logits' device,
+    that suit it."""
     what, n = "tokens", labels.numel()
     if per == "sequence":
         what, n = "sequences", labels.shape[0]

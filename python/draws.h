@@ -61,7 +61,7 @@ struct DrawsOf {
     py::object found = begin(position);
     counts = nullptr;
     if (!found.is_none()) {
-      const Tensor tensor(found);
+      const Written tensor(found);
       counts = tensor.data<int32_t>();
       samples = uint64_t(tensor.size(0));
     }
