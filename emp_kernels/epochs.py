@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import torch
 
 from .loaders import Hold
-from .validation import check_size, check_strided, raise_id_out_of_range
-
-
-class Order(NamedTuple):
-    """What an epoch draws.
-
-    Attributes:
-        number: the epoch's.
-        ids: (L,) int64 of all ranks, on the CPU.
-        start: how many of them were drawn before: those of a resumed epoch.
-        resumed: whether it comes from a checkpoint, so that nothing may draw it anew from scores.
-        weights: (num_samples,) float32 of the samples' losses; None where all are 1.
-    """
-
-    number: int
-    ids: torch.Tensor
-    start: int = 0
-    resumed: bool = False
-    weights: torch.Tensor | None = None
+from .orders import Order
 
 
 class Epoch:
@@ -203,87 +184,3 @@ class Epochs:
         other.__dict__.update(self.__dict__)
         other._resume(number, order)
         return other
-
-
-def saved_order(order: Order | None) -> dict[str, Any]:
-    """An order in a checkpoint."""
-    entries: dict[str, Any] = {
-        # In a tuple, whose length torch.distributed.checkpoint need not know when it loads.
-        "order": None if order is None else (order.ids,),
-        "start": 0 if order is None else order.start,
-    }
-    if order is not None and order.weights is not None:
-        entries["weights"] = (order.weights,)
-    return entries
-
-
-def loaded_order(
-    function: str, saved: Mapping[str, Any], number: int, num_samples: int
-) -> Order | None:
-    """The order of a checkpoint, begun where all ranks had come; all of it is checked."""
-    start, position, ranks = (
-        check_size(function, name, saved[name]) for name in ("start", "position", "num_replicas")
-    )
-    if ranks < 1:
-        raise ValueError(f"{function}: num_replicas must be at least 1, got {ranks}")
-    if saved["order"] is None:
-        for name, drawn in (("start", start), ("position", position)):
-            if drawn:
-                raise ValueError(f"{function}: {name} must be 0 where order is None, got {drawn}")
-        return None
-    ids = _one_tensor(function, "order", saved["order"], torch.int64)
-    if len(ids) > num_samples:
-        raise ValueError(
-            f"{function}: order must hold at most the {num_samples} samples, got {len(ids)}"
-        )
-    outside = ((ids < 0) | (ids >= num_samples)).nonzero()
-    if len(outside):
-        position = int(outside[0])
-        raise_id_out_of_range(function, position, int(ids[position]), num_samples, "order")
-    seen = torch.zeros(num_samples, dtype=torch.bool, device="cpu")
-    seen[ids] = True
-    if int(seen.sum()) != len(ids):
-        raise ValueError(f"{function}: order must hold each id once, got one of them twice")
-    if start > len(ids):
-        raise ValueError(
-            f"{function}: start must be at most the order's length {len(ids)}, got {start}"
-        )
-    longest = -(-(len(ids) - start) // ranks)
-    if position > longest:
-        raise ValueError(
-            f"{function}: position must be at most the {longest} ids that a rank draws, "
-            f"got {position}"
-        )
-    weights = saved.get("weights")
-    if weights is not None:
-        weights = _one_tensor(function, "weights", weights, torch.float32)
-        if len(weights) != num_samples:
-            raise ValueError(
-                f"{function}: weights must have shape ({num_samples},), got {tuple(weights.shape)}"
-            )
-        wrong = (~weights.isfinite()).nonzero()
-        if len(wrong):
-            at = int(wrong[0])
-            raise ValueError(
-                f"{function}: weights must be finite, got {float(weights[at])} at position {at}"
-            )
-    start = min(start + position * ranks, len(ids))
-    return Order(number, ids, start, resumed=True, weights=weights)
-
-
-def _one_tensor(function: str, name: str, entry: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor (L,) of a tuple of one, on the CPU."""
-    alone = isinstance(entry, tuple | list) and len(entry) == 1
-    if not alone or not isinstance(entry[0], torch.Tensor):
-        raise TypeError(
-            f"{function}: {name} must be a tuple of one tensor or None, got {type(entry).__name__}"
-        )
-    tensor: torch.Tensor = entry[0]
-    if tensor.dtype != dtype:
-        raise TypeError(f"{function}: {name} must hold {dtype}, got {tensor.dtype}")
-    check_strided(function, name, tensor)
-    if tensor.device.type == "meta":
-        raise TypeError(f"{function}: {name} must lie in memory, got a tensor on meta")
-    if tensor.dim() != 1:
-        raise ValueError(f"{function}: {name} must have shape (L,), got {tuple(tensor.shape)}")
-    return tensor.detach().cpu().contiguous()

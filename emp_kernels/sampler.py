@@ -10,8 +10,9 @@ from torch.utils.data import Sampler
 
 from . import distributed
 from .drawing import SAMPLINGS, SHUFFLED, iterator_of, shuffled, stream_of
-from .epochs import Epochs, Order, loaded_order, saved_order
+from .epochs import Epochs
 from .keep import Keep, check_keep_of, kept_count
+from .orders import Order, loaded_order, saved_order
 from .state import EMPState
 from .validation import check_int, check_size, check_snapshot
 

@@ -96,6 +96,52 @@ def test_it_resumes_in_mid_epoch_bit_for_bit(tmp_path, kill_at, workers):
     assert torch.equal(state.updates, want.updates)
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_it_resumes_after_several_kills(tmp_path, workers):
+    """In the middle and at the end of an epoch, and twice in one."""
+    whole_trainer, whole, loader, want = parts(tmp_path / "whole")
+    whole_trainer.fit(whole, loader)
+    drawn, losses, last = [], [], None
+    for kill_at in (1, 3, 6, 7, 9, 10, None):
+        trainer, module, loader, state = parts(tmp_path / "run", kill_at, 1, workers)
+        if kill_at is None:
+            trainer.fit(module, loader, ckpt_path=last)
+        else:
+            with pytest.raises(Killed):
+                trainer.fit(module, loader, ckpt_path=last)
+            last = str(tmp_path / "run" / f"step={kill_at}.ckpt")
+        drawn += module.drawn
+        losses += module.losses
+    assert drawn == whole.drawn
+    assert losses == whole.losses
+    assert torch.equal(state.score, want.score)
+    assert torch.equal(state.updates, want.updates)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_it_resumes_at_an_epochs_end(tmp_path, workers, epochs):
+    whole_trainer, whole, loader, want = parts(tmp_path / "whole")
+    whole_trainer.fit(whole, loader)
+    trainer, first, loader, _ = parts(tmp_path, workers=workers, epochs=epochs)
+    trainer.callbacks.append(ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1))
+    trainer.fit(first, loader)
+    trainer, second, loader, state = parts(tmp_path, workers=workers)
+    trainer.fit(second, loader, ckpt_path=str(tmp_path / f"epoch={epochs - 1}.ckpt"))
+    assert first.drawn + second.drawn == whole.drawn
+    assert torch.equal(state.score, want.score)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_that_lightning_cuts_short(tmp_path, workers):
+    """The next one is the next one, and as long as Lightning lets it be."""
+    trainer, module, loader, _ = parts(tmp_path, workers=workers, anneal_epochs=1)
+    trainer.limit_train_batches = 5
+    trainer.fit(module, loader)
+    counts = [sum(len(ids) for e, ids in module.drawn if e == epoch) for epoch in range(4)]
+    assert counts == [40, 20, 20, 40]
+
+
 def test_what_it_refuses(tmp_path):
     state = emp.EMPState(50)
     with pytest.raises(TypeError, match=r"EMPCallback: state must be an EMPState, got int"):

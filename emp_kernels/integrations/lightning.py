@@ -73,6 +73,11 @@ class EMPCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._trained += len(batch[0])
+        # Lightning, resumed behind an epoch's last batch, does not count that the next one began:
+        # resumed in it once more, it would train an epoch too many.
+        epochs: Any = trainer.fit_loop.epoch_progress
+        for progress in (epochs.total, epochs.current):
+            progress.ready = progress.started = progress.processed + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning still holds the loader's iterator as it asks for the next epoch's length.
