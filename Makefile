@@ -3,38 +3,52 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+INSTALL := $(RUN)/python -m pip install -qq --no-compile -c constraints.txt
 NATIVE_SOURCES = $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh \
                    python/*.cpp python/*.h tests/native/*.cpp tests/native/*.h)
 
 export PATH := $(abspath $(RUN)):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Not compiled when installed: Python compiles the few modules that it imports, the first time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo sanitize bench peers evidence-quick evidence audit gpu-check clean
+.PHONY: venv build test lint format demo sanitize bench peers evidence-quick evidence audit \
+        gpu-check clean
 
-# The environment with the package in it, editable; made anew when either description changes.
-venv: $(VENV)/complete
-$(VENV)/complete: constraints.txt pyproject.toml
+# The environment grows with what is asked of it: the build's tools, then one extra of
+# pyproject.toml after the other, with the package itself, editable. It is made anew when either
+# description changes.
+$(VENV)/tools: constraints.txt pyproject.toml
+	@echo "Making $(VENV): torch, what '$(or $(MAKECMDGOALS),build)' needs beside it, and the C++" \
+	    "modules. About a minute on two cores, and what the downloads take."
 	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN)/python -m pip install -c constraints.txt -U setuptools cmake ninja pybind11
-	$(RUN)/python -m pip install -c constraints.txt --no-build-isolation --editable '.[dev]'
+	$(INSTALL) setuptools cmake ninja pybind11
 	touch $@
+$(VENV)/demo $(VENV)/test $(VENV)/dev:
+	$(INSTALL) --no-build-isolation --editable '.[$(@F)]'
+	touch $@
+$(VENV)/demo: $(VENV)/tools
+$(VENV)/test: $(VENV)/demo
+$(VENV)/dev: $(VENV)/test
+
+venv: $(VENV)/dev
 
 # The native modules, in the tree; compiles only what changed.
-build: venv
+build: $(VENV)/demo
 	$(RUN)/python setup.py -q build_ext --inplace
 
 # Two processes of one thread each: the tests that are about threads set their own number.
-test: build
+test: $(VENV)/test build
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2
 
-lint: venv
+lint: $(VENV)/dev
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/clang-format --dry-run -Werror $(NATIVE_SOURCES)
 
-format: venv
+format: $(VENV)/dev
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 	$(RUN)/clang-format -i $(NATIVE_SOURCES)
@@ -46,7 +60,7 @@ demo: build
 # every SIMD level of this processor (a level it lacks runs the next lower one).
 comma := ,
 sanitize: $(addprefix sanitize-,address$(comma)undefined thread)
-sanitize-%: venv
+sanitize-%: $(VENV)/tools
 	cmake -G Ninja -S . -B build/sanitize-$* -DEMP_NATIVE_TESTS=ON -DEMP_SANITIZE=$* \
 	    -DCMAKE_BUILD_TYPE=RelWithDebInfo --log-level=NOTICE
 	cmake --build build/sanitize-$*
@@ -54,7 +68,7 @@ sanitize-%: venv
 	    EMP_SIMD=$$level $(RUN)/ctest --test-dir build/sanitize-$* --output-on-failure || exit 1; done
 
 # Rows, tables and plots into bench/results/<date>-<machine>, and the README's table from them.
-bench: build
+bench: $(VENV)/test build
 	results=$$($(RUN)/python -m bench.harness) && \
 	$(RUN)/python -m pytest bench --rows $$results && \
 	$(RUN)/python -m bench.draw $$results && \
@@ -62,7 +76,7 @@ bench: build
 
 # Other packages into .venv, for `make bench` to time beside ours; without them it says that they
 # are not measured. Nothing else needs them.
-peers: venv
+peers: $(VENV)/test
 	$(RUN)/python -m pip install --no-deps -r bench/peers.txt
 
 # Pruning methods compared, on digits and mnist1d: RESULTS (by default today's folder) is filled up,
@@ -70,11 +84,11 @@ peers: venv
 # one all, mnist1d under other regimes, and CIFAR-100 where it is: make evidence CIFAR100=FOLDER.
 METHODS = results=$(or $(RESULTS),$$($(RUN)/python -m bench.harness)) && \
 	$(RUN)/python -m bench.methods --rows $$results
-evidence-quick: build
+evidence-quick: $(VENV)/test build
 	$(METHODS) --quick && \
 	$(RUN)/python -m bench.methods.draw $$results
 
-evidence: build
+evidence: $(VENV)/test build
 	$(METHODS) && \
 	$(if $(CIFAR100),$(RUN)/python -m bench.methods --rows $$results \
 	    --data cifar100 --data-dir $(CIFAR100) &&) \
@@ -82,7 +96,7 @@ evidence: build
 	$(RUN)/python -m bench.readme_tables $$results
 
 # What the compiler made of the Triton kernels; needs no GPU.
-audit: build
+audit: $(VENV)/test build
 	$(RUN)/python -m bench.audit
 
 # Tests, sanitizer and benchmarks on this machine's GPU, offline: with the PYTHON that has torch.

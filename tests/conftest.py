@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -40,11 +41,25 @@ def why_missing(name: str) -> str | None:
 MISSING = {name: why_missing(name) for name in BACKENDS}
 
 
+# The trainers that the package works with (pyproject.toml, extra "trainers"), and the files of
+# tests that cannot even be imported without one.
+TRAINERS = ("accelerate", "lightning", "torchdata", "transformers")
+NEEDED_BY = {
+    "test_integrations_lightning.py": {"lightning"},
+    "test_integrations_transformers.py": {"accelerate", "transformers"},
+}
+ABSENT = [name for name in TRAINERS if importlib.util.find_spec(name) is None]
+collect_ignore = [file for file, needs in NEEDED_BY.items() if not needs.isdisjoint(ABSENT)]
+
+
 def pytest_report_header() -> list[str]:
-    return [
+    lines = [
         f"backend {name}: {'loaded' if reason is None else 'NOT TESTED, ' + reason}"
         for name, reason in MISSING.items()
     ]
+    if ABSENT:
+        lines.append(f"trainers NOT TESTED, since they are not installed: {', '.join(ABSENT)}")
+    return lines
 
 
 @pytest.fixture(params=BACKENDS)

@@ -20,6 +20,10 @@ EXPECTED = {
     "simclr.py": "| EMP | 0.3 |",
     "lightning_module.py": "36 steps; shares [1.0, 0.3, 0.3, 0.3, 0.3]",
 }
+TRAINERS = {
+    "huggingface.py": ("accelerate", "transformers"),
+    "lightning_module.py": ("lightning",),
+}
 
 
 def test_every_example_is_run():
@@ -28,6 +32,8 @@ def test_every_example_is_run():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example(name, tmp_path):
+    for trainer in TRAINERS.get(name, ()):
+        pytest.importorskip(trainer)
     command = [sys.executable]
     if name in ("ddp.py", "vocab_parallel.py"):
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

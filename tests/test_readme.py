@@ -232,6 +232,7 @@ def test_the_table_of_functions_is_complete():
 
 def test_every_example_is_named_beside_what_its_checkpoints_hold():
     """What is said of them is what tests/test_integrations_*.py resume from."""
+    pytest.importorskip("transformers")
     from emp_kernels.integrations.transformers import CHECKPOINT
 
     table = README[README.index("| training with |") :].split("\n\n")[0]

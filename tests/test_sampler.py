@@ -13,7 +13,6 @@ from array import array
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 import emp_kernels as emp
 from emp_kernels import backends
@@ -422,10 +421,11 @@ def loader_of(cls, sampler, n, workers=0, batch_size=4):
 @pytest.mark.parametrize("stop", [0, 1, 3, 8])
 def test_stateful_dataloader_resumes(workers, stop):
     """Also with worker processes, which have prefetched ids behind the last batch."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
 
     def build(state):
         sampler = emp.EMPSampler(state, 0.5, seed=3)
-        return sampler, loader_of(StatefulDataLoader, sampler, 60, workers)
+        return sampler, loader_of(stateful.StatefulDataLoader, sampler, 60, workers)
 
     state = seen_state(60)
     sampler, loader = build(state)
