@@ -13,8 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo sanitize bench peers evidence-quick evidence audit \
-        gpu-check clean
+.PHONY: venv build test lint format demo wheels sanitize bench peers evidence-quick evidence \
+        audit gpu-check clean
 
 # The environment grows with what is asked of it: the build's tools, then one extra of
 # pyproject.toml after the other, with the package itself, editable. It is made anew when either
@@ -25,12 +25,12 @@ $(VENV)/tools: constraints.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(INSTALL) setuptools cmake ninja pybind11
 	touch $@
-$(VENV)/demo $(VENV)/test $(VENV)/dev:
+$(VENV)/demo $(VENV)/test $(VENV)/dev $(VENV)/wheels:
 	$(INSTALL) --no-build-isolation --editable '.[$(@F)]'
 	touch $@
 $(VENV)/demo: $(VENV)/tools
 $(VENV)/test: $(VENV)/demo
-$(VENV)/dev: $(VENV)/test
+$(VENV)/dev $(VENV)/wheels: $(VENV)/test
 
 venv: $(VENV)/dev
 
@@ -54,7 +54,22 @@ format: $(VENV)/dev
 	$(RUN)/clang-format -i $(NATIVE_SOURCES)
 
 demo: build
+	@echo "Trains 36 small networks with three ways of choosing samples, in about a minute."
 	$(RUN)/python -m emp_kernels demo
+
+# dist/: the source archive, and from it a wheel for each of PYTHONS, all built in environments of
+# their own and tried in bare ones. A wheel uses torch's libgomp: a second runtime would compete
+# with it for the cores.
+PYTHONS ?= $(PYTHON)
+wheels: $(VENV)/wheels build
+	rm -rf dist
+	PIP_CONSTRAINT=constraints.txt $(RUN)/python -m build --sdist
+	for python in $(PYTHONS); do PIP_CONSTRAINT=$(abspath constraints.txt) $$python -m pip wheel -qq \
+	    --no-deps --wheel-dir dist/linux dist/*.tar.gz || exit 1; done
+	$(RUN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist dist/linux/*.whl
+	rm -r dist/linux
+	$(RUN)/twine check --strict dist/*
+	EMP_WHEELS=dist EMP_PYTHONS="$(PYTHONS)" $(RUN)/python -m pytest tests/test_wheels.py
 
 # The native tests under AddressSanitizer with UndefinedBehaviorSanitizer, and ThreadSanitizer, at
 # every SIMD level of this processor (a level it lacks runs the next lower one).

@@ -71,6 +71,7 @@ def test_the_source_archive_holds_what_a_build_needs(tmp_path: Path) -> None:
             shutil.copy(path, tree)
     needed = {path.relative_to(tree) for path in tree.glob("*/**/*") if path.is_file()}
     needed |= {Path(name) for name in ("CMakeLists.txt", "LICENSE", "README.md", "setup.py")}
+    needed |= {Path(name) for name in ("CHANGELOG.md", "CITATION.cff", "SECURITY.md")}
     run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path, cwd=tree)
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as content:
@@ -93,6 +94,8 @@ def test_the_metadata_says_what_is_needed(wheel: Path) -> None:
     metadata = importlib.metadata.PathDistribution(zipfile.Path(archive, name).parent).metadata
     assert metadata["Version"] == emp_kernels.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
+    licences = [file for file in archive.namelist() if ".dist-info/licenses/" in file]
+    assert [Path(file).name for file in licences] == metadata.get_all("License-File") == ["LICENSE"]
     assert metadata["Requires-Python"] == ">=3.10"
     always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert always == ["torch>=2.6", "numpy"]
