@@ -13,8 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo wheels sanitize bench peers evidence-quick evidence \
-        audit gpu-check clean
+.PHONY: venv build test lint format demo wheels sanitize fuzz bench peers evidence-quick \
+        evidence audit gpu-check clean
 
 # The environment grows with what is asked of it: the build's tools, then one extra of
 # pyproject.toml after the other, with the package itself, editable. It is made anew when either
@@ -81,6 +81,21 @@ sanitize-%: $(VENV)/tools
 	cmake --build build/sanitize-$*
 	for level in avx512 avx2 portable; do \
 	    EMP_SIMD=$$level $(RUN)/ctest --test-dir build/sanitize-$* --output-on-failure || exit 1; done
+
+# Random cases at every SIMD level for SECONDS: the public functions against oracles, and the engine
+# under both sanitizers. A failure is printed with the command that makes it again.
+SECONDS ?= 60
+FUZZED := floats|gathering|labels|pruning|row_sums|scoring|selection|state|targets|threads|tokens
+FUZZERS := address$(comma)undefined thread
+fuzz: $(VENV)/test build $(addprefix fuzzer-,$(FUZZERS))
+	$(RUN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) \
+	    $(patsubst %,--native build/fuzz-%/fuzz,$(FUZZERS))
+# Compiled quickly: what no other check finds takes half of the time.
+fuzzer-%: $(VENV)/tools
+	cmake -G Ninja -S . -B build/fuzz-$* -DEMP_NATIVE_TESTS=ON -DEMP_SANITIZE=$* \
+	    '-DEMP_UNITS=$(FUZZED)' -DCMAKE_BUILD_TYPE=Debug --log-level=NOTICE \
+	    '-DCMAKE_CXX_FLAGS=-O1 -fno-var-tracking -fno-sanitize=null,object-size -D_GLIBCXX_ASSERTIONS'
+	cmake --build build/fuzz-$* --target fuzz
 
 # Rows, tables and plots into bench/results/<date>-<machine>, and the README's table from them.
 bench: $(VENV)/test build

@@ -62,6 +62,38 @@ T narrow(float x) {
   }
 }
 
+// What is expected of a row z (classes,) with label y, in double precision.
+struct Expected {
+  double loss, entropy, lse;
+};
+
+template <class T>
+Expected naive(const T* z, int64_t classes, int64_t y) {
+  double m = -INFINITY;
+  bool nan = false;
+  for (int64_t c = 0; c < classes; ++c) {
+    const double x = emp::to_float(z[c]);
+    nan |= std::isnan(x);
+    m = std::max(m, x);
+  }
+  if (nan) return {NAN, NAN, NAN};
+  if (std::isinf(m)) return {m - double(emp::to_float(z[y])), NAN, m};
+  double u = 0, t = 0;
+  bool skipped = false;
+  for (int64_t c = 0; c < classes; ++c) {
+    const double d = double(emp::to_float(z[c])) - m;
+    if (d == 0 && !skipped) {
+      skipped = true;
+      continue;
+    }
+    if (std::isinf(d)) continue;
+    u += std::exp(d);
+    t += std::exp(d) * d;
+  }
+  const double log_sum = std::log1p(u);
+  return {(m - double(emp::to_float(z[y]))) + log_sum, log_sum - t / (1 + u), m + log_sum};
+}
+
 // What main returns.
 inline int report(const char* what) {
   std::printf("%s (%s): %d failures\n", what, emp::target_name(emp::target()), failures);
