@@ -11,9 +11,10 @@ from .diagnostics import Diagnostics
 from .gathering import gather
 from .hidden_features import HiddenFeatures
 from .linear import linear_cross_entropy, score_linear
+from .log_probs import log_prob_and_entropy
 from .loss import cross_entropy
 from .pruning import score_and_select
-from .results import SampleStatistics, Scores, Selection
+from .results import LogProbs, SampleStatistics, Scores, Selection
 from .sampler import EMPSampler
 from .scoring import sample_statistics, score
 from .selection import select
@@ -27,6 +28,7 @@ __all__ = [
     "EMPState",
     "HiddenFeatures",
     "IndexedDataset",
+    "LogProbs",
     "SampleStatistics",
     "Scores",
     "Selection",
@@ -34,6 +36,7 @@ __all__ = [
     "distributed",
     "gather",
     "linear_cross_entropy",
+    "log_prob_and_entropy",
     "sample_statistics",
     "score",
     "score_and_select",

@@ -85,7 +85,7 @@ class SomeRows(NamedTuple):
     @staticmethod
     def of(
         chosen: ModuleType,
-        scores: Scores,
+        scores: Any,
         labels: torch.Tensor,
         positions: torch.Tensor | None,
         ignore_index: int | None,

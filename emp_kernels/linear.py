@@ -9,8 +9,8 @@ import torch
 from . import backends
 from .compiling import outside_compiler
 from .gradient import NotTwice, SomeRows
-from .loss import REDUCTIONS, _check_rows, _lent_scores, _only
 from .results import Scores, Selection
+from .trained_rows import check_reduction, check_rows, lent_scores, only
 from .validation import (
     check_beta,
     check_ignore_index,
@@ -114,19 +114,16 @@ def linear_cross_entropy(
     _check_product(function, hidden, weight, bias)
     check_labels(function, labels, hidden, "hidden")
     ignore_index = check_ignore_index(function, ignore_index)
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"{function}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
-        )
+    check_reduction(function, reduction)
     chosen = backends.resolve(function, backend, hidden)
     if isinstance(rows, Selection):
-        positions = _check_rows(function, rows.indices, labels.numel(), hidden)
-        scores = _lent_scores(function, rows, labels, hidden.dtype)
+        positions = check_rows(function, rows.indices, labels.numel(), hidden)
+        scores = lent_scores(function, rows, labels, hidden.dtype)
     else:
         positions, read, skipped = None, labels, ignore_index
         if rows is not None:
-            positions = _check_rows(function, rows, labels.numel(), hidden)
-            read, skipped = _only(labels, positions, ignore_index)
+            positions = check_rows(function, rows, labels.numel(), hidden)
+            read, skipped = only(labels, positions, ignore_index)
         scores = chosen.score_linear(hidden, weight, read, bias, 1.0, skipped, function)
         scores = Scores(*(field.reshape(-1) for field in scores))
     trained = SomeRows.of(chosen, scores, labels, positions, ignore_index, reduction)

@@ -12,20 +12,12 @@ from . import backends
 from .distributed import vocab_parallel
 from .distributed.vocab_parallel import Shard
 from .gradient import EveryRow, Sharded, SomeRows, differentiable
+from .options import check_adjustment, check_options, check_targets
 from .results import Scores, Selection
 from .state import EMPState, check_ids_of_rows
-from .validation import (
-    as_int64,
-    check_ids,
-    check_ignore_index,
-    check_labels,
-    check_logits,
-    check_strided,
-    raise_id_out_of_range,
-)
-
-REDUCTIONS = ("mean", "sum", "none")
-_UNREAD = torch.iinfo(torch.int64).min  # label of rows that nobody asks for: no ignore_index is it
+from .trained_rows import check_reduction, check_rows, check_unremembered, lent_scores, only
+from .validation import check_ignore_index, check_logits, check_strided
+from .weighted_loss import loss_with_options
 
 
 def cross_entropy(
@@ -35,6 +27,12 @@ def cross_entropy(
     *,
     indices: torch.Tensor | None = None,
     rows: torch.Tensor | Selection | None = None,
+    weight: torch.Tensor | None = None,
+    sample_weight: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float | torch.Tensor = 1.0,
+    softcap: float | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
     group: dist.ProcessGroup | None = None,
@@ -51,6 +49,17 @@ def cross_entropy(
     reads the rows that count once and writes the gradient once, zero for the others. Nothing is
     gathered and no argument is modified, except the state.
 
+    With options, p is the softmax of the adjusted logits a = softcap * tanh(z / softcap) /
+    temperature (without softcap z / temperature), computed in float32 inside the same read, and the
+    loss of a row is, with e = label_smoothing, w = weight and s = sample_weight::
+
+        s (sum_j q_j (-log p_j) + z_loss lse^2),   q_j = w_j ((1 - e) [j = y] + e / C)
+
+    of labels t_j that are probabilities with t_j for [j = y]; a q_j of 0 contributes 0, also where
+    p_j is 0. "mean" divides by the sum of w_y over the rows that count, or, of probabilities, by
+    their number, as torch does; `sample_weight` does not change that. Gradients are those by the
+    given logits.
+
     Differentiable once with respect to `logits`, by ``backward``: a second derivative and those of
     forward mode raise RuntimeError, those of ``torch.func`` TypeError. Under ``torch.compile``
     the call is a graph break (it writes to the state; ``fullgraph=True`` refuses it). Autocast
@@ -58,15 +67,25 @@ def cross_entropy(
 
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64: reference backend).
-        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
+        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`; or probabilities
+            (..., C) of a floating dtype, without `ignore_index`.
         state: where the scores of all N rows are written, with the state's beta, as by
-            :meth:`emp_kernels.EMPState.update`; None writes nothing.
+            :meth:`emp_kernels.EMPState.update`; None writes nothing. They are those of the adjusted
+            logits, without smoothing, weights or z_loss.
         indices: (N,) the rows' sample ids in the data set. Without them the state must hold
             exactly N samples, and row i is sample i.
         rows: (K,) integer positions, in the flattened leading dimensions, of the rows that are
             trained on; None trains on all. A Selection, of these logits and labels, trains on its
-            rows and lends its losses, so that the forward pass reads no logits; state must then
-            be None.
+            rows and lends its losses, so that the forward pass reads no logits (with
+            label_smoothing or probabilities it reads those rows); state must then be None, and
+            temperature and softcap those of the Selection.
+        weight: (C,) of a floating dtype, of each class, or None for 1.
+        sample_weight: (N,) of a floating dtype, of each of all N rows, or None for 1.
+        label_smoothing: in [0, 1].
+        z_loss: at least 0.
+        temperature: a positive number, or float32 of the labels' shape, one of each row; 1 /
+            temperature is what some models call logit_scale.
+        softcap: a positive number, or None for none.
         ignore_index: rows with this label are not read and do not count. None ignores nothing.
         reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
         group, vocab_start: logits are this rank's columns [vocab_start, vocab_start + C_local) of
@@ -94,6 +113,12 @@ def cross_entropy(
         state,
         indices=indices,
         rows=rows,
+        weight=weight,
+        sample_weight=sample_weight,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        temperature=temperature,
+        softcap=softcap,
         ignore_index=ignore_index,
         reduction=reduction,
         group=group,
@@ -120,6 +145,12 @@ def _cross_entropy(
     *,
     indices: torch.Tensor | None,
     rows: torch.Tensor | Selection | None,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float | torch.Tensor,
+    softcap: float | None,
     ignore_index: int | None,
     reduction: str,
     group: dist.ProcessGroup | None,
@@ -132,36 +163,58 @@ def _cross_entropy(
         shard = vocab_parallel.shard_of(function, logits, labels, vocab_start, group)
         logits, labels = shard.logits, shard.labels
     check_logits(function, logits)
-    check_labels(function, labels, logits)
     ignore_index = check_ignore_index(function, ignore_index)
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"{function}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
-        )
+    labels, probabilities = check_targets(function, labels, logits, ignore_index)
+    options = check_options(
+        function,
+        labels,
+        logits.shape[-1],
+        adjustment=check_adjustment(function, temperature, softcap, labels),
+        weight=weight,
+        sample_weight=sample_weight,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        probabilities=probabilities,
+    )
+    check_reduction(function, reduction)
     n = labels.numel()
     leading = logits.shape[:-1]
     if len(leading) > 1 and isinstance(indices, torch.Tensor):
         check_strided(function, "indices", indices)
         indices = indices.reshape(-1) if indices.shape == leading else indices
     state, indices = check_ids_of_rows(function, state, indices, logits, n)
+    if options is not None:
+        if shard is not None:
+            raise ValueError(
+                f"{function}: label_smoothing, weight, sample_weight, z_loss, temperature, softcap "
+                "and probabilities must be left out where logits are shards, got some of them"
+            )
+        return loss_with_options(
+            function,
+            logits,
+            labels,
+            state,
+            indices,
+            rows,
+            options,
+            ignore_index,
+            reduction,
+            backend,
+        )
     chosen = backends.resolve(function, backend, logits)
     plan: EveryRow | SomeRows
     sharded = None
     if rows is None and shard is None and hasattr(chosen, "cross_entropy"):
         plan = EveryRow(chosen, state, indices, ignore_index, reduction, function)
     elif isinstance(rows, Selection):
-        if state is not None:
-            raise ValueError(
-                f"{function}: state must be None when rows is a Selection (its scores were "
-                "written when it was made), got an EMPState"
-            )
-        scores = _lent_scores(function, rows, labels, logits.dtype)
+        check_unremembered(function, state)
+        scores = lent_scores(function, rows, labels, logits.dtype)
         if shard is not None:  # whose maxima nobody lends
             sharded = Sharded(shard.start, scores.lse, torch.zeros_like(scores.lse))
-        positions = _check_rows(function, rows.indices, n, logits)
+        positions = check_rows(function, rows.indices, n, logits)
         plan = SomeRows.of(chosen, scores, labels, positions, ignore_index, reduction, sharded)
     else:
-        trained = None if rows is None else _check_rows(function, rows, n, logits)
+        trained = None if rows is None else check_rows(function, rows, n, logits)
         scores, sharded = _score(
             function, chosen, logits, labels, shard, state, indices, trained, ignore_index
         )
@@ -169,36 +222,6 @@ def _cross_entropy(
     if (logits.requires_grad and torch.is_grad_enabled()) or backends.forward_mode():
         return differentiable(logits, labels, plan)
     return plan.forward(logits, labels)[0]
-
-
-def _check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor) -> torch.Tensor:
-    """Positions (K,) int64 on the logits' device; on CPU all of them are in [0, n)."""
-    check_ids(function, "rows", rows)
-    rows = rows.to(
-        device=logits.device, dtype=torch.int64
-    ).resolve_neg()  # torch's indexing needs it
-    if rows.device.type == "cpu":
-        bad = (rows < 0) | (rows >= n)
-        if bad.any():
-            position = int(bad.nonzero()[0])
-            raise_id_out_of_range(function, position, int(rows[position]), n, "rows")
-    return rows
-
-
-def _lent_scores(
-    function: str, selection: Selection, labels: torch.Tensor, dtype: torch.dtype
-) -> Scores:
-    """The selection's scores, flat, as scores of logits of `dtype` are."""
-    shape = selection.scores.loss.shape
-    if shape.numel() != labels.numel():
-        raise ValueError(
-            f"{function}: rows must be a Selection of the {labels.numel()} rows of logits, got one "
-            f"of {shape.numel()} rows"
-        )
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    # Made in inference mode, they could not be saved for the backward pass.
-    lent = (x.to(wide, copy=x.is_inference()) for x in selection.scores)
-    return Scores(*(field.reshape(-1) for field in lent))
 
 
 def _score(
@@ -215,7 +238,7 @@ def _score(
     """Scores of all rows, flat, written into the state; without one, of the rows at `positions`.
     And where rows are sharded, what their gradient needs besides."""
     if state is None and positions is not None:
-        labels, ignore_index = _only(labels, positions, ignore_index)
+        labels, ignore_index = only(labels, positions, ignore_index)
     beta = 1.0 if state is None else state.beta
     sharded = None
     if shard is None:
@@ -230,16 +253,3 @@ def _score(
             indices = torch.arange(labels.numel(), device=labels.device)
         chosen.update_state(state, indices, scores, function)
     return scores, sharded
-
-
-def _only(
-    labels: torch.Tensor, positions: torch.Tensor, ignore_index: int | None
-) -> tuple[torch.Tensor, int]:
-    """Labels, and an ignore_index, with which only the rows at `positions` are read."""
-    flat = as_int64(labels).reshape(-1)
-    if ignore_index is not None:
-        flat = flat.masked_fill(flat == ignore_index, _UNREAD)
-    unread = torch.ones_like(flat, dtype=torch.bool)
-    if len(flat):
-        unread[positions.clamp(0, len(flat) - 1)] = False
-    return flat.masked_fill(unread, _UNREAD).reshape(labels.shape), _UNREAD

@@ -24,6 +24,20 @@ class Scores(NamedTuple):
     lse: torch.Tensor
 
 
+class LogProbs(NamedTuple):
+    """Per-row result of :func:`emp_kernels.log_prob_and_entropy`, float32 nats.
+
+    Attributes:
+        log_prob: log-probability of the label (<= 0).
+        entropy: entropy of the row's distribution.
+        lse: ``log(sum(exp(logits)))`` of the adjusted logits.
+    """
+
+    log_prob: torch.Tensor
+    entropy: torch.Tensor
+    lse: torch.Tensor
+
+
 class SampleStatistics(NamedTuple):
     """Per-row result of :func:`emp_kernels.sample_statistics`; each field has the labels' shape.
 

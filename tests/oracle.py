@@ -192,3 +192,26 @@ class StateModel:
             np.testing.assert_array_equal(
                 to_float64(getattr(state, name)), np.array(getattr(self, name)), err_msg=name
             )
+
+
+def adjusted(
+    logits: torch.Tensor, temperature: float | torch.Tensor = 1.0, softcap: float | None = None
+) -> torch.Tensor:
+    """softcap * tanh(z / softcap) / temperature in float64; temperature of the rows' shape."""
+    z = logits.double()
+    if isinstance(temperature, torch.Tensor):
+        temperature = temperature.double()[..., None]
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    return z / temperature
+
+
+def entropy_gradient(logits: torch.Tensor) -> np.ndarray:
+    """-p_j (log p_j + H) of float64 logits (N, C), with nothing that cancels but the truth: with
+    d_j = z_j - max z, log p_j + H is d_j - sum p d."""
+    z = to_float64(logits)
+    d = z - z.max(1, keepdims=True)
+    e = np.exp(d)
+    p = e / e.sum(1, keepdims=True)
+    seen = np.where(p > 0, d, 0.0)
+    return -p * (seen - (p * seen).sum(1, keepdims=True))

@@ -14,6 +14,7 @@ from .sampler import draws, shuffle
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
+from .terms import row_terms, row_terms_backward
 
 __all__ = [
     "DTYPES",
@@ -24,6 +25,8 @@ __all__ = [
     "linear_cross_entropy_backward",
     "require",
     "row_sums",
+    "row_terms",
+    "row_terms_backward",
     "sample_statistics",
     "score",
     "score_and_select",

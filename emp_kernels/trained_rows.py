@@ -1,0 +1,69 @@
+"""Which rows a loss is of, and what a Selection of them lends."""
+
+from __future__ import annotations
+
+import torch
+
+from .results import Scores, Selection
+from .state import EMPState
+from .validation import as_int64, check_ids, raise_id_out_of_range
+
+REDUCTIONS = ("mean", "sum", "none")
+_UNREAD = torch.iinfo(torch.int64).min  # label of rows that nobody asks for: no ignore_index is it
+
+
+def check_reduction(function: str, reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"{function}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
+        )
+
+
+def check_unremembered(function: str, state: EMPState | None) -> None:
+    if state is not None:
+        raise ValueError(
+            f"{function}: state must be None when rows is a Selection (its scores were "
+            "written when it was made), got an EMPState"
+        )
+
+
+def check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor) -> torch.Tensor:
+    """Positions (K,) int64 on the logits' device; on CPU all of them are in [0, n)."""
+    check_ids(function, "rows", rows)
+    rows = rows.to(device=logits.device, dtype=torch.int64)
+    rows = rows.resolve_neg()  # torch's indexing needs it
+    if rows.device.type == "cpu":
+        bad = (rows < 0) | (rows >= n)
+        if bad.any():
+            position = int(bad.nonzero()[0])
+            raise_id_out_of_range(function, position, int(rows[position]), n, "rows")
+    return rows
+
+
+def lent_scores(
+    function: str, selection: Selection, labels: torch.Tensor, dtype: torch.dtype
+) -> Scores:
+    """The selection's scores, flat, as scores of logits of `dtype` are."""
+    shape = selection.scores.loss.shape
+    if shape.numel() != labels.numel():
+        raise ValueError(
+            f"{function}: rows must be a Selection of the {labels.numel()} rows of logits, got one "
+            f"of {shape.numel()} rows"
+        )
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    # Made in inference mode, they could not be saved for the backward pass.
+    lent = (x.to(wide, copy=x.is_inference()) for x in selection.scores)
+    return Scores(*(field.reshape(-1) for field in lent))
+
+
+def only(
+    labels: torch.Tensor, positions: torch.Tensor, ignore_index: int | None
+) -> tuple[torch.Tensor, int]:
+    """Labels, and an ignore_index, with which only the rows at `positions` are read."""
+    flat = as_int64(labels).reshape(-1)
+    if ignore_index is not None:
+        flat = flat.masked_fill(flat == ignore_index, _UNREAD)
+    unread = torch.ones_like(flat, dtype=torch.bool)
+    if len(flat):
+        unread[positions.clamp(0, len(flat) - 1)] = False
+    return flat.masked_fill(unread, _UNREAD).reshape(labels.shape), _UNREAD

@@ -1,0 +1,249 @@
+"""Losses with options: what a row's terms become, and the terms' gradient."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+from . import backends
+from .gradient import NotTwice, SomeRows
+from .options import LossOptions
+from .results import Scores, Selection
+from .state import EMPState
+from .terms import Adjustment, Coefficients, RowTerms, Targets
+from .trained_rows import check_rows, check_unremembered, lent_scores, only
+from .validation import as_int64
+
+
+class Rows(NamedTuple):
+    """Rows of logits (..., C) and labels (...), read by a backend in one pass forward and one
+    backward.
+
+    Attributes:
+        chosen: the backend.
+        labels: of the rows that are read; the others hold `ignore_index`.
+        lent: terms that are known already: the forward pass then reads nothing.
+    """
+
+    function: str
+    chosen: ModuleType
+    labels: torch.Tensor
+    ignore_index: int | None
+    adjustment: Adjustment
+    targets: Targets | None = None
+    lent: RowTerms | None = None
+
+    def terms(self, logits: torch.Tensor) -> RowTerms:
+        if self.lent is not None:
+            return self.lent
+        found: RowTerms = self.chosen.row_terms(
+            logits, self.labels, self.adjustment, self.targets, self.ignore_index, self.function
+        )
+        return found
+
+    def gradient(
+        self, logits: torch.Tensor, terms: RowTerms, coefficients: Coefficients
+    ) -> torch.Tensor:
+        found: torch.Tensor = self.chosen.row_terms_backward(
+            logits, self.labels, terms, coefficients, self.adjustment, self.targets
+        )
+        return found
+
+
+def differentiable_terms(
+    logits: torch.Tensor, rows: Rows
+) -> tuple[RowTerms, tuple[torch.Tensor, ...]]:
+    """The rows' terms, and their loss, entropy, lse and target (0 without Targets) again, (N,),
+    differentiable once by the logits; of rows with probabilities, the loss is not."""
+    terms = rows.terms(logits)
+    return terms, _Terms.apply(logits, terms, rows)
+
+
+class _Terms(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, terms: RowTerms, rows: Rows
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.rows = rows
+        ctx.kept = [x is not None for x in terms]
+        ctx.save_for_backward(logits, *(x for x in terms if x is not None))
+        ctx.set_materialize_grads(False)
+        target = torch.zeros_like(terms.loss) if terms.target is None else terms.target.clone()
+        return terms.loss.clone(), terms.entropy.clone(), terms.lse.clone(), target
+
+    @staticmethod
+    def backward(
+        ctx: Any, *gradients: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, None, None]:
+        logits, *saved = ctx.saved_tensors
+        present: Any = iter(saved)
+        terms = RowTerms(*(next(present) if kept else None for kept in ctx.kept))
+        rows: Rows = ctx.rows
+        with torch.no_grad():
+            coefficients = coefficients_of(rows, terms, *gradients)
+            if coefficients is None:
+                return None, None, None
+            found = rows.gradient(logits, terms, coefficients)
+        if torch.is_grad_enabled():  # create_graph=True
+            inputs = [x for x in gradients if x is not None]
+            found = NotTwice.apply(rows.function, found, logits, *inputs)
+        return found, None, None
+
+
+def coefficients_of(
+    rows: Rows,
+    terms: RowTerms,
+    by_loss: torch.Tensor | None,
+    by_entropy: torch.Tensor | None,
+    by_lse: torch.Tensor | None,
+    by_target: torch.Tensor | None,
+) -> Coefficients | None:
+    """From the gradients by loss, entropy, lse and target: of each of them p_j - [j = y],
+    -p_j (d_j - mean), p_j and total p_j - q_j."""
+    targets = rows.targets
+    if targets is None:
+        by_target = None
+    elif targets.probabilities is not None:
+        by_loss = None
+    if by_loss is by_entropy is by_lse is by_target is None:
+        return None
+    probability = rest = torch.zeros_like(terms.loss)
+    if by_lse is not None:
+        probability = rest = by_lse
+    if by_loss is not None:
+        probability = probability + by_loss
+    if by_target is not None and targets is not None:
+        assert terms.total is not None
+        probability = probability + _product(by_target, terms.total)
+        if targets.probabilities is None:  # total - q_y
+            others: Any = terms.total - targets.uniform
+            if targets.weight is not None:
+                classes = len(targets.weight)
+                y = as_int64(rows.labels).reshape(-1).clamp(0, max(0, classes - 1))
+                weight = targets.weight
+                others = targets.uniform * (weight.sum(dtype=torch.float64) - weight.double()[y])
+            rest = rest + _product(by_target, others.to(rest.dtype))
+    entropy = None if by_entropy is None else -by_entropy
+    ignored = None
+    if rows.ignore_index is not None:
+        ignored = as_int64(rows.labels).reshape(-1) == rows.ignore_index
+    fields = [
+        None if x is None else (x if ignored is None else x.masked_fill(ignored, 0.0))
+        for x in (probability, entropy, by_target, rest)
+    ]
+    return Coefficients(*fields)  # type: ignore[arg-type]
+
+
+def _product(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """scale * x, 0 where the scale is, whatever x holds."""
+    return torch.where(scale == 0, 0.0, scale * x)
+
+
+def scores_of(terms: RowTerms, beta: float, rows: Rows) -> Scores:
+    """Scores (N,) of rows whose loss is not lent."""
+    loss, entropy, lse = (x.detach() for x in terms[:3])
+    score = loss + beta * entropy
+    score = torch.where(loss.isfinite() & entropy.isfinite(), score, torch.nan)
+    if rows.ignore_index is not None:
+        ignored = as_int64(rows.labels).reshape(-1) == rows.ignore_index
+        score = score.masked_fill(ignored, -math.inf)
+    return Scores(score, loss, entropy, lse)
+
+
+def losses_of(rows: Rows, options: LossOptions, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Each row's loss with `options`, (N,), of the differentiable terms; NaN where a logit
+    is +inf."""
+    loss, _, lse, target = values
+    invalid = (lse - lse).detach()
+    if options.probabilities is not None:
+        found = target
+    else:
+        found = loss
+        if options.weight is not None:
+            found = found * class_weights(rows, options).to(found.dtype)
+        if options.label_smoothing:
+            found = found * (1 - options.label_smoothing) + target
+    found = found + invalid
+    if options.z_loss:
+        found = found + options.z_loss * lse * lse
+    if options.sample_weight is not None:
+        found = found * options.sample_weight.to(found.dtype)
+    return found
+
+
+def class_weights(rows: Rows, options: LossOptions) -> torch.Tensor:
+    """weight[y] (N,), 0 where the row is ignored."""
+    assert options.weight is not None
+    y = as_int64(rows.labels).reshape(-1)
+    weight = options.weight[y.clamp(0, max(0, len(options.weight) - 1))]
+    return weight if rows.ignore_index is None else weight.masked_fill(y == rows.ignore_index, 0.0)
+
+
+def reduced(
+    losses: torch.Tensor,
+    rows: Rows,
+    options: LossOptions,
+    labels: torch.Tensor,
+    positions: torch.Tensor | None,
+    counted: torch.Tensor | None,
+    reduction: str,
+) -> torch.Tensor:
+    """`losses` (N,) of all rows, or of those at `positions` (K,) as far as they are `counted`."""
+    divisors = None
+    if reduction == "mean" and options.weight is not None and options.probabilities is None:
+        divisors = class_weights(rows._replace(labels=labels), options)
+    if positions is not None:
+        losses = losses[positions]
+        divisors = None if divisors is None else divisors[positions]
+    if counted is not None:
+        losses = losses.masked_fill(~counted, 0.0)
+        divisors = None if divisors is None else divisors.masked_fill(~counted, 0.0)
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    if divisors is not None:
+        return losses.sum() / divisors.sum().to(losses.dtype)
+    return losses.mean() if counted is None else losses.sum() / counted.sum()
+
+
+def loss_with_options(
+    function: str,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    state: EMPState | None,
+    indices: torch.Tensor | None,
+    rows: torch.Tensor | Selection | None,
+    options: LossOptions,
+    ignore_index: int | None,
+    reduction: str,
+    backend: str | None,
+) -> torch.Tensor:
+    """The loss of checked arguments, `indices` too, from the terms of each row."""
+    chosen = backends.resolve(f"{function} with options", backend, logits)
+    n, lent, trained = labels.numel(), None, None
+    if isinstance(rows, Selection):
+        check_unremembered(function, state)
+        scores = lent_scores(function, rows, labels, logits.dtype)
+        trained = check_rows(function, rows.indices, n, logits)
+        if options.lends:
+            lent = RowTerms(*scores[1:4])
+    elif rows is not None:
+        trained = check_rows(function, rows, n, logits)
+    read, skipped = labels, ignore_index
+    if state is None and trained is not None and lent is None:
+        read, skipped = only(labels, trained, ignore_index)
+    targets = options.targets(logits.shape[-1])
+    plan = Rows(function, chosen, read, skipped, options.adjustment, targets, lent)
+    terms, values = differentiable_terms(logits, plan)
+    if state is not None:
+        if indices is None:
+            indices = torch.arange(n, device=labels.device)
+        chosen.update_state(state, indices, scores_of(terms, state.beta, plan), function)
+    which = SomeRows.of(chosen, None, labels, trained, ignore_index, reduction)
+    losses = losses_of(plan, options, values)
+    found = reduced(losses, plan, options, labels, which.positions, which.counted, reduction)
+    return found.reshape(which.shape) if reduction == "none" else found

@@ -1,0 +1,502 @@
+"""cross_entropy's options and log_prob_and_entropy, against torch's autograd in float64."""
+
+import math
+
+import hard_rows
+import numpy as np
+import oracle
+import pytest
+import torch
+from torch.nn import functional as F
+
+import emp_kernels as emp
+from emp_kernels import backends
+
+INF = float("inf")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+REDUCTIONS = ["mean", "sum", "none"]
+ALONE = [
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 1.0},
+    {"weight": "random"},
+    {"sample_weight": "random"},
+    {"z_loss": 1e-2},
+    {"temperature": 0.7},
+    {"temperature": "random"},
+    {"softcap": 5.0},
+    {"probabilities": True},
+]
+TOGETHER = [
+    {"label_smoothing": 0.2, "weight": "random"},
+    {"probabilities": True, "label_smoothing": 0.2, "weight": "random"},
+    {"temperature": "random", "softcap": 30.0, "z_loss": 1e-3},
+    {
+        "label_smoothing": 0.1, "weight": "random", "sample_weight": "random", "z_loss": 1e-2,
+        "temperature": "random", "softcap": 10.0,
+    },
+    {
+        "probabilities": True, "label_smoothing": 0.1, "weight": "random",
+        "sample_weight": "random", "z_loss": 1e-2, "temperature": "random", "softcap": 10.0,
+    },
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def offered(request):
+    """Backends that do not offer options yet refuse them by name."""
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("backend")
+    if name and not hasattr(backends.load(name), "row_terms"):
+        pytest.skip(f"backend {name} does not offer options")
+
+
+def name_of(options):
+    return " ".join(f"{name}={value}" for name, value in options.items())
+
+
+every_option = pytest.mark.parametrize("asked", ALONE + TOGETHER, ids=name_of)
+some_options = pytest.mark.parametrize("asked", [ALONE[0], *TOGETHER[-3:]], ids=name_of)
+
+
+def make(n, classes, asked, dtype=torch.float32, seed=0, scale=3.0):
+    """logits (n, classes), labels, and the options that are asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(n, classes, generator=generator)).to(dtype)
+    labels = torch.randint(classes, (n,), generator=generator)
+    options = dict(asked)
+    if options.pop("probabilities", False):
+        labels = torch.rand(n, classes, generator=generator).square()
+        labels /= labels.sum(1, keepdim=True)
+    for name, size in (("weight", classes), ("sample_weight", n), ("temperature", n)):
+        if options.get(name) == "random":
+            options[name] = torch.rand(size, generator=generator) + 0.5
+    return logits, labels, options
+
+
+def true_losses(z, labels, options, ignore_index=None):
+    """Each row's loss in float64, differentiable, and what "mean" divides by, row by row."""
+    o = {"weight": None, "sample_weight": None, "label_smoothing": 0.0, "z_loss": 0.0} | options
+    a = oracle.adjusted(z, o.get("temperature", 1.0), o.get("softcap"))
+    weight = None if o["weight"] is None else o["weight"].double()
+    soft = labels.is_floating_point()
+    labels = labels.double() if soft else labels.long()
+    skip = -100 if ignore_index is None else ignore_index
+    losses = F.cross_entropy(
+        a, labels, weight, ignore_index=skip, label_smoothing=o["label_smoothing"],
+        reduction="none",
+    )  # fmt: skip
+    counted = torch.ones(len(z), dtype=torch.float64)
+    if not soft:
+        counted = (labels != skip).double()
+        if weight is not None:
+            counted = counted * weight[labels.clamp(0, z.shape[-1] - 1)]
+    read = counted > 0 if not soft else torch.ones(len(z), dtype=torch.bool)
+    losses = losses + torch.where(read, o["z_loss"] * a.logsumexp(1) ** 2, 0.0)
+    if o["sample_weight"] is not None:
+        losses = losses * o["sample_weight"].double()
+    return losses, counted
+
+
+def reduce(losses, divisors, reduction, rows=None):
+    if rows is not None:
+        losses, divisors = losses[rows], divisors[rows]
+    return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / divisors.sum()}[reduction]
+
+
+def check(
+    logits, labels, options, backend, *, reduction="mean", rows=None, ignore_index=None, state=None,
+    indices=None,
+):  # fmt: skip
+    """Loss and gradient against the truth: losses within 1e-5, gradients within 2e-5 of the row's
+    largest element and, of 16 bits, one rounding."""
+    positions = rows.indices if isinstance(rows, emp.Selection) else rows
+    leaf = logits.detach().double().requires_grad_()
+    want = reduce(*true_losses(leaf, labels, options, ignore_index), reduction, positions)
+    upstream = torch.randn(want.shape, generator=torch.Generator().manual_seed(3))
+    (want_gradient,) = torch.autograd.grad(want, leaf, upstream.double())
+    ours = logits.detach().requires_grad_()
+    loss = emp.cross_entropy(
+        ours, labels, state, indices=indices, rows=rows, reduction=reduction,
+        ignore_index=ignore_index, backend=backend, **options,
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(loss, ours, upstream)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), want.detach(), rtol=1e-5, atol=1e-12)
+    assert gradient.dtype == logits.dtype
+    assert_gradient(gradient, want_gradient)
+
+
+def assert_gradient(got, want):
+    want = want.double()
+    largest = want.abs().amax(-1, keepdim=True)
+    info = torch.finfo(got.dtype)
+    bound = 2e-5 * largest + info.smallest_normal * info.eps
+    if got.dtype != torch.float32:
+        bound = bound + info.eps / 2 * want.abs()
+    error = (got.double() - want).abs()
+    assert (error <= bound).all(), (error / largest).max()
+
+
+@every_option
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_loss_and_gradient(asked, dtype, backend):
+    for classes in (1, 2, 17, 100):
+        logits, labels, options = make(9, classes, asked, dtype, seed=classes)
+        check(logits, labels, options, backend)
+
+
+@every_option
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("selected", [False, True])
+def test_reductions_rows_and_ignored_labels(asked, reduction, selected, backend):
+    logits, labels, options = make(37, 11, asked)
+    ignore_index = None
+    if not labels.is_floating_point():
+        labels[::4], ignore_index = -1, -1
+    rows = torch.tensor([5, 0, 36, 5, 8, 17, 12, 1]) if selected else None  # row 5 counts twice
+    check(
+        logits, labels, options, backend, reduction=reduction, rows=rows, ignore_index=ignore_index
+    )
+
+
+@pytest.mark.parametrize("classes", [1023, 1024, 1025, 4099])
+@some_options
+def test_rows_of_several_chunks(asked, classes, backend):
+    for dtype in DTYPES:
+        check(*make(5, classes, asked, dtype, scale=6.0), backend)
+
+
+@every_option
+@pytest.mark.parametrize("given_rows", [False, True])
+def test_the_state_remembers_the_plain_loss(asked, given_rows, backend):
+    logits, labels, options = make(20, 9, asked)
+    ids = torch.randperm(50, generator=torch.Generator().manual_seed(1))[:20]
+    state, want = (emp.EMPState(50, beta=0.5) for _ in range(2))
+    rows = torch.tensor([0, 1, 9]) if given_rows else None
+    before = oracle.fingerprint(logits, labels, ids)
+    check(logits, labels, options, backend, rows=rows, state=state, indices=ids)
+    assert oracle.fingerprint(logits, labels, ids) == before
+    a = oracle.adjusted(logits, options.get("temperature", 1.0), options.get("softcap"))
+    log_p = a.log_softmax(1)
+    t = labels.double() if labels.is_floating_point() else F.one_hot(labels, 9).double()
+    loss, entropy = -(t * log_p).sum(1), -(log_p.exp() * log_p).sum(1)
+    want.update(ids, emp.Scores(*(x.float() for x in (loss + 0.5 * entropy, loss, entropy, loss))))
+    for name in ("loss", "entropy", "score"):
+        torch.testing.assert_close(getattr(state, name), getattr(want, name), rtol=1e-5, atol=1e-12)
+    assert torch.equal(state.updates, want.updates)
+
+
+def test_row_i_is_sample_i_and_wrong_ids_write_nothing(backend):
+    logits, labels, options = make(6, 5, {"label_smoothing": 0.1})
+    state = emp.EMPState(6)
+    emp.cross_entropy(logits, labels, state, backend=backend, **options)
+    assert (state.updates == 1).all()
+    before = oracle.state_fingerprint(state)
+    for given, ids, message in (
+        (labels, torch.arange(6) + 3, "indices must be in"),
+        (labels + 4, torch.arange(6), "labels must be in"),
+    ):
+        with pytest.raises(ValueError, match=f"cross_entropy: {message}"):
+            emp.cross_entropy(logits, given, state, indices=ids, backend=backend, **options)
+    assert oracle.state_fingerprint(state) == before
+
+
+@every_option
+def test_a_selection(asked, backend):
+    """It lends what the loss is made of, where that is enough: then other logits, of NaN, make no
+    difference."""
+    logits, labels, options = make(40, 7, asked)
+    adjustment = {name: options[name] for name in ("temperature", "softcap") if name in options}
+    plain = torch.zeros(40, dtype=torch.int64) if labels.is_floating_point() else labels
+    a = oracle.adjusted(logits, **adjustment)
+    scores = emp.Scores(*(x.float() for x in emp.score(a, plain)))
+    selection = emp.Selection(
+        torch.tensor([3, 4, 17, 39]), scores, torch.tensor(0.0), torch.tensor(0)
+    )
+    for reduction in REDUCTIONS:
+        check(logits, labels, options, backend, rows=selection, reduction=reduction)
+    lends = "label_smoothing" not in options and not labels.is_floating_point()
+    if lends:
+        given = {"rows": selection, "backend": backend, **options}
+        assert torch.equal(
+            emp.cross_entropy(logits * math.nan, labels, **given),
+            emp.cross_entropy(logits, labels, **given),
+        )
+    with pytest.raises(ValueError, match="cross_entropy: state must be None when rows is a Sel"):
+        emp.cross_entropy(
+            logits, labels, emp.EMPState(40), rows=selection, backend=backend, **options
+        )
+
+
+@some_options
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_leading_dimensions_and_strides(asked, dtype, backend):
+    logits, labels, options = make(24, 10, asked, dtype)
+    leaf = logits.clone().requires_grad_()
+    loss = emp.cross_entropy(leaf, labels, backend=backend, **options)
+    (want,) = torch.autograd.grad(loss, leaf)
+    shaped = dict(options)
+    if isinstance(options.get("temperature"), torch.Tensor):
+        shaped["temperature"] = options["temperature"].reshape(2, 3, 4)
+    if "sample_weight" in options:
+        shaped["sample_weight"] = options["sample_weight"].reshape(2, 3, 4)
+    given = labels.reshape(2, 3, 4, *labels.shape[1:])
+    leaf = logits.reshape(2, 3, 4, 10).requires_grad_()
+    found = emp.cross_entropy(leaf, given, backend=backend, **shaped)
+    assert torch.equal(found, loss)
+    assert torch.equal(torch.autograd.grad(found, leaf)[0].reshape(24, 10), want)
+    assert emp.cross_entropy(
+        leaf, given, reduction="none", backend=backend, **shaped
+    ).shape == (2, 3, 4)  # fmt: skip
+    wide, columns = torch.stack([logits, logits * 2], 2), torch.cat([logits, logits], 1)
+    for view in (wide[..., 0], columns[:, :10], logits.t().contiguous().t()):
+        leaf = view.detach().requires_grad_()
+        found = emp.cross_entropy(leaf, labels, backend=backend, **options)
+        assert torch.equal(torch.autograd.grad(found, leaf)[0], want)
+    if labels.is_floating_point():
+        strided = torch.stack([labels, labels], 2)[..., 0]
+        found = emp.cross_entropy(logits, strided, backend=backend, **options)
+        assert torch.equal(found, loss)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_probabilities_of_any_dtype(dtype, backend):
+    for logit_dtype in DTYPES:
+        logits, labels, options = make(6, 40, {"probabilities": True}, logit_dtype)
+        check(logits, labels.to(dtype), options, backend)
+
+
+def test_near_certain_rows_keep_their_accuracy(backend):
+    """Losses and gradients of 1e-9 and less, by label and by probabilities that say the same."""
+    logits = torch.tensor([[20.0, -1.0, 0.5, 0.0], [0.0, 31.0, -60.0, 1.0], [0.0, 5.0, 6.0, 95.0]])
+    labels = torch.tensor([0, 1, 3])
+    e = (logits.double() - logits.double().amax(1, keepdim=True)).exp()
+    others = e.scatter(1, labels[:, None], 0.0)
+    total = others.sum(1, keepdim=True)
+    want = (others / (1 + total)).scatter(1, labels[:, None], -total / (1 + total))
+    weight = torch.tensor([0.5, 2.0, 3.0, 0.7])
+    for options, given, scale in (
+        ({"weight": weight}, labels, weight[labels]),
+        ({"sample_weight": weight[:3]}, labels, weight[:3]),
+        ({}, F.one_hot(labels, 4).float(), torch.ones(3)),
+    ):
+        leaf = logits.clone().requires_grad_()
+        loss = emp.cross_entropy(leaf, given, reduction="none", backend=backend, **options)
+        assert oracle.relative_errors(loss, (total[:, 0].log1p() * scale).numpy()).max() <= 1e-5
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        truth = want * scale[:, None]
+        largest = truth.abs().amax(1, keepdim=True)
+        assert ((gradient - truth).abs() <= 2e-5 * largest + 1e-44).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 7, 16, 17, 33, 130, 1000])
+@pytest.mark.parametrize("adjustment", [{}, {"temperature": 0.7}, {"temperature": 2.5}], ids=str)
+def test_log_probs_of_hard_rows(adjustment, classes, dtype, backend):
+    """Of valid rows; temperatures keep what scale 1 has, also far from zero."""
+    for seed in range(2):
+        logits, labels, _ = hard_rows.batch(classes, dtype, seed=seed)
+        logits = logits[((logits.abs() < 1e30) | logits.isinf()).all(1)]
+        labels = hard_rows.labels_for(logits, seed)
+        a = oracle.adjusted(logits, **adjustment)
+        truth = oracle.statistics(a, labels)
+        keep = truth.valid
+        leaf = logits[keep].clone().requires_grad_()
+        found = emp.log_prob_and_entropy(leaf, labels[keep], backend=backend, **adjustment)
+        assert oracle.relative_errors(-found.log_prob, truth.loss[keep]).max() <= 1e-5
+        assert oracle.relative_errors(found.entropy, truth.entropy[keep], 64).max() <= 1e-5
+        torch.testing.assert_close(
+            found.lse.double(), torch.from_numpy(truth.lse[keep]), rtol=1e-6, atol=1e-6
+        )
+        scale = adjustment.get("temperature", 1.0)
+        (gradient,) = torch.autograd.grad(found.entropy.sum(), leaf, retain_graph=True)
+        assert_gradient_of_rows(gradient, oracle.entropy_gradient(a[keep]) / scale)
+        (gradient,) = torch.autograd.grad(-found.log_prob.sum(), leaf)
+        assert_gradient_of_rows(gradient, label_gradient(a[keep], labels[keep]) / scale)
+
+
+def label_gradient(a, labels):
+    """p - onehot of float64 rows, p - 1 at the label from the sum of the others."""
+    z = oracle.to_float64(a)
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    at = np.arange(len(z)), labels.numpy()
+    p[at] = 0
+    p[at] = -p.sum(1)
+    return p
+
+
+def assert_gradient_of_rows(got, want):
+    """Within 2e-5 of each row's largest element, and what underflows."""
+    info = torch.finfo(got.dtype)
+    have, largest = oracle.to_float64(got), np.abs(want).max(1, keepdims=True)
+    bound = 2e-5 * largest + info.eps / 2 * np.abs(want) + 2 * info.smallest_normal * info.eps
+    bound = bound + 100 * math.exp(-87)
+    assert (np.abs(have - want) <= bound).all(), np.abs(have - want).max()
+
+
+@pytest.mark.parametrize("adjustment", [{}, {"temperature": "random", "softcap": 20.0}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_log_probs_with_all_gradients(adjustment, dtype, backend):
+    for classes in (2, 33, 2100):
+        logits, labels, options = make(12, classes, adjustment, dtype, seed=classes)
+        labels[3] = -7
+        upstream = torch.randn(3, 12, generator=torch.Generator().manual_seed(5))
+        ours, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+        found = emp.log_prob_and_entropy(ours, labels, ignore_index=-7, backend=backend, **options)
+        log_p = oracle.adjusted(exact, **options).log_softmax(1)
+        y = labels.clamp(min=0)[:, None]
+        counted = (labels >= 0).double()
+        want = [log_p.gather(1, y)[:, 0], -(log_p.exp() * log_p).sum(1)]
+        want.append(oracle.adjusted(exact, **options).logsumexp(1))
+        want = [x * counted for x in want]
+        for have, truth in zip(found, want, strict=True):
+            assert have.dtype == torch.float32
+            torch.testing.assert_close(have.double(), truth, rtol=1e-5, atol=1e-6)
+        for used in ([0], [1], [2], [0, 1], [0, 1, 2]):
+            (got,) = torch.autograd.grad(
+                sum((found[i] * upstream[i]).sum() for i in used), ours, retain_graph=True
+            )
+            (truth,) = torch.autograd.grad(
+                sum((want[i] * upstream[i].double()).sum() for i in used), exact, retain_graph=True
+            )
+            assert_gradient(got, truth)
+            assert not got[3].any()
+
+
+def test_columns_at_minus_infinity(backend):
+    logits, labels, options = make(6, 9, {"probabilities": True})
+    logits[:, 4] = -INF
+    labels[:, 4] = 0
+    for given in (labels, torch.tensor([0, 1, 2, 3, 5, 6])):
+        leaf = logits.clone().requires_grad_()
+        loss = emp.cross_entropy(leaf, given, z_loss=0.1, backend=backend, **options)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+        assert not gradient[:, 4].any()
+    found = emp.log_prob_and_entropy(logits.clone().requires_grad_(), given, backend=backend)
+    assert found.entropy.isfinite().all()
+    smooth = emp.cross_entropy(logits, given, label_smoothing=0.1, backend=backend)
+    assert smooth == INF
+
+
+def test_rows_that_are_not_finite(backend):
+    """NaN and +inf are in the loss, as in torch; a softcap makes a number of an infinite logit."""
+    logits, labels, _ = make(6, 7, {})
+    logits[0, 1], logits[1, 3], logits[2] = math.nan, INF, -INF
+    leaf = logits.clone().requires_grad_()
+    loss = emp.cross_entropy(leaf, labels, z_loss=0.1, reduction="none", backend=backend)
+    assert loss[:3].isnan().all()
+    assert loss[3:].isfinite().all()
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    assert gradient[:3].isnan().any(1).all()
+    assert gradient[3:].isfinite().all()
+    (gradient,) = torch.autograd.grad(
+        emp.cross_entropy(
+            leaf, labels, temperature=2.0, rows=torch.tensor([4, 5]), backend=backend
+        ),
+        leaf,
+    )
+    assert not gradient[:4].any()
+    capped = emp.log_prob_and_entropy(leaf, labels, softcap=5.0, backend=backend)
+    truth = oracle.statistics(oracle.adjusted(logits, 1.0, 5.0), labels)
+    assert capped.log_prob[0].isnan()
+    np.testing.assert_allclose(-oracle.to_float64(capped.log_prob)[1:], truth.loss[1:], rtol=1e-5)
+    np.testing.assert_allclose(oracle.to_float64(capped.entropy)[1:], truth.entropy[1:], rtol=1e-5)
+
+
+@some_options
+def test_gradcheck_in_float64(asked):
+    logits, labels, options = make(6, 5, asked, torch.float64)
+
+    def loss(z):
+        return emp.cross_entropy(z, labels, rows=torch.tensor([4, 1, 1]), **options)
+
+    assert loss(logits).dtype == torch.float64
+    assert torch.autograd.gradcheck(loss, logits.requires_grad_())
+    if not labels.is_floating_point():
+        assert torch.autograd.gradcheck(
+            lambda z: emp.log_prob_and_entropy(z, labels, temperature=0.5, softcap=4.0), logits
+        )
+
+
+def test_no_second_derivative(backend):
+    logits, labels, options = make(6, 5, {"z_loss": 0.1})
+    leaf = logits.clone().requires_grad_()
+    for loss, name in (
+        (emp.cross_entropy(leaf, labels, backend=backend, **options), "cross_entropy"),
+        (emp.log_prob_and_entropy(leaf, labels, backend=backend).entropy.sum(), "log_prob_and_ent"),
+    ):
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match=f"{name}.*: the gradient must not be different"):
+            gradient.square().sum().backward()
+
+
+def test_nothing_as_large_as_the_logits_is_kept(backend):
+    logits, labels, options = make(8, 300, TOGETHER[-2])
+    leaf = logits.clone().requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        emp.cross_entropy(leaf, labels, backend=backend, **options)
+        emp.log_prob_and_entropy(leaf, labels, backend=backend)
+    others = [x for x in kept if x.data_ptr() != leaf.data_ptr()]
+    assert max(x.numel() for x in others) < leaf.numel()
+
+
+def test_plain_options_change_no_bit(backend):
+    logits, labels, _ = make(30, 40, {})
+    plain = {"label_smoothing": 0, "z_loss": 0, "temperature": 1, "softcap": None, "weight": None}
+    results = []
+    for options in ({}, plain):
+        leaf = logits.clone().requires_grad_()
+        loss = emp.cross_entropy(leaf, labels, backend=backend, **options)
+        results.append((loss, *torch.autograd.grad(loss, leaf)))
+    assert all(map(torch.equal, *results))
+
+
+def test_what_it_refuses(backend):
+    logits, labels, _ = make(6, 5, {})
+    soft = torch.rand(6, 5)
+    ones = torch.ones
+    wrong = [
+        (TypeError, labels, {"label_smoothing": "0.1"}),
+        (TypeError, labels, {"label_smoothing": True}),
+        (ValueError, labels, {"label_smoothing": 1.5}),
+        (ValueError, labels, {"label_smoothing": math.nan}),
+        (TypeError, labels, {"z_loss": None}),
+        (ValueError, labels, {"z_loss": -1.0}),
+        (ValueError, labels, {"z_loss": INF}),
+        (TypeError, labels, {"softcap": "30"}),
+        (ValueError, labels, {"softcap": 0.0}),
+        (ValueError, labels, {"softcap": math.nan}),
+        (TypeError, labels, {"temperature": None}),
+        (ValueError, labels, {"temperature": 0.0}),
+        (ValueError, labels, {"temperature": -INF}),
+        (TypeError, labels, {"temperature": ones(6).double()}),
+        (ValueError, labels, {"temperature": ones(5)}),
+        (ValueError, labels, {"temperature": -ones(6)}),
+        (ValueError, labels, {"temperature": ones(6, requires_grad=True)}),
+        (TypeError, labels, {"weight": [1.0] * 5}),
+        (TypeError, labels, {"weight": ones(5).long()}),
+        (ValueError, labels, {"weight": ones(6)}),
+        (ValueError, labels, {"weight": ones(5, requires_grad=True)}),
+        (TypeError, labels, {"sample_weight": labels}),
+        (ValueError, labels, {"sample_weight": ones(5)}),
+        (ValueError, labels, {"sample_weight": ones(6, requires_grad=True)}),
+        (TypeError, soft[:5], {}),
+        (ValueError, soft, {"ignore_index": 3}),
+        (ValueError, soft.requires_grad_(), {}),
+    ]
+    for error, given, options in wrong:
+        state = emp.EMPState(6)
+        before = oracle.state_fingerprint(state)
+        with pytest.raises(error, match=r"^cross_entropy: .* must "):
+            emp.cross_entropy(logits, given, state, backend=backend, **options)
+        assert oracle.state_fingerprint(state) == before
+    for error, options in (
+        (ValueError, {"temperature": ones(5)}),
+        (TypeError, {"ignore_index": 1.5}),
+        (ValueError, {"softcap": -1.0}),
+    ):
+        with pytest.raises(error, match=r"^log_prob_and_entropy: .* must "):
+            emp.log_prob_and_entropy(logits, labels, backend=backend, **options)
