@@ -8,6 +8,7 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/gathering.h"
 #include "cpu/row_parts.h"
+#include "cpu/row_terms.h"
 #include "cpu/scoring.h"
 #include "cpu/selection.h"
 #include "cpu/shuffle.h"
@@ -21,6 +22,7 @@
 #include "pruning.h"
 #include "results.h"
 #include "tensors.h"
+#include "terms.h"
 
 namespace bindings {
 
@@ -202,6 +204,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy", &bindings::cross_entropy);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);
+  module.def("row_terms", &bindings::row_terms);
+  module.def("row_terms_backward", &bindings::row_terms_backward);
   module.def("add_tile", &bindings::add_tile);
   module.def("mark_forked", &emp::mark_forked,
              "This process was forked before it loaded the library: one thread from now on.");

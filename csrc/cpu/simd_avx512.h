@@ -21,6 +21,7 @@ struct Simd {
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
   // a * b + c: `fma` of the exact product, `madd` rounded as the target does it fastest.
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F madd(F a, F b, F c) { return fma(a, b, c); }

@@ -26,6 +26,7 @@ struct Simd {
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
+  static F div(F a, F b) { return a / b; }
   // a * b + c: `fma` of the exact product, `madd` rounded as the target does it fastest. Without a
   // fused instruction fma goes through double and rounds twice: the kernels only need one rounding
   // more than that of a * b where a * b is small against c.

@@ -13,6 +13,7 @@ from .sampler import draws, shuffle
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
+from .terms import row_terms, row_terms_backward
 
 __all__ = [
     "DEVICE",
@@ -28,6 +29,8 @@ __all__ = [
     "plain_score_and_select",
     "require",
     "row_sums",
+    "row_terms",
+    "row_terms_backward",
     "sample_statistics",
     "score",
     "score_and_select",

@@ -1,0 +1,65 @@
+#include "row_terms.h"
+
+#include <algorithm>
+
+#include "pages.h"
+#include "targets.h"
+#include "term_rows.h"
+#include "threads.h"
+
+namespace emp {
+namespace {
+
+TermRowKernels kernels() {
+#if EMP_X86
+  if (target() == Target::kAvx512) return term_row_kernels_avx512();
+  if (target() == Target::kAvx2) return term_row_kernels_avx2();
+#endif
+  return term_row_kernels_portable();
+}
+
+constexpr int64_t kFreshBytes = int64_t(32)
+                                << 20;  // cross_entropy.cpp's: beyond what a cache keeps
+
+// Calls body(begin, end) over all rows, tasks of about `task_bytes` of them.
+template <class Body>
+void for_tasks(const Logits& logits, int64_t bytes, int64_t task_bytes, int threads, Body&& body) {
+  const int64_t rows = logits.rows, row_bytes = std::max<int64_t>(1, logits.bytes() / rows);
+  threads = useful_threads(threads, bytes);
+  int64_t step = std::max<int64_t>(1, task_bytes / row_bytes);
+  step = threads > 1 ? std::min(step, (rows + threads - 1) / threads) : rows;
+  parallel_tasks(threads, (rows + step - 1) / step,
+                 [&](int64_t task, int) { body(task * step, std::min(rows, (task + 1) * step)); });
+}
+
+}  // namespace
+
+int64_t row_terms(const Logits& logits, const Labels& labels, const Adjustment& adjustment,
+                  const TargetWeights& targets, const TermOutputs& out, int threads) {
+  if (logits.rows == 0) return -1;
+  const auto terms = kernels().terms;
+  std::atomic<int64_t> bad{INT64_MAX};
+  for_tasks(logits, 2 * logits.bytes(), 256 * 1024, threads, [&](int64_t begin, int64_t end) {
+    const int64_t found = terms(logits, labels, adjustment, targets, out, begin, end);
+    int64_t first = bad.load(std::memory_order_relaxed);
+    while (found >= 0 && found < first && !bad.compare_exchange_weak(first, found)) {
+    }
+  });
+  return bad == INT64_MAX ? -1 : bad.load();
+}
+
+void row_terms_backward(const Logits& logits, const Labels& labels, const Adjustment& adjustment,
+                        const TargetWeights& targets, const TermGradients& gradients, void* out,
+                        int threads) {
+  const int64_t bytes = logits.bytes();
+  if (bytes == 0) return;
+  const bool stream = bytes >= kFreshBytes;
+  if (stream) prefer_huge_pages(out, bytes);
+  const auto gradient = kernels().gradient;
+  // Tasks of a few huge pages, so that mostly one thread touches a page first.
+  for_tasks(logits, 2 * bytes, 8 << 20, threads, [&](int64_t begin, int64_t end) {
+    gradient(logits, labels, adjustment, targets, gradients, out, stream, begin, end);
+  });
+}
+
+}  // namespace emp

@@ -1,0 +1,63 @@
+"""Terms of losses with options, and their gradient, in one pass each."""
+
+import torch
+
+from ...terms import RowTerms
+from . import native
+from .native import DEVICE, dense_labels, logit_rows, raise_bad_label
+
+
+def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> RowTerms:
+    """Terms of logits (..., C) and labels (...). With probabilities among the targets, labels only
+    say which rows are ignored."""
+    labels = dense_labels(labels)
+    bad, *found = native.module.row_terms(
+        logit_rows(logits),
+        labels,
+        ignore_index,
+        *_adjustment(adjustment),
+        *_targets(targets),
+        torch.get_num_threads(),
+    )
+    if bad >= 0:
+        raise_bad_label(function, labels, bad, logits.shape[-1])
+    loss, entropy, lse, maximum, above, mean, target, total = found
+    return RowTerms(loss, entropy, lse, target, total, maximum, above, mean)
+
+
+def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets) -> torch.Tensor:
+    """Gradient (..., C) by the raw logits, in their dtype, as terms.py says; zero where all
+    coefficients of a row are, whatever it holds."""
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
+    saved = (terms.loss, terms.lse, terms.maximum, terms.above, terms.mean)
+    native.module.row_terms_backward(
+        logit_rows(logits),
+        dense_labels(labels),
+        *_adjustment(adjustment),
+        *_targets(targets),
+        [_dense(x) for x in saved],
+        [_dense(x) for x in coefficients],
+        out,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _dense(x):
+    return None if x is None else x.to(torch.float32).contiguous()
+
+
+def _adjustment(adjustment):
+    temperature, softcap = adjustment
+    if isinstance(temperature, torch.Tensor):
+        return 1.0, temperature, softcap or 0.0
+    return temperature, None, softcap or 0.0
+
+
+def _targets(targets):
+    if targets is None:
+        return None, None, None
+    weight, probabilities, share, uniform = targets
+    if probabilities is not None and probabilities.dtype == torch.float64:
+        probabilities = probabilities.to(torch.float32)
+    return [share, uniform], _dense(weight), probabilities
