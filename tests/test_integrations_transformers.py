@@ -1,31 +1,18 @@
 """EMPTrainerMixin in the real Trainer: what it trains, for how many steps, and how it resumes."""
 
-import logging
+import contextlib
 
 import pytest
 import torch
 import transformers
-from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
+from trainers import causal_model, classifier, sentences, texts, trainer_of
+from transformers import TrainerCallback
 
-import emp_kernels as emp
-from emp_kernels.integrations.transformers import EMPTrainerMixin, IdCollator
-
-transformers.logging.set_verbosity(logging.ERROR)
+from emp_kernels.integrations.transformers import CHECKPOINT, EMPTrainerMixin, IdCollator
 
 
 class PruningTrainer(EMPTrainerMixin, transformers.Trainer):
     pass
-
-
-class Recorder(TrainerCallback):
-    """Every training loss, and the state after it."""
-
-    def __init__(self):
-        self.losses = []
-
-    def on_log(self, args, state, control, logs=None, **options):
-        if "loss" in logs:
-            self.losses.append((state.global_step, logs["loss"]))
 
 
 class Killed(Exception):
@@ -41,51 +28,15 @@ class Kill(TrainerCallback):
             raise Killed
 
 
-def data(n=50):
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, 30, (n, 6), generator=generator)
-    return [{"input_ids": row, "labels": row.sum() % 3} for row in tokens]
-
-
-def trainer_of(folder, cls=PruningTrainer, **options):
-    torch.manual_seed(1)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=30,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            num_labels=3,
-        )
+def made(folder, cls=PruningTrainer, data=None, callbacks=(), arguments=None, **options):
+    data = sentences() if data is None else data
+    return trainer_of(
+        *(cls, folder, classifier(), data), callbacks=callbacks, arguments=arguments, **options
     )
-    callbacks = [Recorder(), *options.pop("callbacks", [])]
-    ours = {
-        name: options.pop(name)
-        for name in ("keep", "sampler_options", "emp_state", "train_dataset", "data_collator")
-        if name in options
-    }
-    arguments = transformers.TrainingArguments(
-        folder,
-        **{
-            "per_device_train_batch_size": 8,
-            "num_train_epochs": 4,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": [],
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "learning_rate": 1e-3,
-            "dataloader_pin_memory": False,
-        }
-        | options,
-    )
-    ours.setdefault("train_dataset", data())
-    return cls(model, arguments, callbacks=callbacks, **ours), callbacks[0]
 
 
 def test_it_trains_what_the_sampler_selects(tmp_path):
-    trainer, recorder = trainer_of(tmp_path, keep=0.4, sampler_options={"anneal_epochs": 1})
+    trainer, recorder = made(tmp_path, keep=0.4, sampler_options={"anneal_epochs": 1})
     trainer.train()
     # 50 samples, then twice 20, then 50, in batches of 8
     assert trainer.state.global_step == trainer.state.max_steps == 7 + 3 + 3 + 7
@@ -98,53 +49,104 @@ def test_it_trains_what_the_sampler_selects(tmp_path):
     assert state.diagnostics().windows[:, 0].tolist() == [1.0, 0.4, 0.4, 1.0]
 
 
-def test_without_pruning_it_trains_as_the_trainer_does(tmp_path):
-    """The same losses as transformers' own, from the same order of the same samples."""
-    ours, recorder = trainer_of(tmp_path, keep=1.0, num_train_epochs=2)
-    ours.train()
-
-    class Plain(transformers.Trainer):
-        def _get_train_sampler(self, dataset=None):
-            return emp.EMPSampler(emp.EMPState(50), 1.0, seed=42)
-
-    theirs, want = trainer_of(tmp_path, Plain, num_train_epochs=2)
-    theirs.train()
-    assert [s for s, _ in recorder.losses] == [s for s, _ in want.losses]
-    for (_, mine), (_, other) in zip(recorder.losses, want.losses, strict=True):
-        assert mine == pytest.approx(other, rel=1e-5)
-
-
 def test_gradient_accumulation_counts_the_short_epochs(tmp_path):
-    trainer, _ = trainer_of(tmp_path, keep=0.4, gradient_accumulation_steps=2)
+    trainer, _ = made(tmp_path, keep=0.4, arguments={"gradient_accumulation_steps": 2})
     trainer.train()
     assert trainer.state.global_step == trainer.state.max_steps == 4 + 2 + 2 + 2
     assert int(trainer.emp_state.updates.sum()) == 50 + 3 * 20
 
 
-@pytest.mark.parametrize("saved_at", [2, 7, 8, 10, 11])
-def test_it_resumes_in_mid_epoch_bit_for_bit(tmp_path, saved_at):
+def states_equal(ours, theirs):
+    one, other = ours.emp_state.state_dict(), theirs.emp_state.state_dict()
+    for name in one:
+        assert torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])), name
+
+
+@pytest.mark.parametrize(
+    ("saved_at", "arguments"),
+    [
+        *((step, {}) for step in (2, 7, 8, 10, 11)),
+        *((step, {"gradient_accumulation_steps": 2}) for step in (3, 4, 5)),
+        (5, {"dataloader_num_workers": 1, "num_train_epochs": 2}),
+        (9, {"dataloader_drop_last": True}),
+    ],
+)
+def test_it_resumes_in_mid_epoch_bit_for_bit(tmp_path, saved_at, arguments):
     """Dropout included; checkpoints in the warm-up, at an epoch's last step, and behind it."""
-    whole, want = trainer_of(tmp_path / "whole", keep=0.4)
+    whole, want = made(tmp_path / "whole", keep=0.4, arguments=arguments)
     whole.train()
-    options = {"keep": 0.4, "save_strategy": "steps", "save_steps": saved_at}
-    killed, before = trainer_of(tmp_path / "killed", callbacks=[Kill(saved_at + 1)], **options)
+    options = {"arguments": {"save_strategy": "steps", "save_steps": saved_at} | arguments}
+    killed, before = made(tmp_path / "killed", keep=0.4, callbacks=[Kill(saved_at + 1)], **options)
     with pytest.raises(Killed):
         killed.train()
-    resumed, after = trainer_of(tmp_path / "killed", **options)
+    resumed, after = made(tmp_path / "killed", keep=0.4, **options)
     resumed.train(resume_from_checkpoint=True)
     assert before.losses[:saved_at] + after.losses == want.losses
+    assert resumed.state.epoch == whole.state.epoch
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    for name in ("score", "updates", "seen_at", "epoch"):
-        ours, theirs = (trainer.emp_state.state_dict()[name] for trainer in (resumed, whole))
-        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+    states_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("batches", [(8, 4, 5), (8, 6, 5), (8, 6, 7)])
+def test_it_resumes_with_other_batches(tmp_path, batches):
+    """Twice killed in the first epoch, each time with another batch size: each id once."""
+    for size, stop in zip(batches, (2, 4, None), strict=True):
+        arguments = {"per_device_train_batch_size": size, "num_train_epochs": 1}
+        arguments |= {"save_strategy": "steps", "save_steps": 2}
+        trainer, _ = made(tmp_path, callbacks=[Kill(stop)], arguments=arguments)
+        with pytest.raises(Killed) if stop else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=stop != 2)
+    assert trainer.emp_state.updates.tolist() == [1] * 50
+    assert trainer.emp_state.selections.tolist() == [1] * 50
+    assert trainer.emp_state.epoch == 1
+
+
+def test_ignore_data_skip_begins_the_epoch_anew(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 1}
+    killed, _ = made(tmp_path, callbacks=[Kill(2)], arguments=options)
+    with pytest.raises(Killed):
+        killed.train()
+    resumed, _ = made(tmp_path, arguments=options | {"ignore_data_skip": True, "max_steps": 9})
+    resumed.train(resume_from_checkpoint=True)
+    assert sorted(resumed.emp_state.updates.tolist()) == [1] * 34 + [2] * 16
+
+
+def test_a_causal_model_resumes_too(tmp_path):
+    options = {"keep": 0.5, "keep_tokens": 0.6, "materialise_logits": False}
+    arguments = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 6}
+    whole, want = trainer_of(
+        *(PruningTrainer, tmp_path / "whole", causal_model(), texts()),
+        arguments=arguments,
+        **options,
+    )
+    whole.train()
+    resumed, after = trainer_of(
+        *(PruningTrainer, tmp_path / "again", causal_model(), texts()),
+        arguments=arguments,
+        **options,
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert after.losses == want.losses[6:]
+    states_equal(resumed, whole)
+
+
+def test_a_folder_without_scores_is_refused(tmp_path):
+    options = {"save_strategy": "epoch", "num_train_epochs": 1}
+    trainer, _ = made(tmp_path, arguments=options)
+    trainer.train()
+    (tmp_path / "checkpoint-7" / CHECKPOINT).unlink()
+    other, _ = made(tmp_path, arguments=options)
+    with pytest.raises(ValueError, match=f"must be a folder with {CHECKPOINT}, got .*checkpoint-7"):
+        other.train(resume_from_checkpoint=True)
 
 
 def test_evaluation_is_the_trainers_own(tmp_path):
-    trainer, _ = trainer_of(tmp_path, num_train_epochs=1)
+    trainer, _ = made(tmp_path, arguments={"num_train_epochs": 1})
     trainer.train()
     before = trainer.emp_state.updates.clone()
-    assert trainer.evaluate(data(10))["eval_loss"] > 0
+    assert trainer.evaluate(sentences(10))["eval_loss"] > 0
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] > 0
     assert torch.equal(trainer.emp_state.updates, before)
 
 
@@ -157,16 +159,30 @@ def test_the_collator_keeps_ids():
     assert "sample_ids" not in collate([torch.ones(2)])
 
 
+def test_the_collator_keeps_the_lengths_of_what_it_joins():
+    def join(items):
+        return {"input_ids": torch.cat([torch.tensor(x["input_ids"]) for x in items])[None]}
+
+    collate = IdCollator(join)
+    batch = collate([(5, {"input_ids": [1, 2, 3]}), (7, {"input_ids": [4]})])
+    assert batch["sample_ids"].tolist() == [5, 7]
+    assert batch["sample_lengths"] == [3, 1]
+    assert "sample_lengths" not in collate([(5, {"input_ids": [1, 2, 3]})])
+
+
 def test_ids_missing_from_the_batch(tmp_path):
-    trainer, _ = trainer_of(tmp_path)
-    trainer.data_collator = lambda items: transformers.default_data_collator([x for _, x in items])
+    class Replacing(PruningTrainer):
+        def get_train_dataloader(self):
+            return self.get_test_dataloader(self.train_dataset)
+
+    trainer, _ = made(tmp_path, Replacing)
     with pytest.raises(ValueError, match=r"EMPTrainerMixin: a training batch must hold"):
         trainer.train()
 
 
 def test_a_checkpoint_of_another_size(tmp_path):
-    trainer, _ = trainer_of(tmp_path, num_train_epochs=1, save_strategy="epoch")
+    trainer, _ = made(tmp_path, arguments={"num_train_epochs": 1, "save_strategy": "epoch"})
     trainer.train()
-    other, _ = trainer_of(tmp_path, train_dataset=data(40), num_train_epochs=2)
+    other, _ = made(tmp_path, data=sentences(40), arguments={"num_train_epochs": 2})
     with pytest.raises(ValueError, match=r"num_samples must be this state's 40, got 50"):
         other.train(resume_from_checkpoint=True)

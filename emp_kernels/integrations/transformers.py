@@ -1,75 +1,79 @@
-"""EMP pruning in the Hugging Face Trainer (transformers 5).
+"""EMP pruning in the Hugging Face Trainer (transformers 5), and in TRL's SFTTrainer.
 
     class PruningTrainer(EMPTrainerMixin, transformers.Trainer):
         pass
 
     trainer = PruningTrainer(model, arguments, train_dataset=data, keep=0.3)
 
-Trains models with one label a sample: `labels` (B,) and outputs with `logits` (B, C).
+Trains models with class labels: `labels` (B,) for logits (B, C), one a sample, or `labels` (B, T)
+for logits (B, T, C), as of language models, where a sample is a sequence.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, default_data_collator
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from torch.utils.data import DataLoader
+from transformers import Trainer
 
-from .. import distributed
 from ..dataset import IndexedDataset
 from ..keep import Keep
-from ..loss import cross_entropy
-from ..sampler import EMPSampler
 from ..state import EMPState
+from ..validation import check_real
+from .trainer_batches import IDS, LENGTHS, IdCollator
+from .trainer_epochs import CHECKPOINT, PrunedEpochs
+from .trainer_logits import OutputHead
+from .trainer_loss import BatchLoss
+from .trainer_model import divides_by_items, takes, unwrapped
+from .trainer_options import check_options, check_trainer
 
-IDS = "sample_ids"  # the batch's key of the sample ids
-CHECKPOINT = "emp_state.pt"  # in each checkpoint's folder
+__all__ = ["CHECKPOINT", "IDS", "EMPTrainerMixin", "IdCollator"]
 
-
-class IdCollator:
-    """A data collator that keeps sample ids: items ``(id, features)`` of an
-    :class:`emp_kernels.IndexedDataset` become what `collator` makes of the features, and their ids
-    (B,) int64 under ``sample_ids``. Other items, as in evaluation, go to `collator` untouched."""
-
-    def __init__(self, collator: Callable[[list[Any]], Any]) -> None:
-        self.collator = collator
-
-    def __call__(self, items: Sequence[Any]) -> Any:
-        if not items or not isinstance(items[0], tuple):
-            return self.collator(list(items))
-        batch = self.collator([features for _, features in items])
-        batch[IDS] = torch.tensor([i for i, _ in items], dtype=torch.int64)
-        return batch
+_SFT = "trl.trainer.sft_trainer"
 
 
-class EMPTrainerMixin:
+class EMPTrainerMixin(PrunedEpochs):
     """Put before ``Trainer`` among the bases: trains each epoch on what EMP selects.
 
-    The loss is :func:`emp_kernels.cross_entropy`, which refreshes the scores; the order is
-    :class:`emp_kernels.EMPSampler`'s; epochs, steps and the learning-rate schedule count what is
-    really drawn; checkpoints hold the state and the epoch's order (``emp_state.pt``), and resuming
-    goes on in mid-epoch. Accelerate hands the batches out to the processes, so that the sampler
-    itself is that of one rank; the processes' states are merged as an epoch begins.
+    The loss is the stock one, computed from the same pass over the logits that refreshes the
+    scores; the order is :class:`emp_kernels.EMPSampler`'s; epochs, steps and the learning-rate
+    schedule count what is really drawn; checkpoints hold the state and the epoch's order
+    (``emp_state.pt``), and resuming goes on in mid-epoch. Accelerate hands the batches out to the
+    processes, so that the sampler itself is that of one rank; the processes' states are merged as
+    an epoch begins. With a `model_init`, each training begins with the scores as they were given.
+
+    Language models: a sequence's score is the mean over its tokens that count (labels other than
+    -100), and `keep` chooses sequences. `keep_tokens` trains, of each batch's tokens, that share
+    with the highest scores, as Rho-1 and ESLM do; with ``keep=1.0`` it is the only choice made.
+
+    The Trainer's options act as they do without the mixin, but for those refused by name: other
+    orders than "random" and "sequential" (`train_sampling_strategy`), several GPUs in one process,
+    TRL's losses other than "nll". A `compute_loss_func` stays the loss, beside which the scores are
+    made. TRL's own metrics (token accuracy, entropy) are not logged in training: they would take
+    another forward pass.
 
     Args:
-        keep, sampler_options: of :class:`emp_kernels.EMPSampler`; `epochs` and `seed` come from the
-            TrainingArguments.
-        beta: of the :class:`emp_kernels.EMPState`, made for `train_dataset`.
+        keep, sampler_options: of :class:`emp_kernels.EMPSampler`; `epochs`, `seed` and `shuffle`
+            come from the TrainingArguments.
+        beta: of the :class:`emp_kernels.EMPState`, made for the training set.
         emp_state: an existing state instead.
-        data_collator: for features without ids, by default transformers' default_data_collator.
+        keep_tokens: a float in (0, 1], or None: all tokens are trained.
+        materialise_logits: False trains a causal language model from its last hidden states and
+            its output head's weight (:func:`emp_kernels.linear_cross_entropy`): no logits are made.
+        causal: whether position t of the logits predicts label t + 1; None asks the model, which
+            must then be one of transformers.
         Everything else is Trainer's.
 
     Raises:
-        ValueError: ids are missing from a training batch.
+        ValueError: an option that the mixin would drop; ids are missing from a training batch;
+            labels that are no classes.
+        RuntimeError: the Trainer is of a version without the private methods that are overridden,
+            or computes a loss of its own.
     """
-
-    emp_state: EMPState
-    emp_sampler: EMPSampler | None
-    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
@@ -78,96 +82,42 @@ class EMPTrainerMixin:
         beta: float = 1.0,
         emp_state: EMPState | None = None,
         sampler_options: Mapping[str, Any] | None = None,
-        data_collator: Callable[[list[Any]], Any] | None = None,
+        keep_tokens: float | None = None,
+        materialise_logits: bool = True,
+        causal: bool | None = None,
         train_dataset: Any = None,
         **options: Any,
     ) -> None:
-        if train_dataset is not None and not isinstance(train_dataset, IndexedDataset):
-            train_dataset = IndexedDataset(train_dataset)
+        check_trainer(self, PrunedEpochs)
+        if keep_tokens is not None:
+            keep_tokens = check_real("EMPTrainerMixin", "keep_tokens", keep_tokens)
+            if not 0 < keep_tokens <= 1:
+                raise ValueError(
+                    f"EMPTrainerMixin: keep_tokens must be in (0, 1] or None, got {keep_tokens}"
+                )
+        if isinstance(train_dataset, IndexedDataset):
+            train_dataset = train_dataset.dataset
         super().__init__(  # type: ignore[call-arg]
-            *arguments,
-            data_collator=IdCollator(data_collator or default_data_collator),
-            train_dataset=train_dataset,
-            **options,
+            *arguments, train_dataset=train_dataset, **options
         )
         trainer = self._trainer()
         if emp_state is None:
-            emp_state = EMPState(0 if train_dataset is None else len(train_dataset), beta=beta)
+            data = trainer.train_dataset
+            emp_state = EMPState(0 if data is None else len(IndexedDataset(data)), beta=beta)
         self.emp_state = emp_state.to(trainer.args.device)
         self.emp_sampler = None
         self._keep, self._sampler_options = keep, dict(sampler_options or {})
-        self._rng_of: str | None = None  # a checkpoint's folder, until its generators are restored
-        trainer.add_callback(_Checkpointing(self))
+        self._keep_tokens, self._causal = keep_tokens, causal
+        self._materialise_logits = materialise_logits
+        self._head: OutputHead | None = None
+        self._divides: bool | None = None  # the model's own loss, by num_items_in_batch
+        self._first = None if trainer.model_init is None else self.emp_state.state_dict()
+        check_options(self, keep_tokens, materialise_logits, self._sampler_options)
 
-    def _trainer(self) -> Trainer:
-        assert isinstance(self, Trainer)
-        return self
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> EMPSampler:
-        arguments = self._trainer().args
-        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-        options = {"seed": seed, "epochs": math.ceil(arguments.num_train_epochs)}
-        self.emp_sampler = EMPSampler(
-            self.emp_state,
-            self._keep,
-            num_replicas=1,
-            rank=0,
-            **(options | self._sampler_options),
-        )
-        return self.emp_sampler
-
-    def _batches(self, ids: int) -> int:
-        """Batches of each process for so many ids of all processes."""
-        trainer = self._trainer()
-        batches = ids / trainer._train_batch_size
-        whole = math.floor(batches) if trainer.args.dataloader_drop_last else math.ceil(batches)
-        return math.ceil(whole / trainer.accelerator.num_processes)
-
-    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
-        """As Trainer's, with the steps of all epochs instead of those of the first times epochs."""
-        values = list(super().set_initial_training_values(args, dataloader))  # type: ignore[misc]
-        sampler = self.emp_sampler
-        if args.max_steps < 0 and sampler is not None:
-            steps = 0
-            for epoch in range(math.ceil(args.num_train_epochs)):
-                sampler.set_epoch(epoch)
-                steps += max(
-                    1, math.ceil(self._batches(len(sampler)) / args.gradient_accumulation_steps)
-                )
-            sampler.set_epoch(0)
-            values[-1] = steps
-        return tuple(values)
-
-    def _init_training_state(self, *arguments: Any, **options: Any) -> tuple[int, int]:
-        found = super()._init_training_state(*arguments, **options)  # type: ignore[misc]
-        folder = options.get("resume_from_checkpoint", arguments[3] if len(arguments) > 3 else None)
-        if folder is None or self.emp_sampler is None:
-            return tuple(found)
-        saved = torch.load(os.path.join(folder, CHECKPOINT), weights_only=True)
-        self.emp_state.load_state_dict(saved["state"])
-        self.emp_sampler.load_state_dict(saved["sampler"])
-        if saved["sampler"]["order"] is not None:
-            self._rng_of = folder
-        return saved["sampler"]["epoch"], 0  # the sampler skips what was drawn
-
-    def _run_epoch(self, **options: Any) -> None:
-        sampler = self.emp_sampler
-        if sampler is not None:
-            sampler.set_epoch(options["epoch"])
-            begun = sampler.state_dict()
-            left = len(sampler) - begun["start"]
-            batches = max(1, self._batches(left))
-            every = self._trainer().args.gradient_accumulation_steps
-            options["steps_in_epoch"] = batches
-            options["num_update_steps_per_epoch"] = math.ceil(batches / every)
-        super()._run_epoch(**options)  # type: ignore[misc]
-
-    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
-        batches = super().get_batch_samples(*arguments, **options)  # type: ignore[misc]
-        if self._rng_of is not None:  # making the loader's iterator has drawn from the generators
-            self._trainer()._load_rng_state(self._rng_of)
-            self._rng_of = None
-        return batches
+    def get_train_dataloader(self) -> DataLoader:
+        check_options(self, self._keep_tokens, self._materialise_logits, self._sampler_options)
+        self._head = self._divides = None  # a training may begin with another model
+        return super().get_train_dataloader()
 
     def compute_loss(
         self,
@@ -176,52 +126,73 @@ class EMPTrainerMixin:
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """EMP's loss of a training batch; of others, Trainer's."""
-        ids = inputs.pop(IDS, None)
+        """As Trainer's; of a training batch, with the scores written into the state. The outputs of
+        a training batch hold no whole logits where none are made."""
+        inherited = super().compute_loss  # type: ignore[misc]
+        whose = inherited.__qualname__
         if not model.training:
-            return super().compute_loss(  # type: ignore[misc]
-                model, inputs, return_outputs, num_items_in_batch
+            return inherited(model, inputs, return_outputs, num_items_in_batch)
+        self._is_sft = inherited.__module__ == _SFT
+        if self._is_sft:  # it would run the model once more, for its metrics
+            inherited = partial(Trainer.compute_loss, self._trainer())
+        loss = self._loss_of(model, inputs)
+        trainer = self._trainer()
+        own, trainer.compute_loss_func = trainer.compute_loss_func, loss
+        try:
+            with self._head or contextlib.nullcontext():
+                found = inherited(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            trainer.compute_loss_func = own
+        if not loss.called:
+            raise RuntimeError(
+                "EMPTrainerMixin: compute_loss must call the Trainer's compute_loss_func, got "
+                f"{whose}, which computes a loss of its own"
             )
+        return found
+
+    def _loss_of(self, model: torch.nn.Module, inputs: dict[str, Any]) -> BatchLoss:
+        """The loss of a training batch; leaves in `inputs` what the Trainer and the model know."""
+        trainer = self._trainer()
+        ids, lengths = inputs.pop(IDS, None), inputs.pop(LENGTHS, None)
         if ids is None:
             raise ValueError(
-                f"EMPTrainerMixin: a training batch must hold {IDS!r}, got {sorted(inputs)}; pass "
-                "train_dataset and data_collator when the trainer is made"
+                f"EMPTrainerMixin: a training batch must hold {IDS!r}, got {sorted(inputs)}"
             )
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        loss = cross_entropy(logits, labels, self.emp_state, indices=ids)
-        return (loss, outputs) if return_outputs else loss
-
-
-class _Checkpointing(TrainerCallback):
-    """Merges the processes' states and keeps them with each checkpoint."""
-
-    def __init__(self, owner: EMPTrainerMixin) -> None:
-        self.owner = owner
-        self.first_step = 0  # global step at which the running epoch began, or was resumed
-
-    def _sync(self) -> None:
-        if distributed.initialised():
-            distributed.sync(self.owner.emp_state)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        self._sync()
-        self.first_step = state.global_step
-
-    def on_save(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        self._sync()
-        sampler = self.owner.emp_sampler
-        if sampler is None or not state.is_world_process_zero:
-            return
-        trainer = self.owner._trainer()
-        batches = (state.global_step - self.first_step) * args.gradient_accumulation_steps
-        trained = batches * trainer._train_batch_size * trainer.accelerator.num_processes
-        folder = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        torch.save(
-            {
-                "state": self.owner.emp_state.state_dict(),
-                "sampler": sampler.state_dict(position=trained),
-            },
-            os.path.join(folder, CHECKPOINT),
+        name = self._labels_name(inputs)
+        labels = inputs[name]
+        inner = unwrapped(trainer.accelerator.unwrap_model(trainer.model))
+        decoder_ids = getattr(inner, "prepare_decoder_input_ids_from_labels", None)
+        if decoder_ids is not None and "decoder_input_ids" not in inputs:
+            inputs["decoder_input_ids"] = decoder_ids(labels=labels)
+        if not self._materialise_logits and self._head is None:
+            self._head = OutputHead(inner)
+        smoother = trainer.label_smoother
+        loss = BatchLoss(
+            *(self.emp_state, ids, lengths, inner),
+            causal=self._causal,
+            targets=inputs.get("shift_labels"),
+            keep_tokens=self._keep_tokens,
+            smoothing=0.0 if smoother is None else smoother.epsilon,
+            own=trainer.compute_loss_func,
+            head=self._head,
         )
+        if self._divides is None:
+            plain = smoother is None and loss.own is None and loss.head is None
+            self._divides = True
+            if plain and takes(inner, name) and not self._is_sft:
+                expected = partial(loss.of_one_batch, labels=labels)
+                self._divides = divides_by_items(model, inputs, expected, trainer)
+        loss.divides = self._divides
+        inputs["labels"] = labels  # the Trainer hands them to the loss, and not to the model
+        return loss
+
+    def _labels_name(self, inputs: Mapping[str, Any]) -> str:
+        """Where a batch's labels are: the Trainer knows several names for them."""
+        names: list[str] = self._trainer().label_names
+        found = ["labels"] if "labels" in inputs else [name for name in names if name in inputs]
+        if len(found) != 1:
+            raise ValueError(
+                "EMPTrainerMixin: a training batch must hold 'labels', or one of label_names, got "
+                f"{sorted(inputs)} and label_names={names}"
+            )
+        return found[0]

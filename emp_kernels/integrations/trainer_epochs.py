@@ -1,0 +1,200 @@
+"""Epochs of the Hugging Face Trainer as EMPSampler draws them: order, lengths, steps, resumes."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .. import distributed
+from ..keep import Keep
+from ..sampler import EMPSampler
+from ..state import EMPState
+from .trainer_batches import with_ids
+from .trainer_options import check_initial_values
+
+CHECKPOINT = "emp_state.pt"  # in each checkpoint's folder
+
+
+class PrunedEpochs:
+    """Stands before ``Trainer`` among the bases: trains the epochs that an EMPSampler draws.
+
+    The Trainer counts every epoch as long as the first, skips the batches that a resumed epoch has
+    trained, and restores the random generators. This class says how long each epoch is, which one a
+    checkpoint stands in, and how much of it was trained. A resumed epoch is drawn from its
+    beginning, in its saved order; the state's `selections` are then those of the epoch's beginning.
+    """
+
+    emp_state: EMPState
+    emp_sampler: EMPSampler | None
+    _keep: Keep
+    _sampler_options: dict[str, Any]
+    _first: dict[str, Any] | None  # what the state was given as, where a training begins anew
+    _batch: int  # samples of a batch of all processes
+    _resumed: tuple[int, int]  # epoch, and how many ids the sampler has left out of it
+    # Of the running epoch: its number, ids and batches; batches trained, ids that were left out;
+    # selections at its beginning.
+    _epoch: int
+    _ids: int
+    _batches: int
+    _trained: int = 0
+    _left_out: int
+    _selections: torch.Tensor | None = None
+
+    def _trainer(self) -> Trainer:
+        assert isinstance(self, Trainer)
+        return self
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's own, but for the order, and with each batch's ids; it begins a training."""
+        trainer = self._trainer()
+        stock = super().get_train_dataloader()  # type: ignore[misc]
+        if len(stock.dataset) != self.emp_state.num_samples:
+            raise ValueError(
+                "EMPTrainerMixin: train_dataset must be of the emp_state's "
+                f"{self.emp_state.num_samples} samples, got {len(stock.dataset)}"
+            )
+        if self._first is not None:
+            self.emp_state.load_state_dict(self._first)
+        arguments = trainer.args
+        ours: dict[str, Any] = {
+            "seed": arguments.seed if arguments.data_seed is None else arguments.data_seed,
+            "epochs": None if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs),
+            "shuffle": getattr(arguments, "train_sampling_strategy", "random") != "sequential",
+        }
+        self.emp_sampler = EMPSampler(
+            self.emp_state, self._keep, num_replicas=1, rank=0, **(ours | self._sampler_options)
+        )
+        self._resumed, self._selections = (-1, 0), None
+        loader = with_ids(stock, self.emp_sampler, arguments.dataloader_drop_last)
+        prepared: Any = trainer.accelerator.prepare(loader)
+        self._batch = prepared.total_batch_size
+        return prepared
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
+        """As Trainer's, counting each epoch by itself."""
+        values = super().set_initial_training_values(args, dataloader)  # type: ignore[misc]
+        check_initial_values(values)
+        sampler = self.emp_sampler
+        if sampler is None:
+            return tuple(values)
+        epochs, per_epoch, examples, samples, batch, in_epoch, steps = values
+
+        def count(epoch: int) -> int:
+            sampler.set_epoch(epoch)
+            return max(1, math.ceil(len(dataloader) / args.gradient_accumulation_steps))
+
+        if args.max_steps > 0:
+            epochs = counted = 0
+            while counted < args.max_steps:
+                counted += count(epochs)
+                epochs += 1
+        else:
+            whole = math.floor(args.num_train_epochs)
+            steps = samples = 0
+            for epoch in range(whole):
+                steps += count(epoch)
+                samples += len(sampler)
+            if whole < epochs:  # as Trainer rounds, where all epochs are as long as the last
+                last = count(whole)
+                steps += math.ceil(args.num_train_epochs * last) - whole * last
+                samples += (args.num_train_epochs - whole) * len(sampler)
+        sampler.set_epoch(0)
+        return epochs, per_epoch, examples, samples, batch, in_epoch, steps
+
+    def _init_training_state(self, *arguments: Any, **options: Any) -> tuple[int, int]:
+        found = super()._init_training_state(*arguments, **options)  # type: ignore[misc]
+        folder = options.get("resume_from_checkpoint", arguments[3] if len(arguments) > 3 else None)
+        sampler, trainer = self.emp_sampler, self._trainer()
+        if folder is None or sampler is None:
+            return tuple(found)
+        path = os.path.join(folder, CHECKPOINT)
+        if not os.path.isfile(path):
+            raise ValueError(
+                f"EMPTrainerMixin: resume_from_checkpoint must be a folder with {CHECKPOINT}, "
+                f"got {folder}"
+            )
+        saved = torch.load(path, weights_only=True)
+        self.emp_state.load_state_dict(saved["state"])
+        sampler.load_state_dict(saved["sampler"])
+        epoch, trained = saved["epoch"], saved["trained"]
+        if trainer.args.ignore_data_skip:
+            trained = 0
+        # The Trainer skips whole batches; of what other batches had trained beyond, the sampler.
+        batches, rest = divmod(trained, self._batch)
+        if rest:
+            drawn = iter(sampler)
+            for _ in range(rest):
+                next(drawn)
+            sampler.load_state_dict(sampler.state_dict(position=rest))
+        self._resumed = (epoch, saved["left_out"] + rest)
+        return epoch, batches
+
+    def _run_epoch(self, **options: Any) -> None:
+        sampler, trainer = self.emp_sampler, self._trainer()
+        if sampler is None:  # somebody else's loader
+            super()._run_epoch(**options)  # type: ignore[misc]
+            return
+        epoch = options["epoch"]
+        self._sync()
+        sampler.set_epoch(epoch)
+        resumed, left_out = self._resumed
+        left_out = left_out if resumed == epoch else 0
+        self._ids = len(sampler)
+        batches = len(options["train_dataloader"])
+        if left_out:
+            batches = -(-(self._ids - left_out) // self._batch)
+            if trainer.args.dataloader_drop_last:
+                batches = (self._ids - left_out) // self._batch
+        skipped = 0
+        if epoch == options["epochs_trained"]:
+            skipped = options["steps_trained_in_current_epoch"]
+        self._epoch, self._batches = epoch, max(1, batches)
+        self._trained, self._left_out = skipped, left_out  # batches, ids
+        self._selections = self.emp_state.selections.clone()  # a resumed epoch is drawn once more
+        options["steps_in_epoch"] = self._batches
+        options["num_update_steps_per_epoch"] = math.ceil(
+            self._batches / trainer.args.gradient_accumulation_steps
+        )
+        super()._run_epoch(**options)  # type: ignore[misc]
+
+    def training_step(self, *arguments: Any, **options: Any) -> Any:
+        self._trained += 1
+        return super().training_step(*arguments, **options)  # type: ignore[misc]
+
+    def save_model(self, output_dir: str | None = None, *arguments: Any, **options: Any) -> None:
+        """As Trainer's; into a checkpoint's folder also the scores and the epoch's order."""
+        super().save_model(output_dir, *arguments, **options)  # type: ignore[misc]
+        trainer, sampler = self._trainer(), self.emp_sampler
+        name = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+        if output_dir is None or os.path.basename(output_dir) != name:
+            return
+        if sampler is None or self._selections is None:  # no epoch has begun
+            return
+        self._sync()
+        if not trainer.args.should_save:
+            return
+        over = self._trained >= self._batches
+        state = self.emp_state.state_dict()
+        if not over:
+            state["selections"] = self._selections
+        torch.save(
+            {
+                "state": state,
+                "sampler": sampler.state_dict(position=self._ids if over else 0),
+                "epoch": self._epoch + over,
+                # Ids of all processes: that the saved order has left out, and trained behind them.
+                "left_out": 0 if over else self._left_out,
+                "trained": 0 if over else self._trained * self._batch,
+            },
+            os.path.join(output_dir, CHECKPOINT),
+        )
+
+    def _sync(self) -> None:
+        if distributed.initialised():
+            distributed.sync(self.emp_state)

@@ -1,0 +1,132 @@
+"""A batch's logits in the Hugging Face Trainer: as the model returns them, or as the product of its
+last hidden states and its output head, which is never made."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..linear import linear_cross_entropy, score_linear
+from ..loss import cross_entropy
+from ..results import Scores, Selection
+from ..scoring import score
+
+IGNORED = -100  # the label of what does not count, everywhere in transformers
+
+
+class Logits(NamedTuple):
+    """logits (..., C)."""
+
+    logits: torch.Tensor
+
+    def score(self, labels: torch.Tensor, beta: float) -> Scores:
+        return score(self.logits, labels, beta=beta, ignore_index=IGNORED)
+
+    def losses(self, labels: torch.Tensor, rows: Selection) -> torch.Tensor:
+        """(K,) of the rows, with the gradient."""
+        return cross_entropy(self.logits, labels, rows=rows, ignore_index=IGNORED, reduction="none")
+
+    def above_mean(self, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(K,) at the flat positions `rows`: the label's logit less the mean of its row of logits,
+        with the gradient."""
+        logits = self.logits.flatten(0, -2)[rows].float()
+        labels = labels.flatten()[rows].clamp(min=0)
+        return logits.gather(-1, labels[:, None])[:, 0] - logits.mean(-1)
+
+
+class Product(NamedTuple):
+    """hidden (..., D) @ weight (C, D)ᵀ + bias (C,)."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def score(self, labels: torch.Tensor, beta: float) -> Scores:
+        return score_linear(
+            self.hidden, self.weight, labels, bias=self.bias, beta=beta, ignore_index=IGNORED
+        )
+
+    def losses(self, labels: torch.Tensor, rows: Selection) -> torch.Tensor:
+        return linear_cross_entropy(
+            self.hidden,
+            self.weight,
+            labels,
+            bias=self.bias,
+            rows=rows,
+            ignore_index=IGNORED,
+            reduction="none",
+        )
+
+    def above_mean(self, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        hidden, weight = self.hidden.flatten(0, -2)[rows].float(), self.weight.float()
+        labels = labels.flatten()[rows].clamp(min=0)
+        above = (hidden * (weight[labels] - weight.mean(0))).sum(-1)
+        if self.bias is not None:
+            bias = self.bias.float()
+            above = above + bias[labels] - bias.mean()
+        return above
+
+
+class OutputHead:
+    """While it is entered, a causal language model's head is given one position of each sequence,
+    and what it would have been given is kept, so that the model makes no logits.
+
+    Raises:
+        ValueError: the model has no head that is a plain torch.nn.Linear; or (with the first batch)
+            does more to the logits than multiply, as a softcap or a scale does.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        find = getattr(model, "get_output_embeddings", None)
+        head = find() if find is not None else None
+        if type(head) is not nn.Linear:
+            raise ValueError(
+                "EMPTrainerMixin: with materialise_logits=False the model's output head must be a "
+                f"torch.nn.Linear, got {type(head).__name__}"
+            )
+        self.head = head
+        self._verified = False
+        self._product: Product | None = None
+        self._hook: Any = None
+
+    def __enter__(self) -> OutputHead:
+        self._product = None
+        self._hook = self.head.register_forward_pre_hook(self._keep)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+
+    def _keep(self, head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *others = arguments
+        device = hidden.device.type
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        weight, bias = self.head.weight.to(dtype), self.head.bias
+        self._product = Product(hidden.to(dtype), weight, bias if bias is None else bias.to(dtype))
+        return (hidden[:, :1], *others)
+
+    def product(self, logits: torch.Tensor) -> Product:
+        """What the head was given, and its weight. `logits` (B, 1, C) are the model's."""
+        product, self._product = self._product, None
+        if product is None:
+            raise ValueError(
+                "EMPTrainerMixin: with materialise_logits=False the model must run its output "
+                "head once a batch, got a model that did not"
+            )
+        if not self._verified:  # once: it waits for the device
+            with torch.no_grad():
+                found = nn.functional.linear(product.hidden[:, :1], *product[1:]).float()
+            tolerance = 1e-4 if product.hidden.dtype == torch.float32 else 3e-2
+            if found.shape != logits.shape or not torch.allclose(
+                found, logits.detach().float(), rtol=tolerance, atol=tolerance
+            ):
+                raise ValueError(
+                    "EMPTrainerMixin: materialise_logits must be True for a model that changes the "
+                    "product of its head (a softcap, a scale), got False"
+                )
+            self._verified = True
+        return product

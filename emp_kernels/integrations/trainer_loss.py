@@ -1,0 +1,179 @@
+"""The loss of a training batch in the Hugging Face Trainer, and the scores from the same logits.
+
+It takes the place of the Trainer's `compute_loss_func` while a batch is trained, so that all that
+the Trainer does around a loss stays the Trainer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..keep import kept_count
+from ..loss import cross_entropy
+from ..results import Scores, Selection
+from ..selection import select
+from ..state import EMPState
+from ..tokens import _means
+from .trainer_logits import IGNORED, Logits, OutputHead, Product
+from .trainer_model import balance_of, logits_of, shifts_labels
+
+
+def shifted(labels: torch.Tensor) -> torch.Tensor:
+    """The label that each position predicts: (B, T), with nothing to predict at the end."""
+    end = torch.full_like(labels[..., :1], IGNORED)
+    return torch.cat([labels[..., 1:], end], -1)
+
+
+class BatchLoss:
+    """Called as a `compute_loss_func`, once, with a batch's outputs and labels.
+
+    The loss is the mean cross-entropy over what counts (labels other than -100), as the stock loss
+    is; over `num_items_in_batch`, where the Trainer counted the labels of all accumulated batches
+    and the stock loss is divided by it.
+    With `keep_tokens` it is the mean over that share of the batch's tokens with the highest scores;
+    under accumulation, those means weigh as the batches' counted tokens do.
+
+    The state remembers the score of each sample: of (B, T, C) logits, the mean over the tokens that
+    count.
+
+    Args:
+        state: of the training set. ids: (B,) int64 of the batch.
+        lengths: of the samples, where they stand in one row (1, T) one after the other.
+        model: the transformers model, unwrapped.
+        causal: whether position t predicts label t + 1; None asks the model.
+        targets: labels (B, T) that are shifted already, or None.
+        keep_tokens: share of the batch's tokens to train on, or None.
+        smoothing: of the labels. own: the user's loss, which then is the loss.
+        head: entered around the model's forward pass, where no logits are to be made.
+
+    Attributes:
+        divides: whether the stock loss is divided by `num_items_in_batch`.
+        called: whether it was called.
+    """
+
+    def __init__(
+        self,
+        state: EMPState,
+        ids: torch.Tensor,
+        lengths: list[int] | None,
+        model: nn.Module,
+        *,
+        causal: bool | None,
+        targets: torch.Tensor | None,
+        keep_tokens: float | None,
+        smoothing: float,
+        own: Callable[..., torch.Tensor] | None,
+        head: OutputHead | None,
+    ) -> None:
+        self.state, self.ids, self.lengths, self.model = state, ids, lengths, model
+        self.causal, self.targets, self.head = causal, targets, head
+        self.keep_tokens, self.smoothing, self.own = keep_tokens, smoothing, own
+        self.divides = True
+        self.called = False
+
+    def __call__(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        self.called = True
+        logits = logits_of(outputs)
+        _check_problem(logits, labels)
+        wanted = self._targets(labels, logits.device)
+        found = Logits(logits) if self.head is None else self.head.product(logits)
+        scores = found.score(wanted, self.state.beta)
+        self._remember(scores)
+        if self.own is not None:
+            return self.own(outputs, labels, num_items_in_batch=num_items_in_batch)
+        counted = (wanted != IGNORED).sum()
+        rows = self._rows(scores)
+        losses = smoothed(found, wanted, rows, self.smoothing)
+        items = num_items_in_batch if self.divides and num_items_in_batch is not None else counted
+        if isinstance(items, torch.Tensor):
+            items = items.to(losses.device)
+        loss = losses.sum() / items
+        if self.keep_tokens is not None:  # each of them stands for counted / kept tokens
+            loss = loss * (counted / max(len(rows.indices), 1))
+        return loss + balance_of(outputs, self.model)
+
+    def of_one_batch(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """What the stock loss of these outputs is, by themselves."""
+        logits = logits_of(outputs)
+        _check_problem(logits, labels)
+        wanted = self._targets(labels, logits.device)
+        return cross_entropy(logits, wanted, ignore_index=IGNORED) + balance_of(outputs, self.model)
+
+    def _targets(self, labels: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The label of each row of logits (B, C) or (B, T, C)."""
+        if labels.dim() == 1:
+            return labels.to(device)
+        if self.targets is not None:
+            return self.targets.to(device)
+        causal = shifts_labels(self.model) if self.causal is None else self.causal
+        if causal is None:
+            raise ValueError(
+                "EMPTrainerMixin: causal must be True or False for a model that is not of "
+                f"transformers and has labels of shape {tuple(labels.shape)}, got None"
+            )
+        return (shifted(labels) if causal else labels).to(device)
+
+    def _remember(self, scores: Scores) -> None:
+        """Writes the samples' scores into the state."""
+        if scores.score.dim() > 1:
+            if self.lengths is not None:  # (1, T) to (B, longest)
+                scores = Scores(*(self._apart(field, name) for name, field in _named(scores)))
+            scores = _means(scores)
+        if self.state.device != scores.score.device:
+            self.state.to(scores.score.device)
+        self.state.update(self.ids, scores)
+
+    def _apart(self, field: torch.Tensor, name: str) -> torch.Tensor:
+        assert self.lengths is not None
+        samples = field[0, : sum(self.lengths)].split(self.lengths)
+        padding = -torch.inf if name == "score" else 0.0
+        return nn.utils.rnn.pad_sequence(list(samples), True, padding)
+
+    def _rows(self, scores: Scores) -> Selection:
+        """The rows that are trained on, with the losses that they have already."""
+        flat = scores.score.flatten()
+        if self.keep_tokens is None:
+            kept = torch.arange(len(flat), device=flat.device)
+        else:
+            number = int((flat > -torch.inf).sum())
+            kept = select(flat, kept_count(self.keep_tokens, number)) if number else flat[:0].long()
+        nothing = torch.zeros((), device=flat.device)
+        return Selection(kept, scores, nothing, nothing.int())
+
+
+def smoothed(
+    found: Logits | Product, labels: torch.Tensor, rows: Selection, smoothing: float
+) -> torch.Tensor:
+    """Losses (K,) of the rows, with the gradient: as LabelSmoother's of transformers,
+    (1 - smoothing)·L + smoothing·(mean of -log p over the classes)."""
+    losses = found.losses(labels, rows)
+    if not smoothing:
+        return losses
+    above = found.above_mean(labels, rows.indices)
+    counts = labels.flatten()[rows.indices] != IGNORED
+    return losses + smoothing * torch.where(counts, above, 0.0)
+
+
+def _named(scores: Scores) -> list[tuple[str, torch.Tensor]]:
+    return list(zip(Scores._fields, scores, strict=True))
+
+
+def _check_problem(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """labels (B,) or (B, T) are classes of logits (..., C)."""
+    if labels.is_floating_point() or logits.shape[-1] == 1:
+        raise ValueError(
+            "EMPTrainerMixin: labels must be classes, of which there are two or more (regression "
+            f"and multi-label problems have no EMP score), got {labels.dtype} labels and logits of "
+            f"shape {tuple(logits.shape)}"
+        )
+    if logits.dim() != labels.dim() + 1:
+        raise ValueError(
+            "EMPTrainerMixin: labels must have the leading shape of the logits "
+            f"{tuple(logits.shape)}, got {tuple(labels.shape)}"
+        )
