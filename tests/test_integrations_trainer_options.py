@@ -106,6 +106,11 @@ OPTIONS = {
         "data": texts,
         "arguments": {"gradient_accumulation_steps": 2},
     },
+    "causal, whose loss_type is not known": {
+        "model": lambda: causal_model("GPT2", resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+        "data": texts,
+        "arguments": {"gradient_accumulation_steps": 2},
+    },
     "causal, label smoothing": {
         "model": causal_model,
         "data": texts,

@@ -66,7 +66,8 @@ def causal_model(kind="Llama", **config):
         layers = {"n_layer": 1, "n_head": 2}
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     made = getattr(transformers, f"{kind}Config")(**(small | layers | ends | config))
-    return getattr(transformers, f"{kind}ForCausalLM")(made)
+    head = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    return getattr(transformers, head)(made)
 
 
 def texts(n=40, longest=12):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -24,7 +25,8 @@ def shifts_labels(model: nn.Module) -> bool | None:
     if not hasattr(model, "loss_type"):  # no model of transformers
         return None
     config = getattr(model, "config", None)
-    causal = LOSS_MAPPING.get(str(model.loss_type)) is ForCausalLMLoss
+    named = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    causal = named or LOSS_MAPPING.get(str(model.loss_type)) is ForCausalLMLoss
     return causal and not getattr(config, "is_encoder_decoder", False)
 
 
