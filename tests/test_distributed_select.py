@@ -15,6 +15,7 @@ from ranks import on_ranks
 import emp_kernels as emp
 from emp_kernels.distributed import score_vocab_parallel, select
 from emp_kernels.distributed.selection import Disagreement, Terms, _Keys, counting_rounds
+from emp_kernels.order import order_keys
 
 INF, NAN = math.inf, math.nan
 
@@ -116,7 +117,7 @@ class Counted:
     """Scores as values (V,) and how often each occurs (V,)."""
 
     def __init__(self, values, times):
-        self.keys, self.times = _Keys(values)._keys(values).long() + 2**31, times
+        self.keys, self.times = order_keys(values).long() + 2**31, times
 
     def __call__(self, prefix, shift, width):
         inside = self.keys >> (shift + width) == prefix

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from .. import backends
 from ..keep import Keep, check_keep, check_keep_of, kept_count
+from ..order import order_keys
 from ..validation import check_scores
 from .group import check_group, gather_equal, per_rank, sum_equal
 
@@ -205,12 +206,10 @@ def _digits(bits: int) -> Iterator[tuple[int, int]]:
 
 
 class _Keys:
-    """The scores' keys, whose signed order is that of selection: float bits, but -0.0 as +0.0,
-    and every NaN as the lowest integer."""
+    """Histograms of the scores' keys."""
 
     def __init__(self, scores: torch.Tensor) -> None:
-        self.integer = torch.int64 if scores.dtype == torch.float64 else torch.int32
-        self.bits = torch.iinfo(self.integer).bits
+        self.bits = 64 if scores.dtype == torch.float64 else 32
         self.parts: Any = scores.split(
             _CHUNKS.get(scores.device.type, _CHUNK)
         )  # or, once some are ruled out, keys
@@ -222,7 +221,7 @@ class _Keys:
         # The sign bit comes first and is the other way round.
         beginning = prefix - (1 << max(0, self.bits - shift - width - 1))
         for part in self.parts:
-            keys = part if self.are_keys else self._keys(part)
+            keys = part if self.are_keys else order_keys(part)
             if not first:
                 keys = keys[keys >> (shift + width) == beginning]
                 kept.append(keys)
@@ -233,10 +232,3 @@ class _Keys:
         if not first:
             self.parts, self.are_keys = kept, True
         return counts.cpu()
-
-    def _keys(self, scores: torch.Tensor) -> torch.Tensor:
-        wide = self.integer == torch.int64
-        scores = scores.to(torch.float64 if wide else torch.float32)
-        bits = (scores + 0.0).view(self.integer)
-        ordered = bits ^ ((bits >> (self.bits - 1)) & torch.iinfo(self.integer).max)
-        return ordered.masked_fill(scores.isnan(), torch.iinfo(self.integer).min)

@@ -12,7 +12,8 @@ def order_key(score, VALID_ONLY: tl.constexpr):
 
     With VALID_ONLY an ignored row's -inf is 0 as well; every other score's key is above 0.
     """
-    bits = (score + 0.0).to(tl.uint32, bitcast=True)  # -0.0 + 0.0 is +0.0
+    bits = score.to(tl.uint32, bitcast=True)
+    bits = tl.where(bits == 0x80000000, 0, bits).to(tl.uint32)  # no float sum: it may flush
     key = bits ^ tl.where(bits >> 31 != 0, 0xFFFFFFFF, 0x80000000).to(tl.uint32)
     key = tl.where(score == score, key, 0)
     if VALID_ONLY:

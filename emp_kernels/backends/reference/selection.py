@@ -2,6 +2,8 @@
 
 import torch
 
+from ...order import order_keys
+
 
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending positions of the `count` highest scores (N,)."""
@@ -20,6 +22,4 @@ def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch
 
 def descending(scores: torch.Tensor) -> torch.Tensor:
     """Positions from the highest to the lowest score: ties by position, NaN after -inf."""
-    nan = scores.isnan()
-    order = (scores.masked_fill(nan, -torch.inf) + 0.0).argsort(descending=True, stable=True)
-    return order[nan[order].to(torch.uint8).argsort(stable=True)]
+    return order_keys(scores).argsort(descending=True, stable=True)

@@ -2,6 +2,7 @@
 
 import torch
 
+from ...order import order_keys
 from . import runtime
 
 
@@ -20,8 +21,7 @@ def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch
     Sorting a token's score costs little beside reading its logits: torch sorts, twice.
     """
     rows, width = scores.shape
-    scores = torch.where(scores.isnan(), -torch.inf, scores) + 0.0  # -0.0 as +0.0
-    order = scores.argsort(dim=1, descending=True, stable=True)
+    order = order_keys(scores).argsort(dim=1, descending=True, stable=True)
     starts = torch.arange(rows, device=scores.device)[:, None] * width
     taken = torch.arange(width, device=scores.device) < counts[:, None]
     return torch.where(taken, order + starts, rows * width).flatten().sort().values[:total]
