@@ -121,7 +121,7 @@ inline void pruning(Case& c) {
   int64_t valid = 0, selections = 0;
   for (int64_t i = 0; i < rows; ++i) valid += out[i] > -kInf;
   check(!pruned.bad && pruned.selected == std::min(keep.of(valid), valid), "rows kept", rows);
-  const std::vector<int64_t> want = expected(out.get(), rows, pruned.selected);
+  const std::vector<int64_t> want = highest(ranked(out.get(), rows), pruned.selected);
   check(std::equal(want.begin(), want.end(), kept.get()), "rows selected", rows);
   for (int64_t i = 0; i < rows; ++i) selections += all.selections[i];
   check(selections == pruned.selected, "selections that are counted", rows);

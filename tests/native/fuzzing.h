@@ -163,14 +163,19 @@ std::unique_ptr<T[]> spoilt(Case& c, const T* good, int64_t n) {
   return bad;
 }
 
-// The ascending positions of the k highest of n scores.
-inline std::vector<int64_t> expected(const float* scores, int64_t n, int64_t k) {
+// Positions of n scores from the highest to the lowest.
+inline std::vector<int64_t> ranked(const float* scores, int64_t n) {
   std::vector<int64_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     return Case::key(scores[a]) > Case::key(scores[b]);
   });
-  order.resize(size_t(k));
-  std::sort(order.begin(), order.end());
   return order;
+}
+
+// The ascending positions of the k highest of `order`.
+inline std::vector<int64_t> highest(const std::vector<int64_t>& order, int64_t k) {
+  std::vector<int64_t> positions(order.begin(), order.begin() + k);
+  std::sort(positions.begin(), positions.end());
+  return positions;
 }
