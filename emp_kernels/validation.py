@@ -42,6 +42,21 @@ def in_memory(tensor: torch.Tensor) -> bool:
 transforming = torch._C._functorch.peek_interpreter_stack
 
 
+def check_no_tracing(function: str) -> None:
+    """No mode is active whose new tensors have no memory: results would be half its own and half
+    real ones, and what is written into tensors of ours would be lost."""
+    if not torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
+        return
+    keys = torch._C._TorchDispatchModeKey
+    for key in (keys.FUNCTIONAL, keys.FAKE):
+        mode = torch._C._get_dispatch_mode(key)
+        if mode is not None:
+            raise RuntimeError(
+                f"{function}: tensors must lie in memory (call it outside the mode, or trace it "
+                f"with torch.compile), got {type(mode).__name__}"
+            )
+
+
 def check_strided(function: str, name: str, tensor: torch.Tensor) -> None:
     """`tensor` is an ordinary dense one: sparse and other layouts have no rows in memory, and what
     stands for others, as in torch.func, has none."""

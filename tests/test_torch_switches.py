@@ -74,30 +74,6 @@ INEXACT = {
 }
 
 
-PUT = "put_ is not deterministic, which the index of one row each need not hear"
-NO_MEMORY = "the mode's tensors have no memory, and the call ends in torch's internal words"
-KNOWN = {
-    ("deterministic algorithms", "cpu"): (PUT, "linear_cross_entropy score_linear"),
-    ("FakeTensorMode", "cpu"): (NO_MEMORY, "score_and_select"),
-    ("FunctionalTensorMode", "reference"): (
-        NO_MEMORY,
-        "EMPSampler cross_entropy linear_cross_entropy distributed.score_vocab_parallel "
-        "distributed.select",
-    ),
-    ("FunctionalTensorMode", "cpu"): (
-        NO_MEMORY,
-        "EMPSampler EMPState cross_entropy linear_cross_entropy score_and_select score_contrastive "
-        "score_linear distributed.score_vocab_parallel distributed.select distributed.sync",
-    ),
-    ("FunctionalTensorMode", "triton"): (
-        NO_MEMORY,
-        "EMPSampler EMPState cross_entropy linear_cross_entropy sample_statistics score "
-        "score_and_select score_contrastive score_linear select distributed.score_vocab_parallel "
-        "distributed.select distributed.sync",
-    ),
-}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def group() -> Iterator[None]:
     """One rank, for the calls of many."""
@@ -140,10 +116,7 @@ def assert_same(got, want, exact: bool, where: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*set_default_tensor_type", "ignore:Anomaly Detection")
 @pytest.mark.parametrize("name", public_names())
 @pytest.mark.parametrize("switch", [*EXACT, *INEXACT])
-def test_under_a_switch(switch, name, as_default, request):
-    why, names = KNOWN.get((switch, as_default), ("", ""))
-    if name in names.split():
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+def test_under_a_switch(switch, name, as_default):
     want = wanted(name, as_default)
     with (EXACT | INEXACT)[switch]():
         try:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from ..validation import check_no_tracing
+
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 
@@ -130,9 +132,11 @@ def resolve(function: str, name: str | None, tensor: torch.Tensor) -> ModuleType
 
     Raises:
         ValueError: `name` is no backend.
-        RuntimeError: the named backend is not available here or does not serve the device.
+        RuntimeError: the named backend is not available here or does not serve the device, or
+            torch's FunctionalTensorMode or FakeTensorMode is active.
         TypeError: `name` is no string, or the named backend does not take the tensor's dtype.
     """
+    check_no_tracing(function)
     dtype = tensor.dtype
     device_type = "cpu" if tensor.is_cpu else tensor.device.type
     if name is None:

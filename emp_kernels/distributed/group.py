@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..validation import check_size
+from ..validation import check_no_tracing, check_size
 
 _NAMED = 8  # ranks that an error lists
 
@@ -45,8 +45,9 @@ def check_group(function: str, group: Any) -> tuple[int, int]:
     Raises:
         TypeError: `group` is no process group.
         ValueError: this process is not in it.
-        RuntimeError: torch.distributed is not initialised.
+        RuntimeError: torch.distributed is not initialised, or torch traces.
     """
+    check_no_tracing(function)
     if not initialised():
         raise RuntimeError(
             f"{function}: a process group must be initialised; call "
