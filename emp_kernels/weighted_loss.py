@@ -79,8 +79,9 @@ class _Terms(torch.autograd.Function):
         ctx: Any, *gradients: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, None, None]:
         logits, *saved = ctx.saved_tensors
-        present: Any = iter(saved)
-        terms = RowTerms(*(next(present) if kept else None for kept in ctx.kept))
+        present = iter(saved)
+        fields: list[Any] = [next(present) if kept else None for kept in ctx.kept]
+        terms = RowTerms(*fields)
         rows: Rows = ctx.rows
         with torch.no_grad():
             coefficients = coefficients_of(rows, terms, *gradients)

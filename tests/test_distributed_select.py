@@ -15,7 +15,7 @@ from ranks import on_ranks
 import emp_kernels as emp
 from emp_kernels.distributed import score_vocab_parallel, select
 from emp_kernels.distributed.selection import Disagreement, Terms, _Keys, counting_rounds
-from emp_kernels.order import order_keys
+from emp_kernels.order_keys import order_keys
 
 INF, NAN = math.inf, math.nan
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from .. import backends
 from ..keep import Keep, check_keep, check_keep_of, kept_count
-from ..order import order_keys
+from ..order_keys import order_keys
 from ..validation import check_scores
 from .group import check_group, gather_equal, per_rank, sum_equal
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...order import order_keys
+from ...order_keys import order_keys
 
 
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -82,7 +82,7 @@ def reading_memory(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         options = {name: _in_memory(option) for name, option in options.items()}  # type: ignore[assignment]
-        return function(*map(_in_memory, arguments), **options)  # type: ignore[arg-type]
+        return function(*map(_in_memory, arguments), **options)
 
     return call
 
