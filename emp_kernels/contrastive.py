@@ -73,7 +73,7 @@ def score_contrastive(
         hidden: (h1, h2), both (N, H) of one dtype: the views' features before the projection head
             (:class:`emp_kernels.HiddenFeatures` captures them). None takes the projections.
         hidden_temperature: of the hidden pair, positive; None takes `temperature`.
-        beta: weight of the memory term, finite.
+        beta: weight of the memory term, from -1e29 to 1e29.
         group: a process group whose ranks all call with their own samples, as many as each has:
             negatives come from all of them, as if one process held the samples of all ranks one
             behind another. The embeddings are gathered, not the similarities. None: no other

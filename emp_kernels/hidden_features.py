@@ -39,9 +39,13 @@ class HiddenFeatures:
     (``fullgraph=True``) is an error of the compiler's. Capture before the model's first call, for
     what was compiled without the hook does not run it.
 
+    A copy or pickle of the model captures nothing. One of a HiddenFeatures that is copied or
+    pickled together with its model captures the copy's passes.
+
     Args:
         model: any module, DistributedDataParallel and compiled ones included.
-        name: of the submodule, as `model.named_modules()` spells it; "" is the model itself.
+        name: of the submodule, as `model.named_modules()` spells it; "" is the model itself. Of a
+            submodule that has several names any of them will do, and all its runs are captured.
         pool: makes features (B, C) of the submodule's output, for other shapes than those above.
 
     Raises:
@@ -67,9 +71,12 @@ class HiddenFeatures:
             raise TypeError(f"{_CLASS}: pool must be callable or None, got {type(pool).__name__}")
         self.name, self._pool = name, pool
         self._captured: list[torch.Tensor] = []
-        # Traced, what has been captured so far would become a guard, and each pass a compilation.
-        hook = torch.compiler.disable(self._capture)
-        self._hook = _submodule(model, name).register_forward_hook(hook)
+        self._attach(_submodule(model, name))
+
+    def _attach(self, module: nn.Module | None) -> None:
+        self._module, self._handle = module, None
+        if module is not None:
+            self._handle = module.register_forward_hook(_Hook(self._capture))
 
     def _capture(self, module: nn.Module, arguments: Any, output: Any) -> None:
         if torch._C._current_graph_task_id() != -1:
@@ -108,7 +115,18 @@ class HiddenFeatures:
 
     def close(self) -> None:
         """Removes the hook; what was captured stays."""
-        self._hook.remove()
+        if self._handle is not None:
+            self._handle.remove()
+        self._attach(None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a file: captures from the submodule that was copied with it."""
+        vars(self).update(state)
+        self._captured = list(self._captured)  # of a shallow copy
+        self._attach(self._module)
 
     def __enter__(self) -> HiddenFeatures:
         return self
@@ -120,6 +138,22 @@ class HiddenFeatures:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Hook:
+    """What the submodule calls. A copy of the model, as its average is, calls one that does
+    nothing: its passes are not those that are captured."""
+
+    def __init__(self, capture: Callable[..., None] | None = None) -> None:
+        # Traced, what has been captured so far would become a guard, and each pass a compilation.
+        self.capture = None if capture is None else torch.compiler.disable(capture)
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        if self.capture is not None:
+            self.capture(module, arguments, output)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 def pooled(output: Any, name: str = "") -> torch.Tensor:
@@ -145,7 +179,7 @@ def pooled(output: Any, name: str = "") -> torch.Tensor:
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
     """The submodule `name` of a model that may be wrapped."""
-    modules = dict(model.named_modules())
+    modules = _names(model)
     wrapped: Any = model
     while name not in modules:
         wrapped = _inside(wrapped)
@@ -155,8 +189,13 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
                 f"{_CLASS}: name must be of a submodule, got {name!r}; "
                 f"the model has {known or 'none'}{', ...' if len(modules) > 6 else ''}"
             )
-        modules = dict(wrapped.named_modules())
+        modules = _names(wrapped)
     return modules[name]
+
+
+def _names(model: nn.Module) -> dict[str, nn.Module]:
+    """The submodules by name, one that has several by each."""
+    return dict(model.named_modules(remove_duplicate=False))
 
 
 def _inside(model: nn.Module) -> nn.Module | None:

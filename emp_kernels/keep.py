@@ -30,13 +30,14 @@ def check_keep(function: str, keep: Keep) -> Keep:
 
 
 def check_keep_of(function: str, keep: Keep, n: int) -> Keep:
-    """`check_keep`, and that an int `keep` asks for no more than the `n` rows there are."""
+    """`check_keep`, and that an int `keep` asks for no more than the `n` rows there are; of none it
+    asks for what fits in int64."""
     keep = check_keep(function, keep)
     if isinstance(keep, int) and keep > n > 0:
         raise ValueError(
             f"{function}: keep must be between 1 and the number of rows {n}, got {keep}"
         )
-    return keep
+    return keep if isinstance(keep, float) else min(keep, 2**63 - 1)
 
 
 def kept_count(keep: Keep, n: int) -> int:

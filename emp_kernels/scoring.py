@@ -29,7 +29,7 @@ def score(
             backend, which then answers in float64). Any strides; read once, never copied when
             the inner stride is 1 and at most two leading dimensions do not collapse.
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
-        beta: weight of the memory term, finite.
+        beta: weight of the memory term, from -1e29 to 1e29.
         ignore_index: rows with this label are not read: score -inf, everything else 0.
             None ignores nothing.
         backend: None for the fastest, or "reference", "cpu" or "triton".

@@ -39,7 +39,7 @@ class EMPState:
 
     Args:
         num_samples: size of the data set.
-        beta: weight of the memory term in ``score = loss + beta * entropy``.
+        beta: weight of the memory term in ``score = loss + beta * entropy``, from -1e29 to 1e29.
         device: where the state lives; torch's default device when None.
 
     Attributes:

@@ -108,6 +108,7 @@ def gradients(
     product = Product(hidden, weight, bias, positions, dtype)
     y = labels.reshape(-1).to(torch.int64)[positions]
     loss, lse, scales = (x[positions].to(wide) for x in (loss, lse, scales))
+    scales = torch.where(loss.isnan(), torch.nan, scales)  # where there is no loss
     at_label = (torch.expm1(-loss) + (lse - lse)) * scales  # NaN where a logit is +inf
     by_hidden = lse.new_zeros(len(positions), product.width) if wanted[0] else None
     by_weight = torch.empty(

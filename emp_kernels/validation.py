@@ -6,7 +6,6 @@ or an id's range) are checked by the backend: by native code that reads them any
 torch's, here. The errors are worded here either way.
 """
 
-import math
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -14,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+LARGEST_BETA = 1e29
 INTEGER_DTYPES = frozenset(
     {torch.int64, torch.int32, torch.int16, torch.int8}
     | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
@@ -177,10 +177,12 @@ def check_ignore_index(function: str, ignore_index: int | None) -> int | None:
 
 
 def check_beta(function: str, beta: float) -> float:
-    """`beta`, the memory term's weight, as a finite float."""
+    """`beta`, the memory term's weight, as a float with which no score overflows: an entropy is
+    below 44, and that many times beta is less than the largest float32's last digit."""
     beta = check_real(function, "beta", beta)
-    if not -math.inf < beta < math.inf:  # math.isfinite is unknown to torch.compile
-        raise ValueError(f"{function}: beta must be finite, got {beta}")
+    if not -LARGEST_BETA <= beta <= LARGEST_BETA:  # NaN is not
+        rule = f"beta must be finite and from {-LARGEST_BETA} to {LARGEST_BETA}"
+        raise ValueError(f"{function}: {rule}, got {beta}")
     return beta
 
 

@@ -189,8 +189,22 @@ def test_devices(function, backend):
 def test_beta(backend):
     for wrong in (None, "1", True, [1.0], 1j):
         spoilt("score", backend, TypeError, f"beta {WORDING}", beta=wrong)
-    for wrong in (math.nan, INF, -INF):
+    for wrong in (math.nan, INF, -INF, 1e39, -3e38, 1.01e29):
         spoilt("score", backend, ValueError, f"beta {WORDING}", beta=wrong)
+
+
+@pytest.mark.parametrize("beta", [1e29, -1e29])
+def test_no_beta_makes_a_valid_score_infinite(beta, backend):
+    largest = torch.finfo(torch.float32).max
+    logits = torch.zeros(3, 300)
+    logits[1:, 0] = largest
+    logits[2, 1:150] = largest  # of many classes, and a loss at the end of all numbers
+    scores = emp.score(logits, torch.tensor([0, 0, 299]), beta=beta, backend=backend)
+    assert scores.loss[2] == largest
+    assert scores.entropy[2] > 5
+    assert scores.score.isfinite().all()
+    with pytest.raises(ValueError, match="EMPState: beta must be finite"):
+        emp.EMPState(3, beta=beta * 1.1)
 
 
 # ---- keep
@@ -198,6 +212,16 @@ def test_beta(backend):
 
 WRONG_KEEP_TYPES = [True, False, None, "0.3", [0.3], np.True_, 1j, decimal.Decimal("0.3")]
 WRONG_KEEPS = [0.0, -0.1, 1.0000001, 2.0, math.nan, INF, -INF, 0, -1, 10**30, fractions.Fraction(3)]
+
+
+@pytest.mark.parametrize("per", ["all", "row", "sequence"])
+def test_any_number_is_kept_of_no_rows(per, backend):
+    shape = (0,) if per == "all" else (0, 4)
+    logits, labels = torch.empty(*shape, 3), torch.empty(shape, dtype=torch.int64)
+    for keep in (1, 2**63, 10**30):
+        keep = min(keep, 4) if per == "row" else keep
+        found = emp.score_and_select(logits, labels, None, keep, per=per, backend=backend)
+        assert found.indices.tolist() == emp.select(logits.new_empty(0), keep).tolist() == []
 
 
 def test_keep(backend):

@@ -1,5 +1,8 @@
 """HiddenFeatures: what a named submodule gave, whatever wraps the model, which stays as it is."""
 
+import copy
+import io
+import pickle
 from types import MappingProxyType
 
 import pytest
@@ -262,3 +265,50 @@ def test_the_model_itself(encoder, compiler):
         with emp.HiddenFeatures(model, "") as features:
             assert model(images()).shape == want.shape
         assert torch.equal(features.last, want)
+
+
+def test_a_copy_of_the_model_captures_nothing(encoder):
+    x = images()
+    with emp.HiddenFeatures(encoder, "layer3") as features:
+        average = copy.deepcopy(encoder)
+        saved = io.BytesIO()
+        torch.save(encoder, saved)
+        saved.seek(0)
+        for other in (average, torch.load(saved, weights_only=False)):
+            torch.testing.assert_close(other(x), encoder(x))
+            torch.testing.assert_close(other(x), encoder(x))
+        assert len(features.take()) == 4
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_with_its_model_captures_the_copy(through, encoder):
+    want = expected(encoder, images(3, 1))
+    features = emp.HiddenFeatures(encoder, "layer3")
+    encoder(images())
+    other, copied = through((encoder, features))
+    assert torch.equal(copied.last, features.last)
+    copied.take()
+    other(images(3, 1))
+    torch.testing.assert_close(copied.last, want)
+    assert len(copied.take()) == len(features.take()) == 1
+    copied.close()
+    other(images())
+    assert copied.take() == ()
+    encoder(images())
+    assert len(features.take()) == 1
+    features.close()
+    closed = through(features)
+    encoder(images())
+    assert closed.take() == ()
+
+
+def test_a_submodule_of_several_names(encoder):
+    encoder.tied = encoder.layer3
+    x = images()
+    with emp.HiddenFeatures(encoder, "tied") as features:
+        encoder(x)
+        encoder.tied(encoder.stem(x))
+        first, second = features.take()
+    torch.testing.assert_close(first, expected(encoder, x))
+    assert torch.equal(first, second)
+    assert emp.HiddenFeatures(encoder, "layer3").take() == ()

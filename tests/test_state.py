@@ -435,6 +435,24 @@ def test_a_state_of_inference_mode_is_updated_outside(as_default):
         assert contents(written) == contents(used_state())
 
 
+def test_the_clock_counts_calls_that_wrote(as_default):
+    """Nothing is valid: nothing is written, and no call has been."""
+    state, ids = emp.EMPState(8), torch.arange(8)
+    invalid, labels = torch.full((8, 5), math.nan), ids % 5
+    before = contents(state)
+    state.update(ids, scores_of(8, invalid=range(4), ignored=range(4, 8)))
+    state.update(ids[:0], scores_of(0))
+    emp.score_and_select(invalid, labels, state, 0.5)
+    emp.score_and_select(torch.randn(8, 5), labels * 0 - 1, state, 0.5, ignore_index=-1)
+    emp.score_and_select(invalid[:0], labels[:0], state, 0.5, indices=ids[:0])
+    emp.score_and_select(invalid.view(2, 4, 5), labels.view(2, 4), state, 0.5)
+    emp.cross_entropy(invalid, labels, state)
+    assert contents(state) == before
+    emp.score_and_select(torch.randn(8, 5), labels, state, 0.5)
+    assert state.clock == 1
+    assert state.age().tolist() == [0] * 8
+
+
 def test_copies_are_independent():
     state = used_state()
     before = contents(state)

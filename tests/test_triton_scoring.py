@@ -1,5 +1,6 @@
 """The scoring kernels in Triton's interpreter, both regimes, on rows that break softmax code."""
 
+import math
 import os
 
 import hard_rows
@@ -269,6 +270,38 @@ def test_shards_of_rows(classes, dtype, parts, cut):
     assert not sums[:, ::2].any()
     nowhere = triton.row_sums(logits[:1, :middle], torch.tensor([classes]), None)
     assert nowhere[3].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["triton", "reference"])
+def test_a_row_without_a_loss_has_no_gradient(name):
+    """As of a label out of range, which no error tells of on a GPU."""
+    from emp_kernels.backends import load
+
+    backend, truth = load(name), load("reference")
+    torch.manual_seed(4)
+    logits, labels = torch.randn(5, 7), torch.tensor([0, 7, -1, 3, 9])
+    loss = torch.nn.functional.cross_entropy(logits, labels.clamp(0, 6), reduction="none")
+    loss[[1, 2, 4]], lse = math.nan, logits.logsumexp(1)
+    scales = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0])
+    got = backend.cross_entropy_backward(logits, labels, loss, lse, scales)
+    assert got[1:3].isnan().all()
+    assert not got[4].any()  # not trained
+    want = torch.autograd.functional.vjp(
+        lambda z: torch.nn.functional.cross_entropy(z, labels[[0, 3]], reduction="none"),
+        logits[[0, 3]],
+        scales[[0, 3]],
+    )[1]
+    torch.testing.assert_close(got[[0, 3]], want)
+    hidden, weight = torch.randn(5, 3), torch.randn(7, 3)
+    linear = [hidden, weight, labels, None, loss, lse, scales, (True, True, False)]
+    by_hidden, by_weight, _ = backend.linear_cross_entropy_backward(*linear)
+    assert by_hidden[1:3].isnan().all()
+    assert by_weight.isnan().all()
+    assert not by_hidden[4].any()
+    linear[4:7] = loss[[0, 3]], lse[[0, 3]], scales[[0, 3]]
+    linear[0], linear[2] = hidden[[0, 3]], labels[[0, 3]]
+    want = truth.linear_cross_entropy_backward(*linear)[0]
+    torch.testing.assert_close(by_hidden[[0, 3]], want)
 
 
 def test_operators_results_share_no_memory():

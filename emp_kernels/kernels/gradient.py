@@ -50,6 +50,7 @@ def gradient_rows(
     if SHARD:
         z -= row_m[:, None]
     p = tl.exp(z - row_lse[:, None])
+    scale = tl.where(row_loss == row_loss, scale, row_loss)  # NaN where there is no loss
     gradient = tl.where(columns[None, :] == y[:, None], at_label[:, None], p) * scale[:, None]
     gradient = tl.where(trained[:, None], gradient, 0.0)
     target = out + tl.multiple_of(rows * classes, V)[:, None] + columns[None, :]

@@ -7,8 +7,8 @@ from .scoring import CHUNK
 
 def cross_entropy_backward(logits, labels, loss, lse, scales, maximum=None) -> torch.Tensor:
     """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
-    that is 0, whatever the row holds. `loss` and `lse` (N,) are what `score` found; labels are
-    (...), `scales` (N,).
+    that is 0, whatever the row holds, NaN where its loss is. `loss` and `lse` (N,) are what `score`
+    found; labels are (...), `scales` (N,).
 
     Of rows with columns elsewhere, `maximum` (N,) is the whole row's and `lse` stands above it; a
     label outside [0, C) is one elsewhere."""
@@ -34,5 +34,6 @@ def cross_entropy_backward(logits, labels, loss, lse, scales, maximum=None) -> t
         here = trained & (labels[part] >= 0) & (labels[part] < classes)
         y = torch.where(here, labels[part], 0)[:, None]
         p.scatter_(1, y, torch.where(here[:, None], at_label[:, None], p.gather(1, y)))
+        scale = torch.where(loss[part].isnan(), torch.nan, scale)  # where there is no loss
         out[part] = torch.where(trained[:, None], p * scale[:, None], 0.0).to(out.dtype)
     return gradient
