@@ -92,14 +92,17 @@ def _refuse_unusual(function: str, name: str, tensor: torch.Tensor) -> None:
 
 
 def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> None:
-    """`logits` is a floating tensor with at least rows and columns."""
+    """`logits` is a floating tensor with at least rows and columns. Of torch.func's tensors
+    `check_labels` tells, which comes next: asking costs a part of these checks."""
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(logits).__name__}")
     if logits.dtype not in FLOAT_DTYPES:
         raise TypeError(
             f"{function}: {name} must be float32, float16, bfloat16 or float64, got {logits.dtype}"
         )
-    check_strided(function, name, logits)
+    strided = logits.layout is torch.strided and not logits.is_nested
+    if type(logits) is not torch.Tensor or not strided:
+        _refuse_unusual(function, name, logits)
     if logits.dim() < 2:
         raise ValueError(
             f"{function}: {name} must have shape (N, C) or (..., C), got {tuple(logits.shape)}"
@@ -114,7 +117,10 @@ def check_labels(
         raise TypeError(f"{function}: labels must be a torch.Tensor, got {type(labels).__name__}")
     if labels.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{function}: labels must have an integer dtype, got {labels.dtype}")
-    check_strided(function, "labels", labels)
+    strided = labels.layout is torch.strided and not labels.is_nested
+    if type(labels) is not torch.Tensor or not strided or transforming() is not None:
+        _refuse_unusual(function, name, logits)
+        _refuse_unusual(function, "labels", labels)
     shape, whole = labels.shape, logits.shape
     # A slice of a shape costs as much as all of this; most labels are (N,).
     alike = len(shape) == 1 and len(whole) == 2 and shape[0] == whole[0]

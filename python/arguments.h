@@ -63,7 +63,7 @@ inline emp::SimilaritySums sums_of(const Tensor& sums) {
 
 // Where a call remembers its scores: the state, and the ids (rows,) int64 or row by row.
 using Remembered = std::optional<emp::State>;
-using Ids = std::optional<Tensor>;
+using Ids = std::optional<Dense>;
 
 inline const int64_t* ids_of(const Ids& ids) { return ids ? ids->data<const int64_t>() : nullptr; }
 inline const emp::State* state_of(const Remembered& state) { return state ? &*state : nullptr; }

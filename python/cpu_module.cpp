@@ -27,7 +27,7 @@
 namespace bindings {
 
 // (-1, Scores), or (the first row with a bad label, None).
-py::tuple score(const Tensor& z, const Tensor& y, Ignored ignored, float beta, int threads) {
+py::tuple score(const Tensor& z, const Dense& y, Ignored ignored, float beta, int threads) {
   const emp::Logits logits = logits_of(z);
   const emp::Labels labels = labels_of(y, ignored);
   Result<float> score(y), loss(y), entropy(y), lse(y);
@@ -41,7 +41,7 @@ py::tuple score(const Tensor& z, const Tensor& y, Ignored ignored, float beta, i
 }
 
 // (-1, SampleStatistics), or (the first row with a bad label, None).
-py::tuple sample_statistics(const Tensor& z, const Tensor& y, Ignored ignored, int threads) {
+py::tuple sample_statistics(const Tensor& z, const Dense& y, Ignored ignored, int threads) {
   const emp::Logits logits = logits_of(z);
   const emp::Labels labels = labels_of(y, ignored);
   Result<float> loss(y), entropy(y), lse(y), confidence(y), el2n(y), margin(y);
@@ -58,7 +58,7 @@ py::tuple sample_statistics(const Tensor& z, const Tensor& y, Ignored ignored, i
 }
 
 // m, u, t and z_y, (4, rows). Labels may be anything.
-py::object row_sums(const Tensor& z, const Tensor& y, Ignored ignored, int threads) {
+py::object row_sums(const Tensor& z, const Dense& y, Ignored ignored, int threads) {
   const emp::Logits logits = logits_of(z);
   const int64_t rows = logits.rows;
   Result<float> sums({4, rows});
@@ -72,13 +72,13 @@ py::object row_sums(const Tensor& z, const Tensor& y, Ignored ignored, int threa
 }
 
 // The first row with a bad label, or -1.
-int64_t first_bad_label(const Tensor& labels, Ignored ignored, int64_t classes) {
+int64_t first_bad_label(const Dense& labels, Ignored ignored, int64_t classes) {
   py::gil_scoped_release released;
   return emp::first_bad_label(labels_of(labels, ignored), labels.elements(), classes);
 }
 
 // Adds a piece of columns to parts (4, rows). The labels' ranges were checked with first_bad_label.
-void add_row_parts(const Tensor& piece, const Tensor& labels, int64_t first_column,
+void add_row_parts(const Tensor& piece, const Dense& labels, int64_t first_column,
                    const Written& parts, int threads) {
   py::gil_scoped_release released;
   emp::add_row_parts(logits_of(piece), labels_of(labels, {}), first_column, parts_of(parts),
@@ -95,7 +95,7 @@ py::object scores_of_parts(const Tensor& parts, const Tensor& like, float beta) 
   return named_tuple(Scores, score, loss, entropy, lse);
 }
 
-py::object select(const Tensor& scores, int64_t count, int threads) {
+py::object select(const Dense& scores, int64_t count, int threads) {
   Result<int64_t> out(count);
   {
     py::gil_scoped_release released;
@@ -105,7 +105,7 @@ py::object select(const Tensor& scores, int64_t count, int threads) {
 }
 
 // `total` is the sum of counts.
-py::object select_rows(const Tensor& scores, const Tensor& counts, int64_t total, int threads) {
+py::object select_rows(const Dense& scores, const Dense& counts, int64_t total, int threads) {
   Result<int64_t> out(total);
   {
     py::gil_scoped_release released;
@@ -115,7 +115,7 @@ py::object select_rows(const Tensor& scores, const Tensor& counts, int64_t total
   return out.tensor();
 }
 
-py::object shuffle(const Tensor& ids, uint64_t seed, int threads) {
+py::object shuffle(const Dense& ids, uint64_t seed, int threads) {
   Result<int64_t> out(ids);
   {
     py::gil_scoped_release released;
@@ -126,8 +126,8 @@ py::object shuffle(const Tensor& ids, uint64_t seed, int threads) {
 
 // `fields` are the scores' (rows,) score, loss and entropy. The position of the first bad id,
 // before anything is written, or -1.
-int64_t update_state(const emp::State& state, const Tensor& ids, const Tensor& score,
-                     const Tensor& loss, const Tensor& entropy) {
+int64_t update_state(const emp::State& state, const Dense& ids, const Dense& score,
+                     const Dense& loss, const Dense& entropy) {
   const int64_t* const id = ids.data<const int64_t>();
   const int64_t rows = ids.size(0);
   py::gil_scoped_release released;
@@ -139,8 +139,8 @@ int64_t update_state(const emp::State& state, const Tensor& ids, const Tensor& s
 
 // Writes result, loss and lse. (rows that count, -1, -1), or (0, the first row with a bad label,
 // the first position of a bad id).
-py::tuple cross_entropy(const Tensor& z, const Tensor& y, Ignored ignored, int reduction,
-                        float beta, const Remembered& state, const Ids& ids, const Written& result,
+py::tuple cross_entropy(const Tensor& z, const Dense& y, Ignored ignored, int reduction, float beta,
+                        const Remembered& state, const Ids& ids, const Written& result,
                         const Written& loss, const Written& lse, int threads) {
   const emp::Logits logits = logits_of(z);
   const emp::Labels labels = labels_of(y, ignored);
@@ -156,9 +156,9 @@ py::tuple cross_entropy(const Tensor& z, const Tensor& y, Ignored ignored, int r
 
 // Writes the gradient to out. `scales` has an element for each row, or one for all; `maximum` is
 // of rows with columns elsewhere.
-void cross_entropy_backward(const Tensor& z, const Tensor& y, Ignored ignored, const Tensor& loss,
-                            const Tensor& lse, const Tensor& scales, double divisor,
-                            const std::optional<Tensor>& maximum, const Written& out, int threads) {
+void cross_entropy_backward(const Tensor& z, const Dense& y, Ignored ignored, const Dense& loss,
+                            const Dense& lse, const Dense& scales, double divisor,
+                            const std::optional<Dense>& maximum, const Written& out, int threads) {
   py::gil_scoped_release released;
   emp::cross_entropy_backward(logits_of(z), labels_of(y, ignored),
                               {loss.data<const float>(), lse.data<const float>(),

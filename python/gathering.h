@@ -30,7 +30,7 @@ inline NewTensor rows_like(const Tensor& source, int64_t count) {
 // these are None, into new tensors. (-1, -1, results), or (a source's number, the position of the
 // first index out of its range, None). Indices are checked before memory is made or `outputs` are
 // written, and again as they are used, for another thread may write them.
-inline py::tuple gather(const py::list& sources, const Tensor& indices,
+inline py::tuple gather(const py::list& sources, const Dense& indices,
                         const std::optional<py::list>& outputs, int threads) {
   const int64_t* const index = indices.data<const int64_t>();
   const int64_t count = indices.size(0);

@@ -44,7 +44,7 @@ inline py::object select_scored(const Pruning& call, const Tensor& labels, int t
 
 // (-1, -1, Selection), or (the first row with a bad label, the first position of a bad id, None),
 // one of which is -1.
-inline py::tuple score_and_select(const Tensor& z, const Tensor& y, Ignored ignored,
+inline py::tuple score_and_select(const Tensor& z, const Dense& y, Ignored ignored,
                                   emp::KeepRule keep, float beta, const Remembered& state,
                                   const Ids& ids, int threads) {
   const Pruning call{logits_of(z), labels_of(y, ignored), keep, beta, state_of(state), ids_of(ids)};

@@ -22,6 +22,8 @@ namespace py = pybind11;
 struct Torch {
   PyTypeObject* tensor_type = nullptr;
   PyObject *from_dlpack = nullptr, *to_dlpack = nullptr;
+  // Methods, to be called with a tensor: looking them up costs a part of calling them.
+  PyObject *is_neg = nullptr, *is_conj = nullptr;
   const dlpack::ExchangeApi* exchange = nullptr;  // null where torch is too old to have one
 };
 inline Torch torch;
@@ -30,8 +32,12 @@ inline Torch torch;
 // or None.
 inline void use_torch(const py::type& tensor, const py::object& from_dlpack,
                       const py::object& to_dlpack, const py::object& exchange) {
-  torch = {reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr()), from_dlpack.inc_ref().ptr(),
-           to_dlpack.inc_ref().ptr(), nullptr};
+  torch = {reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr()),
+           from_dlpack.inc_ref().ptr(),
+           to_dlpack.inc_ref().ptr(),
+           py::object(tensor.attr("is_neg")).release().ptr(),
+           py::object(tensor.attr("is_conj")).release().ptr(),
+           nullptr};
   if (exchange.is_none()) return;
   const auto* api = static_cast<const dlpack::ExchangeApi*>(
       PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
@@ -46,14 +52,6 @@ inline bool is_true(PyObject* found) {
   return found == Py_True;
 }
 
-// A method of torch.Tensor, to be called with a tensor: looking it up costs a part of calling it.
-inline PyObject* tensor_method(const char* name) {
-  PyObject* const found =
-      PyObject_GetAttrString(reinterpret_cast<PyObject*>(torch.tensor_type), name);
-  if (found == nullptr) throw py::error_already_set();
-  return found;
-}
-
 // A tensor that is an argument of a call, as long as the call lasts: its numbers lie in memory as
 // they are. Of one that torch negates or conjugates as it reads it, that is a copy.
 class Tensor {
@@ -61,9 +59,7 @@ class Tensor {
   Tensor() = default;
   explicit Tensor(py::handle source) {
     look_at(source);
-    if (!is_read_otherwise(source.ptr())) return;
-    copy_ = source.attr("resolve_conj")().attr("resolve_neg")();
-    look_at(copy_);
+    if (is_read_otherwise(source.ptr())) look_at_copy(resolved(source));
   }
 
   // Whether `source` is a tensor that can be looked at at once, and now is.
@@ -105,10 +101,8 @@ class Tensor {
 
   // Whether torch negates or conjugates what it reads of `source`, this tensor.
   bool is_read_otherwise(PyObject* source) const {
-    static PyObject* const is_neg = tensor_method("is_neg");
-    static PyObject* const is_conj = tensor_method("is_conj");
-    return is_true(PyObject_CallOneArg(is_neg, source)) ||
-           (is_complex() && is_true(PyObject_CallOneArg(is_conj, source)));
+    return is_true(PyObject_CallOneArg(torch.is_neg, source)) ||
+           (is_complex() && is_true(PyObject_CallOneArg(torch.is_conj, source)));
   }
 
  protected:
@@ -127,6 +121,14 @@ class Tensor {
       throw py::type_error("a tensor must lie in memory, got one without any");
   }
 
+  void look_at_copy(py::object copy) {
+    look_at(copy);
+    if (torch.exchange != nullptr) owner_ = std::move(copy);
+  }
+  static py::object resolved(py::handle source) {
+    return source.attr("resolve_conj")().attr("resolve_neg")();
+  }
+
  private:
   // torch has tensors that stand for zeros without having any: their addresses are offsets from
   // null. What lies as high as memory usually does is not asked.
@@ -138,8 +140,16 @@ class Tensor {
   }
 
   dlpack::Tensor view_{};
-  py::object owner_;  // what view_ points into, where torch has no exchange API
-  py::object copy_;   // what view_ is of, where it is not the argument
+  py::object owner_;  // of what view_ points into: a copy, or where torch has no exchange API
+};
+
+// One whose numbers lie in one piece, in order: a copy of any other.
+class Dense : public Tensor {
+ public:
+  Dense() = default;
+  explicit Dense(py::handle source) : Tensor(source) {
+    if (!is_contiguous(0)) look_at_copy(resolved(source).attr("contiguous")());
+  }
 };
 
 // A tensor that is written: no view that is read otherwise, for the package made it.
@@ -295,24 +305,20 @@ inline bool is_plain(PyObject* object, Tensor& tensor) {
 
 }  // namespace bindings
 
-template <>
-struct pybind11::detail::type_caster<bindings::Tensor> {
-  PYBIND11_TYPE_CASTER(bindings::Tensor, const_name("torch.Tensor"));
+// None is no tensor.
+template <class T>
+struct tensor_caster {
+  PYBIND11_TYPE_CASTER(T, pybind11::detail::const_name("torch.Tensor"));
 
-  bool load(handle source, bool) {
+  bool load(pybind11::handle source, bool) {
     if (source.is_none()) return false;
-    value = bindings::Tensor(source);
+    value = T(source);
     return true;
   }
 };
-
 template <>
-struct pybind11::detail::type_caster<bindings::Written> {
-  PYBIND11_TYPE_CASTER(bindings::Written, const_name("torch.Tensor"));
-
-  bool load(handle source, bool) {
-    if (source.is_none()) return false;
-    value = bindings::Written(source);
-    return true;
-  }
-};
+struct pybind11::detail::type_caster<bindings::Tensor> : tensor_caster<bindings::Tensor> {};
+template <>
+struct pybind11::detail::type_caster<bindings::Dense> : tensor_caster<bindings::Dense> {};
+template <>
+struct pybind11::detail::type_caster<bindings::Written> : tensor_caster<bindings::Written> {};

@@ -4,7 +4,7 @@ import torch
 
 from ...validation import raise_id_out_of_range
 from . import native
-from .native import dense_ids
+from .native import int64_ids
 
 # What DLPack calls by the same name. Rows of other dtypes are copied as integers of their size.
 _EXCHANGED = frozenset(
@@ -17,7 +17,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
     """Rows `indices` (K,) of each source; written into `outputs` where they are given."""
-    indices = dense_ids(indices)
+    indices = int64_ids(indices)
     bad_tensor, bad, found = native.module.gather(
         [
             source if source.dtype in _EXCHANGED and source.is_contiguous() else _readable(source)

@@ -5,7 +5,7 @@ import torch
 from ...results import Scores
 from ...tiles import Product, gradients
 from . import native
-from .native import DEVICE, dense_labels, raise_bad_label
+from .native import DEVICE, raise_bad_label, readable_labels
 
 
 def score_linear(
@@ -14,11 +14,11 @@ def score_linear(
     """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...): a tile of the
     product at a time, whose sums are taken while it is in the cache."""
     threads = torch.get_num_threads()
-    labels = dense_labels(labels)
+    labels = readable_labels(labels)
     bad = native.module.first_bad_label(labels, ignore_index, weight.shape[0])
     if bad >= 0:
         raise_bad_label(function, labels, bad, weight.shape[0])
-    positions, trained = None, labels.view(-1).to(torch.int64)
+    positions, trained = None, labels.reshape(-1).to(torch.int64)
     if ignore_index is not None:
         positions = (trained != ignore_index).nonzero()[:, 0]
         trained = trained.index_select(0, positions)

@@ -4,7 +4,7 @@ import torch
 
 from ...validation import raise_id_out_of_range
 from . import native
-from .native import DEVICE, dense_ids, dense_labels, logit_rows, raise_bad_label, state_tensors
+from .native import DEVICE, int64_ids, logit_rows, raise_bad_label, readable_labels, state_tensors
 
 _REDUCTION_CODES = {"mean": 0, "sum": 1, "none": 2}  # of csrc/cpu/cross_entropy.h
 
@@ -16,11 +16,11 @@ def cross_entropy(
     rows count. Their scores are written into `state` (or nowhere) at `ids` (N,), row by row
     without."""
     shape, n = labels.shape, labels.numel()
-    labels = dense_labels(labels)
+    labels = readable_labels(labels)
     beta, tensors = 1.0, None
     if state is not None:
         beta, tensors = state.beta, state_tensors(state)
-        ids = None if ids is None else dense_ids(ids)
+        ids = None if ids is None else int64_ids(ids)
     # torch's memory here: in a training step its code is in the caches.
     result = torch.empty(shape if reduction == "none" else (), dtype=torch.float32, device=DEVICE)
     loss = torch.empty(n, dtype=torch.float32, device=DEVICE)
@@ -57,13 +57,13 @@ def cross_entropy_backward(
     out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
     native.module.cross_entropy_backward(
         logit_rows(logits),
-        dense_labels(labels),
+        readable_labels(labels),
         ignore_index,
-        loss.contiguous(),
-        lse.contiguous(),
-        scales.contiguous(),
+        loss,
+        lse,
+        scales,
         divisor,
-        None if maximum is None else maximum.contiguous(),
+        maximum,
         out,
         torch.get_num_threads(),
     )

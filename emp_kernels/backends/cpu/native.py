@@ -2,7 +2,7 @@
 
 It makes its results itself: their memory asks for huge pages, whose first writing costs half of
 what torch's does where results are large, and torch's default dtype and device do not reach it.
-Views that torch negates as it reads them are read as they are meant (python/tensors.h).
+What does not lie in memory as it is meant, negated or in pieces, it copies (python/tensors.h).
 """
 
 import os
@@ -65,6 +65,8 @@ def describe() -> str:
 def logit_rows(logits: torch.Tensor) -> torch.Tensor:
     """Logits (..., C) as (N, C), or groups (G, N / G, C) of equally spaced rows, of unit inner
     stride. Copied where no view is that."""
+    if logits.dim() == 2 and logits.is_contiguous():  # most are; their strides cost more to ask
+        return logits
     if logits.dim() > 2:
         grouped = _as_groups(logits)
         if grouped is not None:
@@ -83,18 +85,17 @@ def _as_groups(logits: torch.Tensor) -> torch.Tensor | None:
         return None
 
 
-def dense_labels(labels: torch.Tensor) -> torch.Tensor:
-    """Labels (...), contiguous."""
-    labels = labels.contiguous()
+def readable_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Labels (...) as the native module reads them."""
     if labels.dtype is torch.uint64:  # read as int64, a label from 2^63 on could be ignore_index
         signed = labels.resolve_neg().view(torch.int64)
         labels = signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
     return labels
 
 
-def dense_ids(ids: torch.Tensor) -> torch.Tensor:
-    """Ids (K,) as contiguous int64."""
-    return (ids if ids.dtype is torch.int64 else ids.to(torch.int64)).contiguous()
+def int64_ids(ids: torch.Tensor) -> torch.Tensor:
+    """Ids (K,) as int64."""
+    return ids if ids.dtype is torch.int64 else ids.to(torch.int64)
 
 
 def state_tensors(state) -> tuple[torch.Tensor, ...]:

@@ -6,7 +6,7 @@ from ...keep import Keep
 from ...results import Selection
 from ...validation import raise_id_out_of_range
 from . import native
-from .native import dense_ids, dense_labels, logit_rows, raise_bad_label, state_tensors
+from .native import int64_ids, logit_rows, raise_bad_label, readable_labels, state_tensors
 
 
 def plain_score_and_select(logits, labels, state, keep, ids, ignore_index):
@@ -23,11 +23,11 @@ def score_and_select(
     logits, labels, state, keep: Keep, ids, ignore_index, function: str
 ) -> Selection:
     """Score logits (N, C), write the scores into `state` (or nowhere), select the top rows."""
-    labels = dense_labels(labels)
+    labels = readable_labels(labels)
     beta, tensors = 1.0, None
     if state is not None:
         beta, tensors = state.beta, state_tensors(state)
-        ids = None if ids is None else dense_ids(ids)
+        ids = None if ids is None else int64_ids(ids)
     bad_label, bad_id, found = native.module.score_and_select(
         logit_rows(logits),
         labels,

@@ -4,12 +4,12 @@ import torch
 
 from ...results import SampleStatistics, Scores
 from . import native
-from .native import dense_labels, logit_rows, raise_bad_label
+from .native import logit_rows, raise_bad_label, readable_labels
 
 
 def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     """Scores of logits (..., C) and labels (...)."""
-    labels = dense_labels(labels)
+    labels = readable_labels(labels)
     bad, found = native.module.score(
         logit_rows(logits), labels, ignore_index, beta, torch.get_num_threads()
     )
@@ -21,7 +21,7 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
 
 def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     """Statistics of logits (..., C) and labels (...)."""
-    labels = dense_labels(labels)
+    labels = readable_labels(labels)
     bad, found = native.module.sample_statistics(
         logit_rows(logits), labels, ignore_index, torch.get_num_threads()
     )
@@ -38,6 +38,6 @@ def row_sums(logits, labels, ignore_index) -> torch.Tensor:
     t = sum exp(z - m) (z - m); then z_y, NaN where the label is not in [0, C). A NaN among the
     logits shows in m, u or t; u and t are 0 where else m is infinite. Ignored rows are 0."""
     sums: torch.Tensor = native.module.row_sums(
-        logit_rows(logits), dense_labels(labels), ignore_index, torch.get_num_threads()
+        logit_rows(logits), readable_labels(labels), ignore_index, torch.get_num_threads()
     )
     return sums

@@ -7,7 +7,7 @@ from . import native
 
 def select(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Ascending positions of the `count` highest scores (N,)."""
-    scores = _dense(scores.detach())
+    scores = scores.detach().to(torch.float32)
     positions: torch.Tensor = native.module.select(scores, count, torch.get_num_threads())
     return positions
 
@@ -16,11 +16,6 @@ def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch
     """Ascending flat positions (total,) of the counts (B,) highest of each row of scores (B, T);
     `total` is the sum of counts."""
     positions: torch.Tensor = native.module.select_rows(
-        _dense(scores), counts.contiguous(), total, torch.get_num_threads()
+        scores.to(torch.float32), counts, total, torch.get_num_threads()
     )
     return positions
-
-
-def _dense(scores: torch.Tensor) -> torch.Tensor:
-    """Scores as contiguous float32."""
-    return scores.to(torch.float32).contiguous()

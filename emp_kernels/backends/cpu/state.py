@@ -3,14 +3,13 @@
 from ...results import Scores
 from ...validation import raise_id_out_of_range
 from . import native
-from .native import dense_ids, state_tensors
+from .native import int64_ids, state_tensors
 
 
 def update_state(state, ids, scores: Scores, function: str) -> None:
     """Write valid rows of `scores` (N,) into `state` at `ids` (N,); the last row of a duplicate
     id wins."""
-    ids = dense_ids(ids)
-    fields = [field.contiguous() for field in scores[:3]]
-    bad = native.module.update_state(state_tensors(state), ids, *fields)
+    ids = int64_ids(ids)
+    bad = native.module.update_state(state_tensors(state), ids, *scores[:3])
     if bad >= 0:
         raise_id_out_of_range(function, bad, int(ids[bad]), state.num_samples)
