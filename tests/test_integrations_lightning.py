@@ -99,11 +99,12 @@ def test_it_resumes_in_mid_epoch_bit_for_bit(tmp_path, kill_at, workers):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_it_resumes_after_several_kills(tmp_path, workers):
     """In the middle and at the end of an epoch, and twice in one."""
-    whole_trainer, whole, loader, want = parts(tmp_path / "whole")
+    whole_trainer, whole, loader, want = parts(tmp_path / "whole", anneal_epochs=1)
     whole_trainer.fit(whole, loader)
     drawn, losses, last = [], [], None
-    for kill_at in (1, 3, 6, 7, 9, 10, None):
-        trainer, module, loader, state = parts(tmp_path / "run", kill_at, 1, workers)
+    for kill_at in (1, 3, 7, 9, 10, 13, 18, None):  # 7, 10 and 13 are epochs' ends
+        options = {"anneal_epochs": 1}
+        trainer, module, loader, state = parts(tmp_path / "run", kill_at, 1, workers, **options)
         if kill_at is None:
             trainer.fit(module, loader, ckpt_path=last)
         else:

@@ -66,6 +66,14 @@ class EMPCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.emp_state.to(pl_module.device)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning, resumed behind an epoch's last batch, takes it for the middle of the next epoch
+        # where that is longer.
+        loop: Any = trainer.fit_loop.epoch_loop
+        batches = loop.batch_progress
+        if loop.restarted_on_train_batch_end and batches.is_last_batch:
+            batches.current.completed = max(batches.current.completed, trainer.num_training_batches)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trained = 0
 
