@@ -304,7 +304,8 @@ class Loop:
 
 OPERATIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("begin"), st.none(), st.none()),
+        st.tuples(st.just("begin"), st.integers(0, 6), st.none()),
+        st.tuples(st.just("begin"), st.just(4), st.none()),
         st.tuples(st.just("draw"), st.integers(1, 6), st.none()),
         st.tuples(st.just("finish"), st.none(), st.none()),
         st.tuples(st.just("drop"), st.none(), st.none()),
@@ -312,13 +313,14 @@ OPERATIONS = st.lists(
         st.tuples(st.just("update"), st.integers(0, 99), st.none()),
         st.tuples(st.just("resume"), st.none() | st.integers(0, 8), st.integers(1, 3)),
     ),
+    min_size=12,
     max_size=25,
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(operations=OPERATIONS, ranks=st.integers(1, 3), pickled=st.booleans())
-def test_any_history_is_that_of_the_contract(operations, ranks, pickled):
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(operations=OPERATIONS, ranks=st.integers(1, 3))
+def test_any_history_is_that_of_the_contract(operations, ranks):
     state = seen_state(N)
 
     def build(ranks):
@@ -336,6 +338,7 @@ def test_any_history_is_that_of_the_contract(operations, ranks, pickled):
             loop.held = False
             loop.begin()
             iterators = [iter(sampler) for sampler in samplers]
+            assert drawn(iterators, value) == loop.draw(value)
         elif operation == "draw" and iterators:
             left = len(loop.share) // loop.ranks - loop.drawn
             assert drawn(iterators, value) == loop.draw(value)
@@ -366,5 +369,3 @@ def test_any_history_is_that_of_the_contract(operations, ranks, pickled):
             assert sampler.epoch == loop.coming
             assert len(sampler) == loop.length(running)
             assert [sampler.epoch_length(e) for e in range(3)] == [*map(loop.length, range(3))]
-            if not iterators and pickled:
-                assert copy.deepcopy(sampler).epoch == loop.coming
