@@ -10,7 +10,7 @@
 
 namespace bindings {
 
-using Optional = std::optional<Tensor>;
+using Optional = std::optional<Dense>;
 
 inline const float* floats_of(const Optional& tensor) {
   return tensor ? tensor->data<const float>() : nullptr;
@@ -27,7 +27,7 @@ inline emp::Adjustment adjustment_of(double temperature, const Optional& tempera
 using Shares = std::optional<std::array<float, 2>>;
 
 inline emp::TargetWeights targets_of(const Shares& shares, const Optional& weight,
-                                     const Optional& probabilities) {
+                                     const std::optional<Tensor>& probabilities) {
   if (!shares) return {};
   emp::TargetWeights targets{true, floats_of(weight), {}, (*shares)[0], (*shares)[1]};
   if (probabilities) targets.probabilities = logits_of(*probabilities);
@@ -36,9 +36,10 @@ inline emp::TargetWeights targets_of(const Shares& shares, const Optional& weigh
 
 // (-1, loss, entropy, lse, maximum, above, mean, target, total), (rows,) each, the last two None
 // without weights; or (the first row with a bad label,).
-inline py::tuple row_terms(const Tensor& z, const Tensor& y, Ignored ignored, double temperature,
+inline py::tuple row_terms(const Tensor& z, const Dense& y, Ignored ignored, double temperature,
                            const Optional& temperatures, double softcap, const Shares& shares,
-                           const Optional& weight, const Optional& probabilities, int threads) {
+                           const Optional& weight, const std::optional<Tensor>& probabilities,
+                           int threads) {
   const emp::Logits logits = logits_of(z);
   const int64_t rows = logits.rows;
   Result<float> loss(rows), entropy(rows), lse(rows), maximum(rows), above(rows), mean(rows);
@@ -64,11 +65,11 @@ inline py::tuple row_terms(const Tensor& z, const Tensor& y, Ignored ignored, do
 
 // Writes the gradient to out. `terms` are loss, lse, maximum, above and mean, the last three None
 // where they are not known; `coefficients` A, B, S and the rest.
-inline void row_terms_backward(const Tensor& z, const Tensor& y, double temperature,
+inline void row_terms_backward(const Tensor& z, const Dense& y, double temperature,
                                const Optional& temperatures, double softcap, const Shares& shares,
-                               const Optional& weight, const Optional& probabilities,
+                               const Optional& weight, const std::optional<Tensor>& probabilities,
                                const std::array<Optional, 5>& terms,
-                               const std::array<Optional, 4>& coefficients, const Tensor& out,
+                               const std::array<Optional, 4>& coefficients, const Written& out,
                                int threads) {
   py::gil_scoped_release released;
   const auto term = [&](int i) { return floats_of(terms[i]); };

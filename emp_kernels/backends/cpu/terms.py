@@ -4,13 +4,13 @@ import torch
 
 from ...terms import RowTerms
 from . import native
-from .native import DEVICE, dense_labels, logit_rows, raise_bad_label
+from .native import DEVICE, readable_labels, logit_rows, raise_bad_label
 
 
 def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> RowTerms:
     """Terms of logits (..., C) and labels (...). With probabilities among the targets, labels only
     say which rows are ignored."""
-    labels = dense_labels(labels)
+    labels = readable_labels(labels)
     bad, *found = native.module.row_terms(
         logit_rows(logits),
         labels,
@@ -32,7 +32,7 @@ def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets)
     saved = (terms.loss, terms.lse, terms.maximum, terms.above, terms.mean)
     native.module.row_terms_backward(
         logit_rows(logits),
-        dense_labels(labels),
+        readable_labels(labels),
         *_adjustment(adjustment),
         *_targets(targets),
         [_dense(x) for x in saved],
