@@ -190,7 +190,7 @@ def test_the_peers_of_the_benchmarks_are_pinned_apart() -> None:
         (specifier,) = pin.specifier
         assert specifier.operator == "==", pin
     names = {canonicalize_name(pin.name) for pin in peers}
-    assert names >= {"trl", "verl", "liger-kernel", "cut-cross-entropy"}
+    assert names >= {"verl", "liger-kernel", "cut-cross-entropy"}
     assert not names & {canonicalize_name(pin.name) for pin in PINS}
     assert not names & {Requirement(line).name for e in EXTRAS.values() for line in e}
 
