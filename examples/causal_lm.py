@@ -1,0 +1,78 @@
+"""Fine-tuning a causal language model in the Hugging Face Trainer, on selected tokens.
+
+    python examples/causal_lm.py
+
+Each epoch trains half of the sequences, those with the highest mean score, and of each batch the
+60 % of the tokens with the highest scores, as Rho-1 and ESLM do. No logits are made: the loss and
+the scores come from the last hidden states and the output head's weight. TRL's SFTTrainer takes
+the Trainer's place as it is: `class PruningTrainer(EMPTrainerMixin, trl.SFTTrainer)`.
+"""
+
+import tempfile
+
+import torch
+import transformers
+
+from emp_kernels.integrations.transformers import EMPTrainerMixin
+
+
+class PruningTrainer(EMPTrainerMixin, transformers.Trainer):
+    pass
+
+
+def sequences(n: int = 200, length: int = 24) -> list[dict]:
+    """A prompt of one token, which is not trained, and what a fixed rule makes follow each token,
+    with every eighth token replaced by noise."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 50, (n, length), generator=generator)
+    for t in range(1, length):
+        if t % 8:
+            tokens[:, t] = (7 * tokens[:, t - 1] + 3) % 50
+    return [
+        {"input_ids": row, "labels": torch.cat([torch.tensor([-100]), row[1:]])} for row in tokens
+    ]
+
+
+def main() -> None:
+    transformers.set_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=50,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            folder,
+            num_train_epochs=4,
+            per_device_train_batch_size=10,
+            gradient_accumulation_steps=2,
+            learning_rate=3e-2,
+            logging_strategy="epoch",
+            save_strategy="epoch",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = PruningTrainer(
+            model,
+            arguments,
+            train_dataset=sequences(),
+            keep=0.5,  # of the sequences, from the second epoch on
+            keep_tokens=0.6,  # of each batch's tokens
+            materialise_logits=False,
+        )
+        trainer.train()
+    found = trainer.emp_state.diagnostics()
+    print(f"{trainer.state.global_step} steps; shares {found.windows[:, 0].tolist()}")
+
+
+if __name__ == "__main__":
+    main()
