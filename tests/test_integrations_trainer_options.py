@@ -1,6 +1,7 @@
 """The Trainer's options under EMPTrainerMixin, against the stock Trainer at keep 1; or refused."""
 
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -356,6 +357,11 @@ def test_trials_of_a_search_begin_anew_and_keep_their_checkpoints(tmp_path, monk
 @pytest.mark.parametrize("name", trainer_options.PRIVATE)
 def test_the_private_methods_are_those_of_the_tested_version(name):
     assert callable(getattr(transformers.Trainer, name))
+
+
+def test_the_version_that_an_error_asks_for_is_the_pinned_one():
+    pins = (Path(__file__).parent.parent / "constraints.txt").read_text()
+    assert f"\ntransformers=={trainer_options.TESTED} " in pins
 
 
 @pytest.mark.parametrize("name", trainer_options.PRIVATE)

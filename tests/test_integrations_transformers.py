@@ -1,6 +1,10 @@
 """EMPTrainerMixin in the real Trainer: what it trains, for how many steps, and how it resumes."""
 
 import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ import transformers
 from trainers import causal_model, classifier, sentences, texts, trainer_of
 from transformers import TrainerCallback
 
+import emp_kernels
 from emp_kernels.integrations.transformers import CHECKPOINT, EMPTrainerMixin, IdCollator
 
 
@@ -129,6 +134,25 @@ def test_a_causal_model_resumes_too(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
     assert after.losses == want.losses[6:]
     states_equal(resumed, whole)
+
+
+def test_two_ranks_resume_where_they_were(tmp_path):
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(Path(emp_kernels.__file__).parent.parent), str(here)])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(here / "trainer_on_ranks.py"), str(tmp_path)),
+        ],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # 40 sequences, then twice 20, in batches of 4, two a step
+    for rank in (0, 1):
+        assert f"rank {rank}: 11 steps, 80 updates" in done.stdout
 
 
 def test_a_folder_without_scores_is_refused(tmp_path):
