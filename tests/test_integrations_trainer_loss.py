@@ -42,6 +42,13 @@ def scores_of(logits, labels, beta=1.0):
     return loss, torch.where(labels != -100, loss + beta * entropy, -torch.inf)
 
 
+def confident(model):
+    """The model with larger logits, whose entropies differ."""
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(40)
+    return model
+
+
 class Gradients(transformers.TrainerCallback):
     """The model's gradients before each step."""
 
@@ -81,7 +88,7 @@ def test_the_step_is_that_of_the_tokens_with_the_highest_scores(
     dropout = {} if kind == "Llama" else {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
     gradients = Gradients()
     trainer, recorder = made(
-        *(tmp_path, causal_model(kind, **dropout)),
+        *(tmp_path, confident(causal_model(kind, **dropout))),
         arguments=arguments,
         callbacks=[gradients],
         keep_tokens=keep_tokens,
@@ -90,11 +97,11 @@ def test_the_step_is_that_of_the_tokens_with_the_highest_scores(
     )
     trainer.train()
     batches = [range(8 * i, 8 * i + 8) for i in range(accumulate)]
-    model = causal_model(kind, **dropout)
+    model = confident(causal_model(kind, **dropout))
     loss, want = expected(model, batches, keep_tokens or 1.0, beta=0.5)
     assert recorder.losses[0][1] == pytest.approx(loss, rel=1e-5)
     for found, wanted in zip(gradients.found[0], want, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"materialise_logits": False}, {"keep_tokens": 0.2}])

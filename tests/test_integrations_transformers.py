@@ -104,7 +104,7 @@ def test_it_resumes_with_other_batches(tmp_path, batches):
             trainer.train(resume_from_checkpoint=stop != 2)
     assert trainer.emp_state.updates.tolist() == [1] * 50
     assert trainer.emp_state.selections.tolist() == [1] * 50
-    assert trainer.emp_state.epoch == 1
+    assert trainer.emp_state.epoch == trainer.state.epoch == 1
 
 
 def test_ignore_data_skip_begins_the_epoch_anew(tmp_path):
