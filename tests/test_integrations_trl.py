@@ -1,7 +1,6 @@
 """EMPTrainerMixin in TRL's SFTTrainer: packing, completions, selected tokens."""
 
 import logging
-import os
 import warnings
 
 import pytest
@@ -12,13 +11,18 @@ from trainers import ARGUMENTS, Recorder, causal_model
 import emp_kernels as emp
 from emp_kernels.integrations.transformers import CHECKPOINT, EMPTrainerMixin
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no word to anybody about tests
 trl = pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 datasets = pytest.importorskip("datasets", reason="TRL's datasets is not installed")
 tokenizers = pytest.importorskip("tokenizers")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 WORDS = [f"w{i}" for i in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def in_tests(monkeypatch):
+    """TRL tells nobody of what it trains in tests."""
+    monkeypatch.setenv("CI", "1")
 
 
 class PruningTrainer(EMPTrainerMixin, trl.SFTTrainer):
@@ -129,6 +133,15 @@ def test_each_row_keeps_the_mean_of_its_tokens(tmp_path, kind, materialise):
     assert sorted(trainer.emp_state.updates.tolist()) == [1] * (rest - round(rest / 2)) + [2] * (
         round(rest / 2)
     )
+
+
+def test_the_model_runs_once_a_batch(tmp_path):
+    """SFTTrainer's own way with a compute_loss_func runs it once more for its metrics."""
+    trainer, _ = made(PruningTrainer, tmp_path, "padded", arguments={"num_train_epochs": 1})
+    calls = []
+    trainer.model.model.register_forward_hook(lambda *given: calls.append(1))
+    trainer.train()
+    assert len(calls) == trainer.state.global_step == 6
 
 
 def test_it_resumes_and_evaluates(tmp_path):
