@@ -13,8 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo wheels sanitize fuzz bench peers evidence-quick \
-        evidence audit gpu-check clean
+.PHONY: venv build test lint format demo wheels sanitize fuzz portability bench peers \
+        evidence-quick evidence audit gpu-check clean
 
 # The environment grows with what is asked of it: the build's tools, then one extra of
 # pyproject.toml after the other, with the package itself, editable. It is made anew when either
@@ -96,6 +96,16 @@ fuzzer-%: $(VENV)/tools
 	    '-DEMP_UNITS=$(FUZZED)' -DCMAKE_BUILD_TYPE=Debug --log-level=NOTICE \
 	    '-DCMAKE_CXX_FLAGS=-O1 -fno-var-tracking -fno-sanitize=null,object-size -D_GLIBCXX_ASSERTIONS'
 	cmake --build build/fuzz-$* --target fuzz
+
+# The native tests as gcc and clang build them, none of which may warn; both are to be there.
+portability: $(addprefix portability-,g++ clang++)
+portability-%: $(VENV)/tools
+	cmake -G Ninja -S . -B build/portability-$* -DEMP_NATIVE_TESTS=ON -DCMAKE_CXX_COMPILER=$* \
+	    -DCMAKE_COMPILE_WARNING_AS_ERROR=ON --log-level=NOTICE
+	cmake --build build/portability-$*
+	for level in avx512 avx2 portable; do \
+	    EMP_SIMD=$$level $(RUN)/ctest --test-dir build/portability-$* --output-on-failure \
+	        || exit 1; done
 
 # Rows, tables and plots into bench/results/<date>-<machine>, and the README's table from them.
 bench: $(VENV)/test build

@@ -18,10 +18,10 @@ struct SimilarityAdder {
 
   // The sums with the smaller maximum move to the larger one, and its left-out element joins them.
   static void merge(const RowSums& tile, double& m, double& u, double& t) {
-    const auto moved = [](double delta, double& u, double& t) {
+    const auto moved = [](double delta, double& its_u, double& its_t) {
       const double f = std::exp(delta);
-      t = f * (t + delta * (1 + u));
-      u = f * (1 + u);
+      its_t = f * (its_t + delta * (1 + its_u));
+      its_u = f * (1 + its_u);
     };
     double tile_u = tile.u, tile_t = tile.t;
     if (tile_u != tile_u) u = tile_u;

@@ -2,9 +2,20 @@
 
 #include <cstdlib>
 #include <cstring>
+#if EMP_X86
+#include <cpuid.h>
+#endif
 
 namespace emp {
 namespace {
+
+#if EMP_X86
+// Older clang's __builtin_cpu_supports does not know this one.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+#endif
 
 Target choose() {
   constexpr Target kAll[] = {Target::kAvx512, Target::kAvx2, Target::kPortable};
@@ -43,8 +54,8 @@ bool target_available(Target target) {
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl") && target_available(Target::kAvx2);
     case Target::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() &&
+             __builtin_cpu_supports("bmi2");
     case Target::kPortable:
       return true;
   }

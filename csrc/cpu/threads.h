@@ -1,8 +1,6 @@
 // Worker threads: torch's own OpenMP pool, used only where work outweighs waking it.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -14,6 +12,14 @@
 #include <thread>
 #include <vector>
 #endif
+
+// Of libgomp, whichever the compiler: torch loads the same library, so that both share one pool of
+// threads. A pragma would do with gcc; clang's would bring LLVM's runtime and a second pool.
+extern "C" {
+void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+int omp_in_parallel();
+int omp_get_thread_num();
+}
 
 namespace emp {
 
@@ -71,8 +77,8 @@ void parallel_tasks(int threads, int64_t tasks, Body&& body) {
   for (int thread = 0; thread < threads; ++thread) team.emplace_back(work, thread);
   for (std::thread& member : team) member.join();
 #else
-#pragma omp parallel num_threads(threads)
-  work(omp_get_thread_num());
+  GOMP_parallel([](void* data) { (*static_cast<decltype(&work)>(data))(omp_get_thread_num()); },
+                const_cast<void*>(static_cast<const void*>(&work)), unsigned(threads), 0);
 #endif
   if (failure) std::rethrow_exception(failure);
 }
