@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from types import FunctionType
+import warnings
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import emp_kernels as emp
 from emp_kernels import backends
@@ -129,6 +131,58 @@ def test_a_backend_that_cannot_run_is_explained(monkeypatch):
         assert words["takes"] == "reference"
         assert words["reference"] == "taken"
         assert words["cpu"] == "missing, see above"
+
+
+@pytest.fixture
+def choices_made_anew():
+    """No choice of a backend is remembered from before, nor kept."""
+    remembered = backends.load, backends._resolve, backends._gathers_on_cuda, backends._warn_once
+    for choice in remembered:
+        choice.cache_clear()
+    yield
+    for choice in remembered:
+        choice.cache_clear()
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "xpu:0", "mps"])
+@pytest.mark.usefixtures("choices_made_anew")
+def test_other_accelerators_take_the_reference_with_one_warning(device, monkeypatch):
+    """A ROCm build of torch calls its devices cuda; the kernels' assembly is NVIDIA's."""
+    device = torch.device(device)
+    monkeypatch.setattr(torch.version, "hip", "6.4" if device.type == "cuda" else None)
+    monkeypatch.setattr(doctor, "devices", lambda: [torch.device("cpu"), device])
+    named = SimpleNamespace(get_device_name=lambda device: "Instinct")
+    monkeypatch.setattr(torch, "get_device_module", lambda device: named)
+
+    def fake_tensor() -> torch.Tensor:
+        with FakeTensorMode():
+            return torch.empty(4, 3, device=device)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for operation in ("score", "select", "score_and_select", "cross_entropy"):
+            taken = backends.resolve(operation, None, fake_tensor())
+            assert taken is backends.load("reference")
+        gather = backends.resolve_gather(fake_tensor(), by_torch=False)
+        assert gather is backends.load("reference")
+    (warning,) = (entry for entry in caught if issubclass(entry.category, RuntimeWarning))
+    reason = "built for ROCm" if device.type == "cuda" else f"no other backend serves {device.type}"
+    assert reason in str(warning.message)
+    if device.type == "cuda":
+        for name, function in (("triton", "score"), ("cuda", "select")):
+            with pytest.raises(RuntimeError, match=f"^{function}: backend '{name}' .*ROCm"):
+                backends.resolve(function, name, fake_tensor())
+
+    with FakeTensorMode():
+        report = doctor.report()
+    machine = "\n".join(section(report, "Machine"))
+    shown = {"cuda": "Instinct, ROCm 6.4", "xpu": "Instinct", "mps": "present"}[device.type]
+    assert re.search(rf"^ +{device} +{shown}$", machine, re.M), machine
+    words = {row: cells for row, cells in table(report).items() if row[1] == str(device)}
+    assert len(words) == len(doctor.OPERATIONS) - 1
+    assert {cells["takes"] for cells in words.values()} == {"reference"}
+    if device.type == "cuda":
+        assert {cells["triton"] for cells in words.values()} == {"missing, see above"}
 
 
 def test_every_public_operation_is_listed():

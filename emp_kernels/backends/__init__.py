@@ -52,6 +52,10 @@ class Unavailable(RuntimeError):
     """A backend cannot run here; the message says what is missing and how to get it."""
 
 
+# Under ROCm torch calls AMD's GPUs "cuda", too.
+NO_ROCM = "it needs an NVIDIA GPU, and this torch is built for ROCm; pass backend='reference'"
+
+
 @functools.cache
 def load(name: str) -> ModuleType:
     """Import backend `name`; raise :class:`Unavailable` where this machine cannot run it."""

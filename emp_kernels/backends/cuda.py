@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from . import Unavailable
+from . import NO_ROCM, Unavailable
 
 DEVICE = "cuda"
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -15,6 +15,8 @@ _native: Any = None
 def require() -> None:
     """Load the native module; raise where it was not built."""
     global _native
+    if torch.version.hip is not None:
+        raise Unavailable(NO_ROCM)
     try:
         import emp_kernels._cuda as native
     except ImportError as error:

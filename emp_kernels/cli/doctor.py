@@ -41,6 +41,7 @@ def devices() -> list[torch.device]:
     """The CPU and every accelerator that torch can use here."""
     found = [torch.device("cpu")]
     found += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    found += [torch.device("xpu", i) for i in range(torch.xpu.device_count())]
     if torch.backends.mps.is_available():
         found.append(torch.device("mps"))
     return found
@@ -53,12 +54,18 @@ def _versions() -> list[str]:
 
 def _machine() -> list[str]:
     lines = [("cpu", f"{provenance.cpu_model()}, {provenance.usable_cpus()} cores")]
-    for device in devices()[1:]:
-        cuda = device.type == "cuda"
-        lines.append((str(device), torch.cuda.get_device_name(device) if cuda else "present"))
+    lines += [(str(device), _device_name(device)) for device in devices()[1:]]
     lines.append(("SIMD level", _simd_level()))
     lines.append(("threads", f"{torch.get_num_threads()} (torch.get_num_threads())"))
     return _aligned(lines)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "mps":
+        return "present"
+    name = str(torch.get_device_module(device).get_device_name(device))
+    rocm = torch.version.hip if device.type == "cuda" else None
+    return name if rocm is None else f"{name}, ROCm {rocm}"
 
 
 def _simd_level() -> str:

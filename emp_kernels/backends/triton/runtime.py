@@ -6,7 +6,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from .. import Unavailable
+from .. import NO_ROCM, Unavailable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +22,7 @@ launch_linear: Any = None
 
 
 def require() -> None:
-    """Import the kernels; raise where Triton is missing or every GPU is too old."""
+    """Import the kernels; raise where Triton is missing or no GPU can run them."""
     global contrastive, launch, launch_linear
     try:
         import triton  # noqa: F401
@@ -30,11 +30,14 @@ def require() -> None:
         raise Unavailable(
             "Triton is missing; install it with `python -m pip install triton`"
         ) from None
-    if torch.cuda.is_available():
+    if torch.version.hip is None and torch.cuda.is_available():
         newest = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
         if newest < OLDEST:
             raise Unavailable(_too_old(newest))
     from ...kernels import contrastive, launch, launch_linear
+
+    if torch.version.hip is not None and not interpreted():  # they are NVIDIA's assembly in part
+        raise Unavailable(NO_ROCM)
 
 
 def _too_old(capability: tuple[int, int]) -> str:
