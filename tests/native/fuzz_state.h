@@ -15,8 +15,8 @@
 
 // A state of n samples of which the numbers say whose they are.
 struct Samples {
-  explicit Samples(int64_t n)
-      : n(n), fields(exactly<float>(3 * n)), counters(exactly<int32_t>(3 * n + 1)) {
+  explicit Samples(int64_t size)
+      : n(size), fields(exactly<float>(3 * n)), counters(exactly<int32_t>(3 * n + 1)) {
     std::fill_n(fields.get(), n, kInf);
   }
   emp::State state() const {
@@ -46,7 +46,7 @@ struct Samples {
 
 // Rows that say whose they are, with ids or without.
 struct Rows {
-  Rows(Case& c, int64_t n, int version) : n(n), fields(exactly<float>(3 * n)) {
+  Rows(Case& c, int64_t size, int version) : n(size), fields(exactly<float>(3 * n)) {
     if (c.below(2)) ids = exactly<int64_t>(n);
     for (int64_t row = 0; row < n; ++row) {
       const int64_t id = ids ? ids[row] = c.below(n) : row;
