@@ -15,6 +15,7 @@ PACKAGES = Path(emp_kernels.__file__).parent.parent
 EXPECTED = {
     "plain.py": "step 62 of 62",
     "ddp.py": "rank 1: 1000 samples scored",
+    "accelerate_loop.py": "20 steps; 1000 samples scored",
     "huggingface.py": "45 steps; shares [1.0, 0.3, 0.3, 0.3, 1.0]",
     "causal_lm.py": "25 steps; shares [1.0, 0.5, 0.5, 0.5]",
     "vocab_parallel.py": "rank 1: state restored True",
