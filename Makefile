@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test lint format demo wheels sanitize fuzz portability bench peers \
+.PHONY: venv build test kill-test lint format demo wheels sanitize fuzz portability bench peers \
         evidence-quick evidence audit gpu-check clean
 
 # The environment grows with what is asked of it: the build's tools, then one extra of
@@ -41,6 +41,11 @@ build: $(VENV)/demo
 # Two processes of one thread each: the tests that are about threads set their own number.
 test: $(VENV)/test build
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2
+
+# Trainings killed 200 times, at random moments: each must go on as if nothing had been. A share of
+# it is in `make test`; KILLS sets the count.
+kill-test: $(VENV)/test build
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN)/python -m kills --kills $(or $(KILLS),200)
 
 lint: $(VENV)/dev
 	$(RUN)/ruff check .

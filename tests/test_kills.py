@@ -1,0 +1,67 @@
+"""Trainings killed at random moments: a share of `make kill-test`, and the harness itself."""
+
+import random
+import shutil
+from importlib.util import find_spec
+
+import pytest
+from kills import compare, loops
+from kills.__main__ import kill_all, table
+from kills.killing import Killed, undisturbed
+from kills.life import Training
+
+SHARE = [  # of all loops, workers, ranks and accumulations
+    Training("plain", 0, 2, 1),
+    Training("StatefulDataLoader", 1, 1, 1),
+    Training("Trainer", 1, 1, 2),
+    Training("Lightning", 2, 1, 2),
+    Training("Accelerate", 1, 2, 2),
+]
+
+
+@pytest.mark.parametrize("training", SHARE, ids=lambda training: training.loop)
+def test_a_killed_training_goes_on_as_if_nothing_had_been(training, tmp_path):
+    needs = loops.NEEDS.get(training.loop)
+    if needs and not find_spec(needs):
+        pytest.skip(f"{needs} is not installed")
+    hit, wrong = kill_all([training], 2, 0, tmp_path)
+    assert sum(hit.values()) == 2
+    assert not wrong, "\n".join(wrong)
+    assert f"| {training.loop} | 2 |" in table([training.loop], hit)
+
+
+def test_what_it_finds(tmp_path):
+    """A batch trained twice, one left out, and a lost checkpoint are seen."""
+    training = Training("plain", 0, 1, 1)
+    whole, seconds = undisturbed(training, tmp_path / "whole")
+    assert compare.differences(training, whole.folder, whole.folder) == []
+
+    def spoil(name, change):
+        folder = shutil.copytree(whole.folder, tmp_path / name)
+        journal = folder / "journal-0"
+        lines = journal.read_text().splitlines()
+        change(lines)
+        journal.write_text("\n".join(lines) + "\n")
+        return compare.differences(training, whole.folder, folder)
+
+    def left_out(lines):
+        del lines[14]  # batch 14 of epoch 1
+
+    def twice(lines):
+        lines.append("batch 25 " + lines[14].split(" ", 2)[2])
+
+    ids = [int(i) for i in (whole.folder / "journal-0").read_text().splitlines()[14].split()[4:]]
+    same = "rank 0: other batches or losses"
+    words = "epoch 1: not trained {}, trained too often {}"
+    assert spoil("left out", left_out) == [words.format(sorted(ids), []), same]
+    assert spoil("twice", twice) == [words.format([], sorted(ids)), same]
+
+    # A life that begins anew takes back what earlier ones trained.
+    run = Killed(training, tmp_path / "run")
+    chance = random.Random(1)
+    while not run.moments["saving"]:
+        assert not run.live(seconds * (0.5 + 0.4 * chance.random()), chance)
+    for checkpoint in run.folder.glob("whole-*"):
+        shutil.rmtree(checkpoint)
+    run.live()
+    assert compare.differences(training, whole.folder, run.folder) == []
