@@ -7,6 +7,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 import emp_kernels as emp
@@ -79,7 +80,10 @@ def test_every_epoch_is_drawn_whole(tmp_path):
     assert trainer.callback_metrics["emp/share"] == 1
 
 
-@pytest.mark.parametrize(("kill_at", "workers"), [(2, 0), (7, 0), (8, 0), (8, 1), (10, 0), (12, 0)])
+@pytest.mark.parametrize(
+    ("kill_at", "workers"),
+    [(2, 0), (2, 2), (7, 0), (7, 1), (8, 0), (8, 1), (9, 2), (10, 0), (10, 1), (12, 0), (12, 2)],
+)
 def test_it_resumes_in_mid_epoch_bit_for_bit(tmp_path, kill_at, workers):
     whole_trainer, whole, loader, want = parts(tmp_path / "whole")
     whole_trainer.fit(whole, loader)
@@ -141,6 +145,146 @@ def test_an_epoch_that_lightning_cuts_short(tmp_path, workers):
     trainer.fit(module, loader)
     counts = [sum(len(ids) for e, ids in module.drawn if e == epoch) for epoch in range(4)]
     assert counts == [40, 20, 20, 40]
+
+
+class Named(Module):
+    """Batches are dicts."""
+
+    def training_step(self, batch, step):
+        return super().training_step((batch["id"], (batch["inputs"], batch["label"])), step)
+
+
+def named(items):
+    ids, pairs = zip(*items, strict=True)
+    inputs, labels = zip(*pairs, strict=True)
+    return {
+        "inputs": torch.stack(inputs),
+        "label": torch.tensor(labels),
+        "id": torch.tensor(ids),
+    }
+
+
+class Several(Module):
+    """Batches are dicts of several loaders' batches; `None` where one has ended."""
+
+    def training_step(self, batch, step):
+        others = sum(x.sum() for x in (batch["other"],) if x is not None)
+        if batch["ours"] is None:
+            return self.layer(torch.zeros(1, 6)).sum() * 0
+        return super().training_step(batch["ours"], step) + 0 * others
+
+
+def in_several(loader, mode, others=45):
+    other = DataLoader(torch.ones(others), batch_size=8)
+    loaders = {"other": other, "ours": loader}
+    return loaders if mode is None else CombinedLoader(loaders, mode)
+
+
+def test_batches_that_are_dicts(tmp_path):
+    def run(folder, kill_at=None, save_every=None, ckpt=None):
+        trainer, module, loader, _ = parts(folder, kill_at, save_every)
+        loader = DataLoader(loader.dataset, 8, sampler=loader.sampler, collate_fn=named)
+        other = Named(module.state, kill_at)
+        other.layer = module.layer
+        if kill_at is None:
+            trainer.fit(other, loader, ckpt_path=ckpt)
+        else:
+            with pytest.raises(Killed):
+                trainer.fit(other, loader)
+        return other
+
+    whole = run(tmp_path / "whole")
+    killed = run(tmp_path, 9, 1)
+    resumed = run(tmp_path / "resumed", ckpt=str(tmp_path / "step=9.ckpt"))
+    assert killed.drawn + resumed.drawn == whole.drawn
+    assert killed.losses + resumed.losses == whole.losses
+
+
+@pytest.mark.parametrize(
+    ("mode", "others", "counts"),
+    [
+        ("min_size", 16, [16, 16, 16, 16]),
+        ("max_size", 70, [50, 20, 20, 20]),
+        (None, 8, [50, 20, 20, 20]),
+    ],
+)
+def test_a_loader_among_others(tmp_path, mode, others, counts):
+    """As long as the mode says; and a resume in mid-epoch."""
+
+    def run(folder, kill_at=None, save_every=None, ckpt=None):
+        trainer, module, loader, state = parts(folder, kill_at, save_every)
+        several = Several(state, kill_at)
+        several.layer = module.layer
+        loaders = in_several(loader, mode, others)
+        if kill_at is None:
+            trainer.fit(several, loaders, ckpt_path=ckpt)
+        else:
+            with pytest.raises(Killed):
+                trainer.fit(several, loaders)
+        return several
+
+    whole = run(tmp_path / "whole")
+    found = [sum(len(ids) for e, ids in whole.drawn if e == epoch) for epoch in range(4)]
+    assert found == counts
+    if mode == "min_size":
+        return  # Lightning begins the other loader anew, and with it the epoch's length
+    killed = run(tmp_path, 4, 1)
+    resumed = run(tmp_path / "resumed", ckpt=str(tmp_path / "step=4.ckpt"))
+    assert killed.drawn + resumed.drawn == whole.drawn
+
+
+def test_a_loader_that_others_outlast_is_not_begun_anew(tmp_path):
+    trainer, _, loader, state = parts(tmp_path)
+    with pytest.raises(ValueError, match=r"EMPCallback: the sampler's loader must last as long"):
+        trainer.fit(Several(state), in_several(loader, None))
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(2, [16] * 4), (0.5, [24, 8, 8, 8])])
+@pytest.mark.parametrize("kill_at", [1, 2, 3, 4])
+def test_limit_train_batches(tmp_path, limit, counts, kill_at):
+    """Each epoch ends early, also a resumed one."""
+
+    def run(folder, kill_at=None, save_every=None, ckpt=None):
+        trainer, module, loader, _ = parts(folder, kill_at, save_every)
+        trainer.limit_train_batches = limit
+        if kill_at is None:
+            trainer.fit(module, loader, ckpt_path=ckpt)
+        else:
+            with pytest.raises(Killed):
+                trainer.fit(module, loader)
+        return module
+
+    whole = run(tmp_path / "whole")
+    found = [sum(len(ids) for e, ids in whole.drawn if e == epoch) for epoch in range(4)]
+    assert found == counts
+    killed = run(tmp_path, kill_at, 1)
+    resumed = run(tmp_path / "resumed", ckpt=str(tmp_path / f"step={kill_at}.ckpt"))
+    assert killed.drawn + resumed.drawn == whole.drawn
+    assert killed.losses + resumed.losses == whole.losses
+
+
+def test_accumulate_grad_batches_ends_with_the_epoch(tmp_path):
+    trainer, module, loader, _ = parts(tmp_path)
+    trainer.accumulate_grad_batches = 4
+    trainer.fit(module, loader)
+    assert trainer.global_step == 2 + 3  # of 7 batches, and of 3 in each of the other epochs
+    assert len(module.drawn) == 7 + 3 * 3
+
+
+def test_overfit_batches_is_as_without_the_callback(tmp_path):
+    trainer, module, loader, state = parts(tmp_path, epochs=2)
+    trainer.overfit_batches = 2
+    trainer.limit_train_batches = 2
+    trainer.fit(module, loader)
+    assert module.drawn == [(e, list(range(8 * i, 8 * i + 8))) for e in range(2) for i in range(2)]
+    assert state.updates.tolist() == [2] * 16 + [0] * 34
+    trainer.save_checkpoint(tmp_path / "overfit.ckpt")
+
+
+def test_the_sampler_of_no_loader(tmp_path):
+    trainer, module, loader, _ = parts(tmp_path)
+    with pytest.raises(ValueError, match=r"EMPCallback: sampler must be that of a training loader"):
+        trainer.fit(module, DataLoader(loader.dataset, 8))
 
 
 def test_what_it_refuses(tmp_path):

@@ -9,14 +9,17 @@
         use_distributed_sampler=False,
     )
 
-The module's training step computes ``emp.cross_entropy(logits, labels, state, indices=ids)``.
+The module's training step computes ``emp.cross_entropy(logits, labels, state, indices=ids)``; what
+its batches look like, and how many loaders they come from, is its own affair.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from .. import distributed
 from ..sampler import EMPSampler
@@ -31,13 +34,19 @@ class EMPCallback(Callback):
     processes had prefetched more. Logged as an epoch ends: ``emp/never_seen``, ``emp/share`` and
     ``emp/overlap``; a collapse of hard selection is a warning, once.
 
+    `limit_train_batches` ends each epoch early: the next one is chosen from the scores of then.
+    `overfit_batches` puts Lightning's own sequential order in the sampler's place: nothing is
+    pruned. Beside other loaders (a dict of them, or a CombinedLoader) the sampler's own may end
+    first where its mode is "min_size" or "max_size", but not be begun anew within an epoch.
+
     Args:
         state: what the training step writes the scores into.
-        sampler: the training loader's.
+        sampler: the training loader's, or that of one of them.
 
     Raises:
         ValueError: (as training begins) the Trainer would count every epoch like the first, or
-            would replace the sampler.
+            would replace the sampler; no training loader has it; (in an epoch) its loader was begun
+            anew, as CombinedLoader's mode "max_size_cycle" does with loaders that end first.
     """
 
     def __init__(self, state: EMPState, sampler: EMPSampler) -> None:
@@ -46,7 +55,9 @@ class EMPCallback(Callback):
         if not isinstance(sampler, EMPSampler) or sampler.state is not state:
             raise ValueError(f"EMPCallback: sampler must be an EMPSampler of state, got {sampler}")
         self.emp_state, self.sampler = state, sampler
-        self._trained = 0  # ids of this rank in the running epoch, or since it was resumed
+        # Of this rank, in the running epoch or since it was resumed: batches trained, how many it
+        # has, their size (0: the loader is not the sampler's), and the sampler's epoch.
+        self._batches = self._last = self._batch_size = self._epoch = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -65,6 +76,7 @@ class EMPCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.emp_state.to(pl_module.device)
+        self._batches = 0  # a resumed epoch has no start of its own
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning, resumed behind an epoch's last batch, takes it for the middle of the next epoch
@@ -75,17 +87,50 @@ class EMPCallback(Callback):
             batches.current.completed = max(batches.current.completed, trainer.num_training_batches)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._trained = 0
+        self._batches = 0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._trained += len(batch[0])
+        if self._batches == 0:
+            self._begin(trainer)
+        self._batches += 1
+        if self._batch_size and self._batches > self._last and self._cycled():
+            raise ValueError(
+                "EMPCallback: the sampler's loader must last as long as the other loaders, or "
+                "CombinedLoader's mode be 'min_size' or 'max_size', got one that was begun anew "
+                f"behind its {self._last} batches"
+            )
         # Lightning, resumed behind an epoch's last batch, does not count that the next one began:
         # resumed in it once more, it would train an epoch too many.
         epochs: Any = trainer.fit_loop.epoch_progress
         for progress in (epochs.total, epochs.current):
             progress.ready = progress.started = progress.processed + 1
+
+    def _begin(self, trainer: Trainer) -> None:
+        """What the sampler's loader has left in this epoch, whose first batch is there."""
+        loaders = list(_loaders(trainer.train_dataloader))
+        ours = [loader for loader in loaders if loader.sampler is self.sampler]
+        if not ours and not trainer.overfit_batches:
+            raise ValueError(
+                "EMPCallback: sampler must be that of a training loader, got loaders with "
+                f"{[type(loader.sampler).__name__ for loader in loaders]}"
+            )
+        self._batch_size = self._last = 0
+        if ours:
+            batches: Any = ours[0].batch_sampler
+            saved, ranks = self.sampler.state_dict(position=0), self.sampler.num_replicas
+            left = len(saved["order"][0]) - saved["start"]
+            left = left // ranks if self.sampler.drop_last else -(-left // ranks)
+            self._batch_size, self._epoch = batches.batch_size, saved["epoch"]
+            whole, rest = divmod(left, self._batch_size)
+            self._last = whole + (rest > 0 and not batches.drop_last)
+
+    def _cycled(self) -> bool:
+        """Behind the last batch: whether the sampler draws again (CombinedLoader may also hand out
+        None in place of the loader's batches)."""
+        saved = self.sampler.state_dict()
+        return saved["epoch"] != self._epoch and saved["order"] is not None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning still holds the loader's iterator as it asks for the next epoch's length.
@@ -103,8 +148,16 @@ class EMPCallback(Callback):
             distributed.sync(self.emp_state)
         checkpoint["emp"] = {
             "state": self.emp_state.state_dict(),
-            "sampler": self.sampler.state_dict(position=self._trained),
+            "sampler": self.sampler.state_dict(position=self._position(trainer)),
         }
+
+    def _position(self, trainer: Trainer) -> int | None:
+        """How many ids count as drawn: all, where Lightning's epoch is over."""
+        if not self._batch_size:
+            return None
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return self.sampler.state.num_samples
+        return self._batches * self._batch_size
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -117,3 +170,14 @@ class EMPCallback(Callback):
         self._trained = 0
         self.emp_state.load_state_dict(checkpoint["emp"]["state"])
         self.sampler.load_state_dict(checkpoint["emp"]["sampler"])
+
+
+def _loaders(source: Any) -> Iterator[DataLoader]:
+    """All loaders of what Lightning takes for a training's: one, or any nesting of them."""
+    if isinstance(source, Mapping):
+        source = list(source.values())
+    if isinstance(source, list | tuple):
+        for part in source:
+            yield from _loaders(part)
+    elif hasattr(source, "sampler"):
+        yield source
