@@ -1,7 +1,11 @@
-"""EMP pruning in Lightning: a callback keeps the scores and the order with each checkpoint.
+"""EMP pruning in Lightning: a callback keeps the scores and the order with each checkpoint. Fabric
+needs none: its checkpoints take state and sampler as they are.
 
 python examples/lightning_module.py
 """
+
+import tempfile
+from pathlib import Path
 
 import lightning
 import torch
@@ -27,7 +31,7 @@ class Classifier(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), 0.01)
 
 
-def main() -> None:
+def with_trainer() -> None:
     lightning.seed_everything(0, verbose=False)
     dataset = spirals()
     state = emp.EMPState(len(dataset))
@@ -49,5 +53,47 @@ def main() -> None:
     print(f"{trainer.global_step} steps; shares {found.windows[:, 0].tolist()}")
 
 
+def with_fabric(checkpoint: Path, stop_at: int | None = None) -> list[list[int]]:
+    """Train from `checkpoint`, where it exists, to the end or to a step that is saved there.
+
+    Returns:
+        the ids of each batch.
+    """
+    fabric = lightning.Fabric(accelerator="cpu")
+    torch.manual_seed(0)
+    dataset = spirals()
+    state = emp.EMPState(len(dataset), device=fabric.device)
+    sampler = emp.EMPSampler(state, keep=0.3)
+    model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 2))
+    model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), 0.01))
+    loader = fabric.setup_dataloaders(
+        DataLoader(emp.IndexedDataset(dataset), batch_size=BATCH_SIZE, sampler=sampler),
+        use_distributed_sampler=False,
+    )
+    kept = {"model": model, "optimizer": optimizer, "state": state, "sampler": sampler}
+    if checkpoint.exists():
+        fabric.load(checkpoint, kept)
+
+    drawn = []
+    for _ in range(sampler.epoch, 5):
+        for ids, (points, arm) in loader:
+            loss = emp.cross_entropy(model(points), arm, state, indices=ids)
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+            drawn.append(ids.tolist())
+            if len(drawn) == stop_at:
+                if fabric.world_size > 1:
+                    emp.distributed.sync(state)
+                fabric.save(checkpoint, kept)
+                return drawn
+    return drawn
+
+
 if __name__ == "__main__":
-    main()
+    with_trainer()
+    with tempfile.TemporaryDirectory() as folder:
+        whole = with_fabric(Path(folder) / "none")
+        first = with_fabric(Path(folder) / "fabric.ckpt", stop_at=20)
+        rest = with_fabric(Path(folder) / "fabric.ckpt")
+    print(f"Fabric: {len(whole)} steps, the same when stopped at 20: {first + rest == whole}")

@@ -20,7 +20,8 @@ EXPECTED = {
     "causal_lm.py": "25 steps; shares [1.0, 0.5, 0.5, 0.5]",
     "vocab_parallel.py": "rank 1: state restored True",
     "simclr.py": "| EMP | 0.3 |",
-    "lightning_module.py": "36 steps; shares [1.0, 0.3, 0.3, 0.3, 0.3]",
+    "lightning_module.py": "36 steps; shares [1.0, 0.3, 0.3, 0.3, 0.3]\n"
+    "Fabric: 36 steps, the same when stopped at 20: True\n",
 }
 TRAINERS = {
     "huggingface.py": ("accelerate", "transformers"),
