@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ EXPECTED = {
     "plain.py": "step 62 of 62",
     "ddp.py": "rank 1: 1000 samples scored",
     "accelerate_loop.py": "20 steps; 1000 samples scored",
+    "torchtnt_loop.py": "shares [1.0, 0.3, 0.3, 0.3, 0.3]; the same when stopped at batch 20: True",
     "huggingface.py": "45 steps; shares [1.0, 0.3, 0.3, 0.3, 1.0]",
     "causal_lm.py": "25 steps; shares [1.0, 0.5, 0.5, 0.5]",
     "vocab_parallel.py": "rank 1: state restored True",
@@ -23,9 +25,12 @@ EXPECTED = {
     "lightning_module.py": "36 steps; shares [1.0, 0.3, 0.3, 0.3, 0.3]\n"
     "Fabric: 36 steps, the same when stopped at 20: True\n",
 }
-TRAINERS = {
+NEEDS = {
+    "accelerate_loop.py": ("accelerate",),
+    "causal_lm.py": ("accelerate", "transformers"),
     "huggingface.py": ("accelerate", "transformers"),
     "lightning_module.py": ("lightning",),
+    "torchtnt_loop.py": ("torchtnt", "pkg_resources"),  # nothing installs it
 }
 
 
@@ -35,15 +40,17 @@ def test_every_example_is_run():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example(name, tmp_path):
-    for trainer in TRAINERS.get(name, ()):
-        pytest.importorskip(trainer)
+    for package in NEEDS.get(name, ()):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: {name} was not run")
+    path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable]
     if name in ("ddp.py", "vocab_parallel.py"):
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, str(ROOT / "examples" / name), *(["--quick"] if name == "simclr.py" else [])],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
