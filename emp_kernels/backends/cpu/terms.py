@@ -4,7 +4,7 @@ import torch
 
 from ...terms import RowTerms
 from . import native
-from .native import DEVICE, readable_labels, logit_rows, raise_bad_label
+from .native import DEVICE, logit_rows, raise_bad_label, readable_labels
 
 
 def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> RowTerms:
