@@ -29,16 +29,10 @@ def _fresh():
 class Loop:
     """Everything that a training script makes before its loop."""
 
-    def __init__(self, workers=0, accumulate=1, sampler_first=False, **options):
-        def made():
-            state = emp.EMPState(SAMPLES)
-            return state, emp.EMPSampler(state, KEEP, epochs=EPOCHS, **options)
-
-        if sampler_first:
-            self.state, self.sampler = made()
+    def __init__(self, workers=0, accumulate=1, keep=KEEP, **options):
         self.accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-        if not sampler_first:
-            self.state, self.sampler = made()
+        self.state = emp.EMPState(SAMPLES)
+        self.sampler = emp.EMPSampler(self.state, keep, epochs=EPOCHS, **options)
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Dropout(0.1))
         optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9)
@@ -183,20 +177,20 @@ def test_a_loop_that_stops_behind_the_last_batch_ends_the_epoch():
 
 
 def test_gather_for_metrics_keeps_every_row():
-    loop = Loop()
-    for _ in range(2):
+    loop = Loop(keep=22)  # whose last batch is larger than that of 45
+    for size in (45, 22):
         rows = sum(len(loop.accelerator.gather_for_metrics(ids)) for ids, _ in loop.loader)
-        assert rows == (45 if loop.sampler.epoch == 1 else 21)
+        assert rows == size
 
 
-def two_processes(rank, world, folder, sampler_first, workers):
+def two_processes(rank, world, folder, workers, options):
     """Ids of each batch, which were steps, rows gathered in a fourth epoch; and a resume in mid-
     epoch compared with the rest of it."""
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    whole = Loop(workers, 2, sampler_first).train(range(3))
-    Loop(workers, 2, sampler_first).train(range(3), 8, folder)
-    resumed = Loop(workers, 2, sampler_first)
+    whole = Loop(workers, 2, **options).train(range(3))
+    Loop(workers, 2, **options).train(range(3), 8, folder)
+    resumed = Loop(workers, 2, **options)
     resumed.accelerator.load_state(folder)
     resumed.train(range(resumed.sampler.epoch, 3))
     for loop in (whole, resumed):
@@ -207,10 +201,11 @@ def two_processes(rank, world, folder, sampler_first, workers):
     return whole.drawn, whole.syncs, gathered, int((whole.state.updates > 0).sum())
 
 
-@pytest.mark.parametrize(("sampler_first", "workers"), [(False, 0), (True, 0), (False, 1)])
-def test_two_processes_share_out_each_epoch(sampler_first, workers, tmp_path):
-    """Wherever the sampler was made: before the processes were a group, or behind."""
-    found = on_ranks(2, two_processes, tmp_path, sampler_first, workers)
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("options", [{}, {"num_replicas": 1, "rank": 0}], ids=["of two", "of one"])
+def test_two_processes_share_out_each_epoch(options, workers, tmp_path):
+    """Also where the sampler is one process's, as one made before there was a group."""
+    found = on_ranks(2, two_processes, tmp_path, workers, options)
     for epoch, size in enumerate((45, 21, 21)):
         parts = [[i for e, ids in drawn if e == epoch for i in ids] for drawn, *_ in found]
         assert [len(part) for part in parts] == [size // 2 + 1] * 2

@@ -111,7 +111,7 @@ class EMPCallback(Callback):
         """What the sampler's loader has left in this epoch, whose first batch is there."""
         loaders = list(_loaders(trainer.train_dataloader))
         ours = [loader for loader in loaders if loader.sampler is self.sampler]
-        if not ours and not trainer.overfit_batches:
+        if not ours and not getattr(trainer, "overfit_batches", 0):
             raise ValueError(
                 "EMPCallback: sampler must be that of a training loader, got loaders with "
                 f"{[type(loader.sampler).__name__ for loader in loaders]}"
