@@ -10,7 +10,7 @@ from .dataset import IndexedDataset
 from .diagnostics import Diagnostics
 from .gathering import gather
 from .hidden_features import HiddenFeatures
-from .linear import linear_cross_entropy, score_linear
+from .linear import linear_cross_entropy, linear_log_prob_and_entropy, score_linear
 from .log_probs import log_prob_and_entropy
 from .loss import cross_entropy
 from .pruning import score_and_select
@@ -36,6 +36,7 @@ __all__ = [
     "distributed",
     "gather",
     "linear_cross_entropy",
+    "linear_log_prob_and_entropy",
     "log_prob_and_entropy",
     "sample_statistics",
     "score",

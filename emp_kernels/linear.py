@@ -9,7 +9,8 @@ import torch
 from . import backends
 from .compiling import outside_compiler
 from .gradient import NotTwice, SomeRows
-from .results import Scores, Selection
+from .options import check_adjustment, check_options
+from .results import LogProbs, Scores, Selection
 from .trained_rows import check_reduction, check_rows, lent_scores, only
 from .validation import (
     check_beta,
@@ -19,6 +20,7 @@ from .validation import (
     check_same_device,
     check_strided,
 )
+from .weighted_loss import Rows, differentiable_terms, loss_with_options
 
 
 @outside_compiler
@@ -74,6 +76,12 @@ def linear_cross_entropy(
     *,
     bias: torch.Tensor | None = None,
     rows: torch.Tensor | Selection | None = None,
+    class_weight: torch.Tensor | None = None,
+    sample_weight: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float | torch.Tensor = 1.0,
+    softcap: float | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
     backend: str | None = None,
@@ -96,7 +104,10 @@ def linear_cross_entropy(
         bias: (C,) of the same dtype, or None.
         rows: (K,) integer positions, in the flattened leading dimensions, of the rows that are
             trained on; None trains on all. A Selection of these rows trains on its rows and lends
-            its losses, so that the forward pass multiplies nothing.
+            its losses, so that the forward pass multiplies nothing (with label_smoothing it
+            multiplies those rows).
+        class_weight, sample_weight, label_smoothing, z_loss, temperature, softcap: as `weight` and
+            the others in :func:`emp_kernels.cross_entropy`.
         ignore_index: rows with this label take no part and do not count. None ignores nothing.
         reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
         backend: None for the fastest, or "reference", "cpu" or "triton".
@@ -114,8 +125,31 @@ def linear_cross_entropy(
     _check_product(function, hidden, weight, bias)
     check_labels(function, labels, hidden, "hidden")
     ignore_index = check_ignore_index(function, ignore_index)
+    options = check_options(
+        function,
+        labels,
+        weight.shape[0],
+        adjustment=check_adjustment(function, temperature, softcap, labels),
+        weight=class_weight,
+        sample_weight=sample_weight,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        weight_name="class_weight",
+    )
     check_reduction(function, reduction)
     chosen = backends.resolve(function, backend, hidden)
+    if options is not None:
+        return loss_with_options(
+            function,
+            chosen,
+            (hidden, weight, bias),
+            labels,
+            weight.shape[0],
+            options,
+            rows=rows,
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
     if isinstance(rows, Selection):
         positions = check_rows(function, rows.indices, labels.numel(), hidden)
         scores = lent_scores(function, rows, labels, hidden.dtype)
@@ -133,6 +167,47 @@ def linear_cross_entropy(
         loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, trained)
         return loss
     return trained.forward(hidden, labels)[0]
+
+
+@outside_compiler
+def linear_log_prob_and_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    temperature: float | torch.Tensor = 1.0,
+    softcap: float | None = None,
+    ignore_index: int | None = None,
+    backend: str | None = None,
+) -> LogProbs:
+    """:func:`emp_kernels.log_prob_and_entropy` of logits = hidden @ weightᵀ + bias, which are never
+    materialised; differentiable once by hidden, weight and bias, as
+    :func:`emp_kernels.linear_cross_entropy` is.
+
+    Args:
+        hidden: (..., D) float32, float16 or bfloat16 (float64: reference backend).
+        weight: (C, D) of the same dtype.
+        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
+        bias: (C,) of the same dtype, or None.
+        temperature, softcap, ignore_index, backend: as in
+            :func:`emp_kernels.log_prob_and_entropy`. Ignored rows take no part in a product.
+
+    Returns:
+        LogProbs(log_prob, entropy, lse), float32 nats of the labels' shape.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`emp_kernels.log_prob_and_entropy`.
+    """
+    function = "linear_log_prob_and_entropy"
+    _check_product(function, hidden, weight, bias)
+    check_labels(function, labels, hidden, "hidden")
+    ignore_index = check_ignore_index(function, ignore_index)
+    adjustment = check_adjustment(function, temperature, softcap, labels)
+    chosen = backends.resolve(function, backend, hidden)
+    rows = Rows(function, chosen, labels, ignore_index, adjustment, product=True)
+    _, (loss, entropy, lse, _) = differentiable_terms(rows, hidden, weight, bias)
+    return LogProbs(*(x.reshape(labels.shape) for x in (-loss, entropy, lse)))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -61,5 +61,5 @@ def log_prob_and_entropy(
     adjustment = check_adjustment(function, temperature, softcap, labels)
     chosen = backends.resolve(function, backend, logits)
     rows = Rows(function, chosen, labels, ignore_index, adjustment)
-    _, (loss, entropy, lse, _) = differentiable_terms(logits, rows)
+    _, (loss, entropy, lse, _) = differentiable_terms(rows, logits)
     return LogProbs(*(x.reshape(labels.shape) for x in (-loss, entropy, lse)))

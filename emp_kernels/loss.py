@@ -189,17 +189,19 @@ def _cross_entropy(
                 f"{function}: label_smoothing, weight, sample_weight, z_loss, temperature, softcap "
                 "and probabilities must be left out where logits are shards, got some of them"
             )
+        chosen = backends.resolve(function, backend, logits)
         return loss_with_options(
             function,
-            logits,
+            chosen,
+            (logits,),
             labels,
-            state,
-            indices,
-            rows,
+            logits.shape[-1],
             options,
-            ignore_index,
-            reduction,
-            backend,
+            state=state,
+            indices=indices,
+            rows=rows,
+            ignore_index=ignore_index,
+            reduction=reduction,
         )
     chosen = backends.resolve(function, backend, logits)
     plan: EveryRow | SomeRows

@@ -76,7 +76,8 @@ def check_adjustment(
         if bad.any():
             value = float(temperature[bad][0])
             raise ValueError(f"{function}: temperature must be positive and finite, got {value}")
-    return Adjustment(temperature.detach().reshape(-1).contiguous(), softcap)
+    temperature = temperature.detach().resolve_neg().reshape(-1).contiguous()
+    return Adjustment(temperature, softcap)
 
 
 def check_options(

@@ -61,6 +61,7 @@ class RowTerms(NamedTuple):
         maximum: max z; the raw logit. None where a Selection lent loss and lse.
         above: lse - max a.
         mean: sum p_j d_j.
+        others: sum q_j but for one maximal element's; None where the gradient's pass finds it.
     """
 
     loss: torch.Tensor
@@ -71,6 +72,7 @@ class RowTerms(NamedTuple):
     maximum: torch.Tensor | None = None
     above: torch.Tensor | None = None
     mean: torch.Tensor | None = None
+    others: torch.Tensor | None = None
 
 
 class Coefficients(NamedTuple):

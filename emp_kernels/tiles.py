@@ -6,7 +6,7 @@ beside its arguments and results does not grow with rows times classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -105,12 +105,46 @@ def gradients(
     """
     wide = torch.promote_types(dtype, torch.float32)
     positions = scales.nonzero()[:, 0]
-    product = Product(hidden, weight, bias, positions, dtype)
     y = labels.reshape(-1).to(torch.int64)[positions]
     loss, lse, scales = (x[positions].to(wide) for x in (loss, lse, scales))
     scales = torch.where(loss.isnan(), torch.nan, scales)  # where there is no loss
     at_label = (torch.expm1(-loss) + (lse - lse)) * scales  # NaN where a logit is +inf
-    by_hidden = lse.new_zeros(len(positions), product.width) if wanted[0] else None
+
+    def of_tile(z: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
+        g = (z.to(wide) - lse[rows, None]).exp_()
+        g *= scales[rows, None]
+        column, inside = column_of(y[rows], columns)
+        value = torch.where(inside, at_label[rows], g.gather(1, column)[:, 0])
+        return g.scatter_(1, column, value[:, None])
+
+    return product_gradients(hidden, weight, bias, positions, wanted, dtype, of_tile)
+
+
+def column_of(labels: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where labels (R,) stand in a tile of `columns`, (R, 1), and which of them do, (R,); 0 for
+    the others."""
+    inside = (labels >= columns.start) & (labels < columns.stop)
+    return torch.where(inside, labels - columns.start, 0)[:, None], inside
+
+
+def product_gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    positions: torch.Tensor,
+    wanted: Sequence[bool],
+    dtype: torch.dtype,
+    of_tile: Callable[[torch.Tensor, slice, slice], torch.Tensor],
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients by hidden, weight and bias, as far as they are `wanted`, from tiles of the gradient
+    by the product's rows at `positions`: ``of_tile(tile, rows, columns)``, which may overwrite the
+    tile and answers in float32 (float64)."""
+    wide = torch.promote_types(dtype, torch.float32)
+    product = Product(hidden, weight, bias, positions, dtype)
+    by_hidden = None
+    if wanted[0]:
+        shape = len(positions), product.width
+        by_hidden = torch.zeros(shape, dtype=wide, device=hidden.device)
     by_weight = torch.empty(
         weight.shape if wanted[1] else 0, dtype=weight.dtype, device=weight.device
     )
@@ -121,12 +155,7 @@ def gradients(
         bias_sum = weight_sum.new_zeros(len(weight_tile))
         for rows in product.row_tiles():
             h = product.hidden_of(rows)
-            g = (product.tile(h, columns).to(wide) - lse[rows, None]).exp_()
-            g *= scales[rows, None]
-            inside = (y[rows] >= columns.start) & (y[rows] < columns.stop)
-            column = torch.where(inside, y[rows] - columns.start, 0)[:, None]
-            value = torch.where(inside, at_label[rows], g.gather(1, column)[:, 0])
-            g.scatter_(1, column, value[:, None])
+            g = of_tile(product.tile(h, columns), rows, columns)
             bias_sum += g.sum(0)
             g = g.to(dtype)
             if by_hidden is not None:

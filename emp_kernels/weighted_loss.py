@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
-from . import backends
 from .gradient import NotTwice, SomeRows
 from .options import LossOptions
 from .results import Scores, Selection
@@ -20,7 +20,7 @@ from .validation import as_int64
 
 class Rows(NamedTuple):
     """Rows of logits (..., C) and labels (...), read by a backend in one pass forward and one
-    backward.
+    backward; or, of a `product`, of hidden (..., D), weight (C, D) and bias (C,) or None.
 
     Attributes:
         chosen: the backend.
@@ -35,63 +35,74 @@ class Rows(NamedTuple):
     adjustment: Adjustment
     targets: Targets | None = None
     lent: RowTerms | None = None
+    product: bool = False
 
-    def terms(self, logits: torch.Tensor) -> RowTerms:
+    def terms(self, *inputs: torch.Tensor | None) -> RowTerms:
         if self.lent is not None:
             return self.lent
-        found: RowTerms = self.chosen.row_terms(
-            logits, self.labels, self.adjustment, self.targets, self.ignore_index, self.function
-        )
+        options = self.adjustment, self.targets, self.ignore_index, self.function
+        found: RowTerms
+        if self.product:
+            hidden, weight, bias = inputs
+            found = self.chosen.linear_terms(hidden, weight, self.labels, bias, *options)
+        else:
+            found = self.chosen.row_terms(*inputs, self.labels, *options)
         return found
 
-    def gradient(
-        self, logits: torch.Tensor, terms: RowTerms, coefficients: Coefficients
-    ) -> torch.Tensor:
-        found: torch.Tensor = self.chosen.row_terms_backward(
-            logits, self.labels, terms, coefficients, self.adjustment, self.targets
-        )
+    def gradients(
+        self,
+        inputs: Sequence[torch.Tensor | None],
+        terms: RowTerms,
+        coefficients: Coefficients,
+        wanted: Sequence[bool],
+    ) -> Sequence[torch.Tensor | None]:
+        made = terms, coefficients, self.adjustment, self.targets
+        found: Sequence[torch.Tensor | None]
+        if self.product:
+            hidden, weight, bias = inputs
+            found = self.chosen.linear_terms_backward(
+                hidden, weight, self.labels, bias, *made, wanted
+            )
+        else:
+            found = (self.chosen.row_terms_backward(*inputs, self.labels, *made),)
         return found
 
 
 def differentiable_terms(
-    logits: torch.Tensor, rows: Rows
+    rows: Rows, *inputs: torch.Tensor | None
 ) -> tuple[RowTerms, tuple[torch.Tensor, ...]]:
     """The rows' terms, and their loss, entropy, lse and target (0 without Targets) again, (N,),
-    differentiable once by the logits; of rows with probabilities, the loss is not."""
-    terms = rows.terms(logits)
-    return terms, _Terms.apply(logits, terms, rows)
+    differentiable once by the inputs; of rows with probabilities, the loss is not."""
+    with torch.no_grad():
+        terms = rows.terms(*inputs)
+    return terms, _Terms.apply(rows, terms, *inputs)
 
 
 class _Terms(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, terms: RowTerms, rows: Rows
+        ctx: Any, rows: Rows, terms: RowTerms, *inputs: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
         ctx.rows = rows
-        ctx.kept = [x is not None for x in terms]
-        ctx.save_for_backward(logits, *(x for x in terms if x is not None))
+        ctx.inputs = len(inputs)
+        ctx.save_for_backward(*inputs, *terms)
         ctx.set_materialize_grads(False)
         target = torch.zeros_like(terms.loss) if terms.target is None else terms.target.clone()
         return terms.loss.clone(), terms.entropy.clone(), terms.lse.clone(), target
 
     @staticmethod
-    def backward(
-        ctx: Any, *gradients: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, None, None]:
-        logits, *saved = ctx.saved_tensors
-        present = iter(saved)
-        fields: list[Any] = [next(present) if kept else None for kept in ctx.kept]
-        terms = RowTerms(*fields)
-        rows: Rows = ctx.rows
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        saved, rows = ctx.saved_tensors, ctx.rows
+        inputs, terms = saved[: ctx.inputs], RowTerms(*saved[ctx.inputs :])
+        found: Sequence[torch.Tensor | None] = [None] * ctx.inputs
         with torch.no_grad():
             coefficients = coefficients_of(rows, terms, *gradients)
-            if coefficients is None:
-                return None, None, None
-            found = rows.gradient(logits, terms, coefficients)
+            if coefficients is not None:
+                found = rows.gradients(inputs, terms, coefficients, ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():  # create_graph=True
-            inputs = [x for x in gradients if x is not None]
-            found = NotTwice.apply(rows.function, found, logits, *inputs)
-        return found, None, None
+            origins = [x for x in (*inputs, *gradients) if x is not None]
+            found = [x if x is None else NotTwice.apply(rows.function, x, *origins) for x in found]
+        return (None, None, *found)
 
 
 def coefficients_of(
@@ -213,33 +224,37 @@ def reduced(
 
 def loss_with_options(
     function: str,
-    logits: torch.Tensor,
+    chosen: ModuleType,
+    inputs: Sequence[torch.Tensor | None],
     labels: torch.Tensor,
-    state: EMPState | None,
-    indices: torch.Tensor | None,
-    rows: torch.Tensor | Selection | None,
+    classes: int,
     options: LossOptions,
+    *,
+    state: EMPState | None = None,
+    indices: torch.Tensor | None = None,
+    rows: torch.Tensor | Selection | None = None,
     ignore_index: int | None,
     reduction: str,
-    backend: str | None,
 ) -> torch.Tensor:
-    """The loss of checked arguments, `indices` too, from the terms of each row."""
-    chosen = backends.resolve(f"{function} with options", backend, logits)
+    """The loss of checked arguments, `indices` too, from the terms of each row of logits or, of
+    hidden, weight and bias, of a product."""
+    first = inputs[0]
+    assert first is not None
     n, lent, trained = labels.numel(), None, None
     if isinstance(rows, Selection):
         check_unremembered(function, state)
-        scores = lent_scores(function, rows, labels, logits.dtype)
-        trained = check_rows(function, rows.indices, n, logits)
+        scores = lent_scores(function, rows, labels, first.dtype)
+        trained = check_rows(function, rows.indices, n, first)
         if options.lends:
             lent = RowTerms(*scores[1:4])
     elif rows is not None:
-        trained = check_rows(function, rows, n, logits)
+        trained = check_rows(function, rows, n, first)
     read, skipped = labels, ignore_index
     if state is None and trained is not None and lent is None:
         read, skipped = only(labels, trained, ignore_index)
-    targets = options.targets(logits.shape[-1])
-    plan = Rows(function, chosen, read, skipped, options.adjustment, targets, lent)
-    terms, values = differentiable_terms(logits, plan)
+    targets, product = options.targets(classes), len(inputs) > 1
+    plan = Rows(function, chosen, read, skipped, options.adjustment, targets, lent, product)
+    terms, values = differentiable_terms(plan, *inputs)
     if state is not None:
         if indices is None:
             indices = torch.arange(n, device=labels.device)

@@ -19,7 +19,8 @@ ROOT = "emp_kernels"
 PUBLIC: set[str] = set()  # every top-level module that no other floor names
 FLOORS = (
     {"_cpu", "_cuda", "kernels"},
-    {"keep", "options", "order_keys", "results", "similarities", "terms", "tiles", "validation"},
+    {"keep", "options", "order_keys", "results", "similarities", "terms", "term_tiles", "tiles"}
+    | {"validation"},
     {"backends"},
     {"ops"},
     {"gathering", "scoring", "selection"},

@@ -104,10 +104,11 @@ struct TermRows : RowKernel<S> {
     series = S::madd(z, series, S::set(0.13331442f));
     series = S::madd(z, series, S::set(-0.33333282f));
     const F small = S::madd(S::mul(x, z), series, x);
+    const auto is_large = S::not_less(size, S::set(kSmall));
+    if (S::count(is_large) == 0) return {zero, small, S::sub(k.one, S::mul(small, small))};
     // 1 - 2 e / (1 + e), e = exp(-2 |x|).
     const F e = exponential(k, S::max(S::set(-40.0f), S::mul(size, S::set(-2.0f))));
     const F w = S::div(k.one, S::add(k.one, e)), ew = S::mul(e, w);
-    const auto is_large = S::not_less(size, S::set(kSmall));
     const auto is_small = S::not_less(S::set(std::nextafterf(kSmall, 0.0f)), size);
     const auto positive = S::not_less(x, zero);
     const auto with_sign = [&](F y) __attribute__((always_inline)) {

@@ -82,8 +82,8 @@ _SERVED_BY = {
     "EMPState.update": "update_state",
     "distributed.score_vocab_parallel": "row_sums",
     "cross_entropy": "cross_entropy_backward",
-    "cross_entropy with options": "row_terms_backward",
     "log_prob_and_entropy": "row_terms_backward",
+    "linear_log_prob_and_entropy": "linear_terms_backward",
     "gather": "gather_rows",
     "linear_cross_entropy": "linear_cross_entropy_backward",
 }

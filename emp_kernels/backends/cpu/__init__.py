@@ -5,7 +5,12 @@ from typing import Any
 from . import native
 from .contrastive import score_contrastive
 from .gathering import gather_rows
-from .linear import linear_cross_entropy_backward, score_linear
+from .linear import (
+    linear_cross_entropy_backward,
+    linear_terms,
+    linear_terms_backward,
+    score_linear,
+)
 from .loss import cross_entropy, cross_entropy_backward
 from .native import DEVICE, DTYPES, SIMD_LEVELS, describe, require, serves_device
 from .pruning import plain_score_and_select, score_and_select
@@ -25,6 +30,8 @@ __all__ = [
     "draws",
     "gather_rows",
     "linear_cross_entropy_backward",
+    "linear_terms",
+    "linear_terms_backward",
     "plain_gather",
     "plain_score_and_select",
     "require",

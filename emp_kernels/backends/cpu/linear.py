@@ -3,6 +3,7 @@
 import torch
 
 from ...results import Scores
+from ...term_tiles import product_terms, term_gradients
 from ...tiles import Product, gradients
 from . import native
 from .native import DEVICE, raise_bad_label, readable_labels
@@ -52,6 +53,34 @@ def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scale
     """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients."""
     dtype = _product_dtype(hidden.dtype)
     return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, dtype)
+
+
+def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index, function):
+    """Terms (N,) of hidden (..., D) @ weight (C, D)ᵀ + bias (C,): a tile of the product at a time,
+    adjusted and reduced while it is in the cache."""
+    threads = torch.get_num_threads()
+    labels = dense_labels(labels)
+    bad = native.module.first_bad_label(labels, ignore_index, weight.shape[0])
+    if bad >= 0:
+        raise_bad_label(function, labels, bad, weight.shape[0])
+
+    def add(tile, rows, first, parts):
+        native.module.add_row_parts(tile, rows, first, parts, threads)
+
+    dtype = _product_dtype(hidden.dtype)
+    return product_terms(
+        hidden, weight, bias, labels, adjustment, targets, ignore_index, dtype, add
+    )
+
+
+def linear_terms_backward(
+    hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted
+):
+    """Gradients by hidden, weight and bias: term_tiles."""
+    dtype = _product_dtype(hidden.dtype)
+    return term_gradients(
+        hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted, dtype
+    )
 
 
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -7,7 +7,12 @@ and, on CUDA, never synchronises with the host except where a size must be read 
 from ...validation import FLOAT_DTYPES as DTYPES
 from .contrastive import score_contrastive
 from .gathering import gather_rows
-from .linear import linear_cross_entropy_backward, score_linear
+from .linear import (
+    linear_cross_entropy_backward,
+    linear_terms,
+    linear_terms_backward,
+    score_linear,
+)
 from .loss import cross_entropy_backward
 from .pruning import score_and_select
 from .sampler import draws, shuffle
@@ -23,6 +28,8 @@ __all__ = [
     "draws",
     "gather_rows",
     "linear_cross_entropy_backward",
+    "linear_terms",
+    "linear_terms_backward",
     "require",
     "row_sums",
     "row_terms",

@@ -3,6 +3,7 @@
 import torch
 
 from ...results import Scores
+from ...term_tiles import add_parts, product_terms, term_gradients
 from ...tiles import gradients
 from .scoring import CHUNK, checked_labels, row_statistics, scores_of
 
@@ -30,3 +31,21 @@ def score_linear(
 def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
     """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients in float64."""
     return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, torch.float64)
+
+
+def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index, function):
+    """Terms (N,) of hidden (..., D) @ weight (C, D)ᵀ + bias (C,): term_tiles in float64."""
+    labels = checked_labels(labels, weight.shape[0], ignore_index, function)
+    return product_terms(
+        hidden, weight, bias, labels, adjustment, targets, ignore_index, torch.float64, add_parts
+    )
+
+
+def linear_terms_backward(
+    hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted
+):
+    """Gradients by hidden, weight and bias: term_tiles in float64."""
+    return term_gradients(
+        hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted,
+        torch.float64,
+    )  # fmt: skip

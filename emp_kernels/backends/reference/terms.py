@@ -23,7 +23,7 @@ def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> Ro
         None if field[0] is None else torch.cat(field).to(dtype)
         for field in zip(*chunks, strict=True)
     ]
-    return RowTerms._make(fields)
+    return RowTerms(*fields)  # type: ignore[arg-type]
 
 
 def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets) -> torch.Tensor:

@@ -6,13 +6,19 @@ tensors: slowly, for tests.
 """
 
 from .contrastive import score_contrastive
-from .linear import linear_cross_entropy_backward, score_linear
+from .linear import (
+    linear_cross_entropy_backward,
+    linear_terms,
+    linear_terms_backward,
+    score_linear,
+)
 from .loss import cross_entropy_backward
 from .pruning import score_and_select
 from .runtime import DEVICE, DTYPES, describe, reading_memory, require, serves_device
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
+from .terms import row_terms, row_terms_backward
 
 __all__ = [
     "DEVICE",
@@ -20,8 +26,12 @@ __all__ = [
     "cross_entropy_backward",
     "describe",
     "linear_cross_entropy_backward",
+    "linear_terms",
+    "linear_terms_backward",
     "require",
     "row_sums",
+    "row_terms",
+    "row_terms_backward",
     "sample_statistics",
     "score",
     "score_and_select",

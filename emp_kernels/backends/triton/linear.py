@@ -3,6 +3,7 @@
 import torch
 
 from ...results import Scores
+from ...term_tiles import add_parts, product_terms, term_gradients
 from ...tiles import gradients
 from ...validation import check_label_range
 from . import runtime
@@ -29,3 +30,23 @@ def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scale
     """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients. How many rows
     are trained is read back."""
     return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, hidden.dtype)
+
+
+def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index, function):
+    """Terms (N,) of hidden (..., D) @ weight (C, D)ᵀ + bias (C,): term_tiles, whose tiles torch
+    makes and reduces. Where rows are ignored, how many count is read back."""
+    runtime.check_capability(hidden.device)
+    check_label_range(function, labels, weight.shape[0], ignore_index)
+    return product_terms(
+        hidden, weight, bias, labels, adjustment, targets, ignore_index, hidden.dtype, add_parts
+    )
+
+
+def linear_terms_backward(
+    hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted
+):
+    """Gradients by hidden, weight and bias: term_tiles. How many rows are trained is read back."""
+    return term_gradients(
+        hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted,
+        hidden.dtype,
+    )  # fmt: skip

@@ -19,11 +19,12 @@ OLDEST = (8, 0)  # the compute capability from which minima and maxima can propa
 contrastive: Any = None
 launch: Any = None
 launch_linear: Any = None
+launch_terms: Any = None
 
 
 def require() -> None:
     """Import the kernels; raise where Triton is missing or no GPU can run them."""
-    global contrastive, launch, launch_linear
+    global contrastive, launch, launch_linear, launch_terms
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -34,7 +35,7 @@ def require() -> None:
         newest = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
         if newest < OLDEST:
             raise Unavailable(_too_old(newest))
-    from ...kernels import contrastive, launch, launch_linear
+    from ...kernels import contrastive, launch, launch_linear, launch_terms
 
     if torch.version.hip is not None and not interpreted():  # they are NVIDIA's assembly in part
         raise Unavailable(NO_ROCM)
