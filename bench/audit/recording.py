@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-from emp_kernels.kernels import contrastive, launch, launch_linear
+from emp_kernels.kernels import contrastive, launch, launch_linear, launch_terms
 
 
 class Launch(NamedTuple):
@@ -45,7 +45,7 @@ def recording() -> Iterator[list[Launch]]:
     for module in (launch, launch_linear):
         kept.append((module, "processors", module.processors))
         module.processors = lambda device: 132
-    for module in (contrastive, launch, launch_linear):
+    for module in (contrastive, launch, launch_linear, launch_terms):
         for name, value in list(vars(module).items()):
             kernel = getattr(value, "function", value)
             if isinstance(kernel, triton.runtime.jit.JITFunction):

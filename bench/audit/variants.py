@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from emp_kernels.kernels import contrastive, launch, launch_linear, plan
+from emp_kernels.kernels import contrastive, launch, launch_linear, launch_terms, plan
+from emp_kernels.terms import Adjustment, Coefficients, RowTerms, Targets
 
 
 def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -44,6 +45,15 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
     for classes in (10, 32000):
         yield f"cross_entropy_backward C={classes}", gradient(1000, classes, bf16)
     yield "cross_entropy_backward of a shard C=32000", gradient(1000, 32000, bf16, shard=True)
+    for name, adjustment, kinds in (
+        ("z_loss", Adjustment(), ""),
+        ("temperature and entropy", Adjustment(torch.empty(1000)), "entropy"),
+        ("softcap, smoothing, class weights", Adjustment(1.0, 30.0), "weight"),
+        ("probabilities", Adjustment(), "probabilities"),
+    ):
+        for classes, dtype in ((1000, f32), (32000, bf16)):
+            title = f"terms C={classes} {name_of(dtype)} {name}"
+            yield title, terms(1000, classes, dtype, adjustment, kinds)
     for dtype in (bf16, f16, f32):
         yield f"score_linear D=4096 {name_of(dtype)}", product(4096, 4096, dtype)
     yield "score_linear D=1024 bias ignore", product(4096, 1024, bf16, bias=True, ignore=-100)
@@ -96,6 +106,26 @@ def gradient(n, classes, dtype, shard=False) -> Callable[[], Any]:
     labels = torch.empty(n, dtype=torch.int64)
     maximum = values if shard else None
     return lambda: launch.gradient(rows, labels, values, values, values, maximum)
+
+
+def terms(n, classes, dtype, adjustment, kinds) -> Callable[[], Any]:
+    """A forward and a backward launch with options; of probabilities one row stands for all."""
+    rows = launch.Rows(torch.empty(64, dtype=dtype), n, classes, n, 0, classes)
+    labels, values = torch.empty(n, dtype=torch.int64), torch.empty(n)
+    targets = None
+    if kinds == "weight":
+        targets = Targets(torch.empty(classes), None, 0.0, 0.1)
+    elif kinds == "probabilities":
+        targets = Targets(None, torch.empty(1, classes, dtype=dtype).expand(n, classes), 1.0, 0.0)
+    found = RowTerms(*[values] * 9)
+    entropy = values if kinds == "entropy" else None
+    by = Coefficients(values, entropy, None if targets is None else values, values)
+
+    def both() -> None:
+        launch_terms.terms(rows, labels, adjustment, targets, None)
+        launch_terms.gradient(rows, labels, found, by, adjustment, targets)
+
+    return both
 
 
 def product(n, depth, dtype, *, bias=False, ignore=None) -> Callable[[], Any]:

@@ -5,17 +5,27 @@ from typing import Any
 import torch
 
 from .launch import OPTIONS, Rows, _on
-from .launching import Kernel
-from .plan import power_of_two
+from .plan import layout_of, power_of_two
 from .terms import row_terms, terms_gradient
 
-terms_kernel, gradient_kernel = Kernel(row_terms), Kernel(terms_gradient)
-_TILE = 4096  # elements of a tile
+_TILE = 2048  # elements of a tile: eight a thread, for tanh and weights fill the registers
 
 
-def _cut(classes: int) -> dict[str, int]:
+def _cut(rows: Rows, probabilities: torch.Tensor | None) -> dict[str, int]:
+    """Rows and columns of a tile, and how many elements V can be loaded at a time."""
+    logits, classes = rows.logits, rows.classes
+    strides = rows.group_stride, rows.row_stride
+    vector, ragged = layout_of(logits.data_ptr(), *strides, classes, logits.element_size())
+    vector = 1 if ragged else vector
+    if probabilities is not None:
+        other, ragged = layout_of(
+            probabilities.data_ptr(), 0, probabilities.stride(0), classes,
+            probabilities.element_size(),
+        )  # fmt: skip
+        vector = 1 if ragged else min(vector, other)
     width = min(_TILE, power_of_two(max(1, classes)))
-    return {"ROWS": max(1, _TILE // (4 * width)), "WIDTH": width}
+    several = max(1, _TILE // 2 // width)
+    return {"V": vector, "ROWS": several, "WIDTH": width, "num_warps": several * width // 256 or 1}
 
 
 def _scales(adjustment: Any) -> tuple[Any, Any, float, float, float]:
@@ -51,16 +61,17 @@ def terms(
     highs, lows, high, low, to_cap = _scales(adjustment)
     weight, probabilities, stride, share, uniform = _weights(targets)
     out = torch.empty((9, n), dtype=torch.float32, device=rows.logits.device)
-    cut = _cut(rows.classes)
+    cut = _cut(rows, probabilities)
     with _on(rows.logits.device):
-        terms_kernel[(-(-n // cut["ROWS"]),)](
+        row_terms[(-(-n // cut["ROWS"]),)](
             rows.logits, labels.reshape(-1).contiguous(), highs, lows, weight, probabilities, out,
-            n, rows.per_group, rows.group_stride, rows.row_stride, stride, rows.classes,
-            ignore_index or 0, high, low, to_cap, share, uniform,
-            GROUPED=rows.group_stride != 0, IGNORE=ignore_index is not None,
+            n, rows.per_group, rows.group_stride, rows.row_stride, stride,
+            rows.classes // cut["V"], rows.classes, ignore_index or 0, high, low, to_cap, share,
+            uniform,
+            GROUPED=rows.grouped, IGNORE=ignore_index is not None,
             CAPPED=adjustment.softcap is not None, PER_ROW=highs is not None,
             TARGETS=targets is not None, WEIGHTED=weight is not None,
-            SOFT=probabilities is not None, **cut, num_warps=4, **OPTIONS,
+            SOFT=probabilities is not None, **cut, **OPTIONS,
         )  # fmt: skip
     return out.unbind()
 
@@ -76,21 +87,21 @@ def gradient(
         targets = None
     weight, probabilities, stride, share, uniform = _weights(targets)
     out = torch.empty((n, classes), dtype=rows.logits.dtype, device=rows.logits.device)
-    cut = _cut(classes)
+    cut = _cut(rows, probabilities)
     saved = [
         None if x is None else x.to(torch.float32).contiguous()
         for x in (found.loss, found.lse, found.maximum, found.above, found.mean, found.others)
     ]
     by = [None if x is None else x.to(torch.float32).contiguous() for x in coefficients]
     with _on(rows.logits.device):
-        gradient_kernel[(-(-n // cut["ROWS"]), -(-classes // cut["WIDTH"]))](
+        terms_gradient[(-(-n // cut["ROWS"]), -(-classes // cut["WIDTH"]))](
             rows.logits, labels.reshape(-1).contiguous(), highs, lows, weight, probabilities,
             *saved, *by, out, n, rows.per_group, rows.group_stride, rows.row_stride, stride,
-            classes, high, low, to_cap, share, uniform,
-            GROUPED=rows.group_stride != 0, CAPPED=adjustment.softcap is not None,
+            classes // cut["V"], classes, high, low, to_cap, share, uniform,
+            GROUPED=rows.grouped, CAPPED=adjustment.softcap is not None,
             PER_ROW=highs is not None, LENT=found.maximum is None,
             ENTROPY=coefficients.entropy is not None, TARGETS=targets is not None,
-            WEIGHTED=weight is not None, SOFT=probabilities is not None, **cut, num_warps=4,
+            WEIGHTED=weight is not None, SOFT=probabilities is not None, **cut,
             **OPTIONS,
         )  # fmt: skip
     return out

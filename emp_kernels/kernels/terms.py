@@ -10,25 +10,28 @@ from .row_results import label_of
 from .sums import NAN_WINS
 
 SIZES = ["n", "rows_per_group", "group_stride", "row_stride", "probability_stride", "classes"]
-SIZES += ["ignore_index"]
+SIZES += ["vectors", "ignore_index"]
 
 
 @triton.jit
-def starts_of(rows, rows_per_group, group_stride, row_stride, GROUPED: tl.constexpr):
+def starts_of(
+    rows, rows_per_group, group_stride, row_stride, V: tl.constexpr, GROUPED: tl.constexpr
+):
+    """Where rows start, at multiples of V."""
     start = rows * row_stride
     if GROUPED:
         start = rows // rows_per_group * group_stride + rows % rows_per_group * row_stride
-    return start
+    return tl.multiple_of(start, V)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def row_terms(
     logits, labels, highs, lows, weight, probabilities, out,
-    n, rows_per_group, group_stride, row_stride, probability_stride, classes, ignore_index,
+    n, rows_per_group, group_stride, row_stride, probability_stride, vectors, classes, ignore_index,
     high, low, to_cap, share, uniform,
-    GROUPED: tl.constexpr, IGNORE: tl.constexpr, CAPPED: tl.constexpr, PER_ROW: tl.constexpr,
-    TARGETS: tl.constexpr, WEIGHTED: tl.constexpr, SOFT: tl.constexpr, ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    V: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr, CAPPED: tl.constexpr,
+    PER_ROW: tl.constexpr, TARGETS: tl.constexpr, WEIGHTED: tl.constexpr, SOFT: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """out (9, N): loss, entropy, lse, target, total, others, maximum, above and mean of each row.
 
@@ -39,8 +42,8 @@ def row_terms(
     inside = rows < n
     y, known, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
     high, low = scales_of(highs, lows, high, low, rows, inside, PER_ROW)
-    start = starts_of(rows, rows_per_group, group_stride, row_stride, GROUPED)
-    probability_start = rows * probability_stride
+    start = starts_of(rows, rows_per_group, group_stride, row_stride, V, GROUPED)
+    probability_start = tl.multiple_of(rows * probability_stride, V)
     m = tl.full([ROWS], -INF, tl.float32)
     u = tl.zeros([ROWS], tl.float32)
     t = tl.zeros([ROWS], tl.float32)
@@ -53,7 +56,7 @@ def row_terms(
     label_total = tl.zeros([ROWS], tl.float32)
     for first in range(0, classes, WIDTH):
         columns = first + tl.arange(0, WIDTH)
-        mask = counts[:, None] & (columns < classes)[None, :]
+        mask = counts[:, None] & (columns < vectors * V)[None, :]
         z = tl.load(logits + start[:, None] + columns[None, :], mask=mask, other=-INF)
         z = z.to(tl.float32)
         new_m = tl.maximum(m, tl.max(tl.where(mask, z, -INF), 1))
@@ -134,11 +137,11 @@ def row_terms(
 def terms_gradient(
     logits, labels, highs, lows, weight, probabilities, loss, lse, maximum, above, mean, others,
     by_probability, by_entropy, by_target, rest_at, out,
-    n, rows_per_group, group_stride, row_stride, probability_stride, classes,
+    n, rows_per_group, group_stride, row_stride, probability_stride, vectors, classes,
     high, low, to_cap, share, uniform,
-    GROUPED: tl.constexpr, CAPPED: tl.constexpr, PER_ROW: tl.constexpr, LENT: tl.constexpr,
-    ENTROPY: tl.constexpr, TARGETS: tl.constexpr, WEIGHTED: tl.constexpr, SOFT: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    V: tl.constexpr, GROUPED: tl.constexpr, CAPPED: tl.constexpr, PER_ROW: tl.constexpr,
+    LENT: tl.constexpr, ENTROPY: tl.constexpr, TARGETS: tl.constexpr, WEIGHTED: tl.constexpr,
+    SOFT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """out (N, C) = (A p_j + B p_j (d_j - mean) - S q_j - L [j = y]) d a_j / d z_j; a row without a
     coefficient is zero and not read. LENT rows have a loss and an lse, no maximum."""
@@ -161,8 +164,8 @@ def terms_gradient(
     else:
         row_above = tl.load(above + rows, mask=trained, other=0.0)
         m = tl.load(maximum + rows, mask=trained, other=0.0)
-    start = starts_of(rows, rows_per_group, group_stride, row_stride, GROUPED)
-    mask = trained[:, None] & (columns < classes)[None, :]
+    start = starts_of(rows, rows_per_group, group_stride, row_stride, V, GROUPED)
+    mask = trained[:, None] & (columns < vectors * V)[None, :]
     z = tl.load(logits + start[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     m_whole, m_rest, _ = parts_of(m, to_cap, CAPPED)
     whole, small, slope = parts_of(z, to_cap, CAPPED)
@@ -173,8 +176,8 @@ def terms_gradient(
     g = a[:, None] * p
     if TARGETS:
         q, _ = weights_of(
-            weight, probabilities, rows * probability_stride, columns, mask, share, uniform,
-            WEIGHTED, SOFT,
+            weight, probabilities, tl.multiple_of(rows * probability_stride, V), columns, mask,
+            share, uniform, WEIGHTED, SOFT,
         )  # fmt: skip
         g -= s[:, None] * q
     if SOFT:  # at the maximum, where p may round to 1
@@ -195,5 +198,5 @@ def terms_gradient(
     if CAPPED:
         scale = high * to_cap
     g = tl.where(mask, g * slope * scale[:, None], 0.0)
-    target = out + (rows * classes)[:, None] + columns[None, :]
-    tl.store(target, g, mask=inside[:, None] & (columns < classes)[None, :])
+    target = out + tl.multiple_of(rows * classes, V)[:, None] + columns[None, :]
+    tl.store(target, g, mask=inside[:, None] & (columns < vectors * V)[None, :])
