@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 
 from . import backends
-from .compiling import outside_compiler
 from .options import check_adjustment
 from .results import LogProbs
 from .validation import check_ignore_index, check_labels, check_logits
 from .weighted_loss import Rows, differentiable_terms
 
 
-@outside_compiler
 def log_prob_and_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -34,8 +32,8 @@ def log_prob_and_entropy(
     and writes the gradient once. Of size N * C nothing is kept but the logits. Values and gradients
     keep their relative accuracy where a row is nearly certain.
 
-    Differentiable once by `logits`, by ``backward``. Under ``torch.compile`` the call is a graph
-    break. Autocast changes nothing.
+    Differentiable once by `logits`, by ``backward``. ``torch.compile`` takes the call as an
+    operator, also with ``fullgraph=True``. Autocast changes nothing.
 
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64: reference backend), any strides.
@@ -59,7 +57,9 @@ def log_prob_and_entropy(
     check_labels(function, labels, logits)
     ignore_index = check_ignore_index(function, ignore_index)
     adjustment = check_adjustment(function, temperature, softcap, labels)
-    chosen = backends.resolve(function, backend, logits)
-    rows = Rows(function, chosen, labels, ignore_index, adjustment)
+    chosen = None
+    if not torch.compiler.is_compiling():
+        chosen = backends.resolve(function, backend, logits)
+    rows = Rows(function, chosen, labels, ignore_index, adjustment, backend=backend)
     _, (loss, entropy, lse, _) = differentiable_terms(rows, logits)
     return LogProbs(*(x.reshape(labels.shape) for x in (-loss, entropy, lse)))

@@ -12,9 +12,10 @@ from . import backends
 from .distributed import vocab_parallel
 from .distributed.vocab_parallel import Shard
 from .gradient import EveryRow, Sharded, SomeRows, differentiable
-from .options import check_adjustment, check_options, check_targets
+from .options import LossOptions, check_adjustment, check_options, check_targets
 from .results import Scores, Selection
 from .state import EMPState, check_ids_of_rows
+from .terms import Adjustment
 from .trained_rows import check_reduction, check_rows, check_unremembered, lent_scores, only
 from .validation import check_ignore_index, check_logits, check_strided
 from .weighted_loss import loss_with_options
@@ -106,7 +107,12 @@ def cross_entropy(
         RuntimeError: the named backend is not available; differentiated twice; a rank of `group`
             died or did not call.
     """
-    run = _outside_compiler() if torch.compiler.is_compiling() else _cross_entropy
+    traced = torch.compiler.is_compiling()
+    alone = state is None and group is None and vocab_start is None
+    if traced and not (alone and (rows is None or isinstance(rows, torch.Tensor))):
+        run = _outside_compiler()
+    else:
+        run = _cross_entropy
     return run(
         logits,
         labels,
@@ -177,6 +183,19 @@ def _cross_entropy(
         probabilities=probabilities,
     )
     check_reduction(function, reduction)
+    if torch.compiler.is_compiling():
+        return loss_with_options(
+            function,
+            None,
+            (logits,),
+            labels,
+            logits.shape[-1],
+            options or LossOptions(Adjustment()),
+            rows=rows,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            backend=backend,
+        )
     n = labels.numel()
     leading = logits.shape[:-1]
     if len(leading) > 1 and isinstance(indices, torch.Tensor):

@@ -71,7 +71,8 @@ def check_adjustment(
             f"{function}: temperature must have the shape of labels {tuple(labels.shape)}, "
             f"got {tuple(temperature.shape)}"
         )
-    if temperature.is_cpu:  # elsewhere looking would wait for the device
+    # Elsewhere looking would wait for the device, or break a graph.
+    if temperature.is_cpu and not torch.compiler.is_compiling():
         bad = ~((temperature > 0) & (temperature < math.inf))
         if bad.any():
             value = float(temperature[bad][0])

@@ -11,9 +11,11 @@ with a few numbers a row again (``row_terms_backward``): nothing of size N * C i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+from .validation import as_int64
 
 
 class Adjustment(NamedTuple):
@@ -90,3 +92,53 @@ class Coefficients(NamedTuple):
     entropy: torch.Tensor | None
     target: torch.Tensor | None
     rest: torch.Tensor
+
+
+def coefficients_of(
+    terms: RowTerms,
+    targets: Targets | None,
+    labels: torch.Tensor,
+    ignore_index: int | None,
+    by_loss: torch.Tensor | None,
+    by_entropy: torch.Tensor | None,
+    by_lse: torch.Tensor | None,
+    by_target: torch.Tensor | None,
+) -> Coefficients | None:
+    """From the gradients by loss, entropy, lse and target: of each of them p_j - [j = y],
+    -p_j (d_j - mean), p_j and total p_j - q_j."""
+    if targets is None:
+        by_target = None
+    elif targets.probabilities is not None:
+        by_loss = None
+    if by_loss is by_entropy is by_lse is by_target is None:
+        return None
+    probability = rest = torch.zeros_like(terms.loss)
+    if by_lse is not None:
+        probability = rest = by_lse
+    if by_loss is not None:
+        probability = probability + by_loss
+    if by_target is not None and targets is not None:
+        assert terms.total is not None
+        probability = probability + _product(by_target, terms.total)
+        if targets.probabilities is None:  # total - q_y
+            others: Any = terms.total - targets.uniform
+            if targets.weight is not None:
+                classes = len(targets.weight)
+                y = as_int64(labels).reshape(-1).clamp(0, max(0, classes - 1))
+                weight = targets.weight
+                others = targets.uniform * (weight.sum(dtype=torch.float64) - weight.double()[y])
+            rest = rest + _product(by_target, others.to(rest.dtype))
+    entropy = None if by_entropy is None else -by_entropy
+    ignored = None
+    if ignore_index is not None:
+        ignored = as_int64(labels).reshape(-1) == ignore_index
+    fields = [
+        None if x is None else (x if ignored is None else x.masked_fill(ignored, 0.0))
+        for x in (probability, entropy, by_target, rest)
+    ]
+    return Coefficients(*fields)  # type: ignore[arg-type]
+
+
+def _product(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """scale * x, 0 where the scale is, whatever x holds."""
+    return torch.where(scale == 0, 0.0, scale * x)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
+from . import term_ops
 from .gradient import NotTwice, SomeRows
 from .options import LossOptions
 from .results import Scores, Selection
 from .state import EMPState
-from .terms import Adjustment, Coefficients, RowTerms, Targets
+from .terms import Adjustment, Coefficients, RowTerms, Targets, coefficients_of
 from .trained_rows import check_rows, check_unremembered, lent_scores, only
 from .validation import as_int64
 
@@ -23,19 +23,20 @@ class Rows(NamedTuple):
     backward; or, of a `product`, of hidden (..., D), weight (C, D) and bias (C,) or None.
 
     Attributes:
-        chosen: the backend.
+        chosen: the backend; None where the call is traced, whose operator chooses.
         labels: of the rows that are read; the others hold `ignore_index`.
         lent: terms that are known already: the forward pass then reads nothing.
     """
 
     function: str
-    chosen: ModuleType
+    chosen: Any
     labels: torch.Tensor
     ignore_index: int | None
     adjustment: Adjustment
     targets: Targets | None = None
     lent: RowTerms | None = None
     product: bool = False
+    backend: str | None = None  # what was asked for, for the operator that looks for it then
 
     def terms(self, *inputs: torch.Tensor | None) -> RowTerms:
         if self.lent is not None:
@@ -73,6 +74,12 @@ def differentiable_terms(
 ) -> tuple[RowTerms, tuple[torch.Tensor, ...]]:
     """The rows' terms, and their loss, entropy, lse and target (0 without Targets) again, (N,),
     differentiable once by the inputs; of rows with probabilities, the loss is not."""
+    if rows.chosen is None:  # traced
+        (logits,) = inputs
+        assert logits is not None
+        return term_ops.differentiable_terms(
+            logits, rows.labels, rows.adjustment, rows.targets, rows.ignore_index, rows.backend
+        )
     with torch.no_grad():
         terms = rows.terms(*inputs)
     return terms, _Terms.apply(rows, terms, *inputs)
@@ -96,62 +103,15 @@ class _Terms(torch.autograd.Function):
         inputs, terms = saved[: ctx.inputs], RowTerms(*saved[ctx.inputs :])
         found: Sequence[torch.Tensor | None] = [None] * ctx.inputs
         with torch.no_grad():
-            coefficients = coefficients_of(rows, terms, *gradients)
+            coefficients = coefficients_of(
+                terms, rows.targets, rows.labels, rows.ignore_index, *gradients
+            )
             if coefficients is not None:
                 found = rows.gradients(inputs, terms, coefficients, ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():  # create_graph=True
             origins = [x for x in (*inputs, *gradients) if x is not None]
             found = [x if x is None else NotTwice.apply(rows.function, x, *origins) for x in found]
         return (None, None, *found)
-
-
-def coefficients_of(
-    rows: Rows,
-    terms: RowTerms,
-    by_loss: torch.Tensor | None,
-    by_entropy: torch.Tensor | None,
-    by_lse: torch.Tensor | None,
-    by_target: torch.Tensor | None,
-) -> Coefficients | None:
-    """From the gradients by loss, entropy, lse and target: of each of them p_j - [j = y],
-    -p_j (d_j - mean), p_j and total p_j - q_j."""
-    targets = rows.targets
-    if targets is None:
-        by_target = None
-    elif targets.probabilities is not None:
-        by_loss = None
-    if by_loss is by_entropy is by_lse is by_target is None:
-        return None
-    probability = rest = torch.zeros_like(terms.loss)
-    if by_lse is not None:
-        probability = rest = by_lse
-    if by_loss is not None:
-        probability = probability + by_loss
-    if by_target is not None and targets is not None:
-        assert terms.total is not None
-        probability = probability + _product(by_target, terms.total)
-        if targets.probabilities is None:  # total - q_y
-            others: Any = terms.total - targets.uniform
-            if targets.weight is not None:
-                classes = len(targets.weight)
-                y = as_int64(rows.labels).reshape(-1).clamp(0, max(0, classes - 1))
-                weight = targets.weight
-                others = targets.uniform * (weight.sum(dtype=torch.float64) - weight.double()[y])
-            rest = rest + _product(by_target, others.to(rest.dtype))
-    entropy = None if by_entropy is None else -by_entropy
-    ignored = None
-    if rows.ignore_index is not None:
-        ignored = as_int64(rows.labels).reshape(-1) == rows.ignore_index
-    fields = [
-        None if x is None else (x if ignored is None else x.masked_fill(ignored, 0.0))
-        for x in (probability, entropy, by_target, rest)
-    ]
-    return Coefficients(*fields)  # type: ignore[arg-type]
-
-
-def _product(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """scale * x, 0 where the scale is, whatever x holds."""
-    return torch.where(scale == 0, 0.0, scale * x)
 
 
 def scores_of(terms: RowTerms, beta: float, rows: Rows) -> Scores:
@@ -224,7 +184,7 @@ def reduced(
 
 def loss_with_options(
     function: str,
-    chosen: ModuleType,
+    chosen: Any,
     inputs: Sequence[torch.Tensor | None],
     labels: torch.Tensor,
     classes: int,
@@ -235,6 +195,7 @@ def loss_with_options(
     rows: torch.Tensor | Selection | None = None,
     ignore_index: int | None,
     reduction: str,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """The loss of checked arguments, `indices` too, from the terms of each row of logits or, of
     hidden, weight and bias, of a product."""
@@ -253,7 +214,9 @@ def loss_with_options(
     if state is None and trained is not None and lent is None:
         read, skipped = only(labels, trained, ignore_index)
     targets, product = options.targets(classes), len(inputs) > 1
-    plan = Rows(function, chosen, read, skipped, options.adjustment, targets, lent, product)
+    plan = Rows(
+        function, chosen, read, skipped, options.adjustment, targets, lent, product, backend
+    )
     terms, values = differentiable_terms(plan, *inputs)
     if state is not None:
         if indices is None:

@@ -22,7 +22,7 @@ FLOORS = (
     {"keep", "options", "order_keys", "results", "similarities", "terms", "term_tiles", "tiles"}
     | {"validation"},
     {"backends"},
-    {"ops"},
+    {"ops", "term_ops"},
     {"gathering", "scoring", "selection"},
     PUBLIC,
     {ROOT},

@@ -404,7 +404,7 @@ def test_autocast_changes_nothing(backend):
     same_as_torch(got, expected, torch.bfloat16)
 
 
-def test_compiled_code_breaks_the_graph_at_the_call():
+def test_compiled_code_breaks_the_graph_at_a_call_with_a_state():
     logits, labels = rows(16, 5)
     state, want_state = emp.EMPState(16), emp.EMPState(16)
 

@@ -1,0 +1,92 @@
+"""The losses under torch.compile, without a graph break, and as operators."""
+
+import pytest
+import torch
+from test_loss_options import ALONE, TOGETHER, make, name_of
+
+import emp_kernels as emp
+
+CASES = [{}, ALONE[0], {"temperature": "random"}, *TOGETHER[-2:]]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def outcome(function, logits, labels, options):
+    leaf = logits.clone().requires_grad_()
+    result = function(leaf, labels, options)
+    (gradient,) = torch.autograd.grad(result, leaf)
+    return result.detach(), gradient
+
+
+@pytest.mark.parametrize("asked", CASES, ids=name_of)
+def test_cross_entropy_in_one_graph(asked, backend):
+    """Forward and backward, of batches of several sizes."""
+
+    def loss(z, labels, options):
+        return emp.cross_entropy(z * 2, labels, backend=backend, **options) + 1
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
+    for n in (16, 9):
+        logits, labels, options = make(n, 7, asked)
+        for got, want in zip(
+            outcome(compiled, logits, labels, options),
+            outcome(loss, logits, labels, options),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_rows_and_ignored_labels_in_one_graph(reduction, backend):
+    rows = torch.tensor([0, 5, 5, 3, 8])
+
+    def loss(z, labels, options):
+        return emp.cross_entropy(
+            z, labels, rows=rows, ignore_index=-1, reduction=reduction, backend=backend, **options
+        )
+
+    logits, labels, options = make(16, 7, {"label_smoothing": 0.1, "weight": "random"})
+    labels[5] = -1
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for got, want in zip(
+        outcome(compiled, logits, labels, options),
+        outcome(loss, logits, labels, options),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+
+
+def test_log_prob_and_entropy_in_one_graph(backend):
+    def objective(z, labels, options):
+        found = emp.log_prob_and_entropy(z, labels, backend=backend, ignore_index=-1, **options)
+        return (found.log_prob + 0.1 * found.entropy).sum() + found.lse.square().sum()
+
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True, dynamic=True)
+    for n in (16, 9):
+        logits, labels, options = make(n, 7, {"temperature": "random", "softcap": 5.0})
+        labels[3] = -1
+        for got, want in zip(
+            outcome(compiled, logits, labels, options),
+            outcome(objective, logits, labels, options),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_operators():
+    logits, labels, options = make(6, 5, {"temperature": "random", "weight": "random"})
+    weight, temperature = options["weight"], options["temperature"]
+    call = (logits.requires_grad_(), labels, 1.0, temperature, 4.0, True, weight, None, 0.0, 0.02)
+    torch.library.opcheck(torch.ops.emp_kernels.row_terms, (*call, None, None))
+    with torch.no_grad():
+        terms = list(torch.ops.emp_kernels.row_terms(*call, None, None))
+    one = torch.ones(6)
+    torch.library.opcheck(
+        torch.ops.emp_kernels.row_terms_backward,
+        (logits.detach(), labels, terms, one, one, one, one, *call[2:], None),
+    )
