@@ -148,8 +148,8 @@ def term_gradients(
 
     a, b, s, rest = (of_rows(x) for x in coefficients)
     if terms.maximum is None:  # lent
-        maximum, above, mean = torch.zeros((), dtype=wide), of_rows(terms.lse), None
-        maximum = maximum.to(hidden.device).expand(len(positions), 1)
+        zero = torch.zeros((), dtype=wide, device=hidden.device)
+        maximum, above, mean = zero.expand(len(positions), 1), of_rows(terms.lse), None
     else:
         maximum, above, mean = (of_rows(x) for x in (terms.maximum, terms.above, terms.mean))
     loss, lse = of_rows(terms.loss), of_rows(terms.lse)

@@ -177,7 +177,28 @@ def linear_cross_entropy():
         [HIDDEN, WEIGHT],
         lambda hidden, weight: emp.linear_cross_entropy(hidden, weight, LABELS, rows=PLACES),
     )
-    return found | {f"{name} of rows": x for name, x in rows.items()}
+    options = {"label_smoothing": 0.1, "z_loss": 1e-3, "temperature": 2.0, "softcap": 30.0}
+    optional = _with_gradient(
+        [HIDDEN, WEIGHT],
+        lambda hidden, weight: emp.linear_cross_entropy(
+            hidden, weight, LABELS, class_weight=CLASS_WEIGHT, **options
+        ),
+    )
+    return (
+        found
+        | {f"{name} of rows": x for name, x in rows.items()}
+        | {f"{name} with options": x for name, x in optional.items()}
+    )
+
+
+@call("linear_log_prob_and_entropy")
+def linear_log_prob_and_entropy():
+    def summed(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        options = {"temperature": 8.0, "ignore_index": -100}
+        found = emp.linear_log_prob_and_entropy(hidden, weight, PADDED, **options)
+        return found.entropy - found.log_prob
+
+    return _with_gradient([HIDDEN, WEIGHT], summed)
 
 
 @call("EMPState")

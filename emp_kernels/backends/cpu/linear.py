@@ -59,7 +59,7 @@ def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index
     """Terms (N,) of hidden (..., D) @ weight (C, D)ᵀ + bias (C,): a tile of the product at a time,
     adjusted and reduced while it is in the cache."""
     threads = torch.get_num_threads()
-    labels = dense_labels(labels)
+    labels = readable_labels(labels)
     bad = native.module.first_bad_label(labels, ignore_index, weight.shape[0])
     if bad >= 0:
         raise_bad_label(function, labels, bad, weight.shape[0])
