@@ -11,6 +11,7 @@ from .compiling import outside_compiler
 from .gradient import NotTwice, SomeRows
 from .options import check_adjustment, check_options
 from .results import LogProbs, Scores, Selection
+from .terms import scores_of
 from .trained_rows import check_reduction, check_rows, lent_scores, only
 from .validation import (
     check_beta,
@@ -31,6 +32,8 @@ def score_linear(
     *,
     bias: torch.Tensor | None = None,
     beta: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
+    softcap: float | None = None,
     ignore_index: int | None = None,
     backend: str | None = None,
 ) -> Scores:
@@ -50,7 +53,7 @@ def score_linear(
         weight: (C, D) of the same dtype.
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
         bias: (C,) of the same dtype, or None.
-        beta, ignore_index, backend: as in :func:`emp_kernels.score`.
+        beta, temperature, softcap, ignore_index, backend: as in :func:`emp_kernels.score`.
 
     Returns:
         Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd.
@@ -63,7 +66,14 @@ def score_linear(
     check_labels(function, labels, hidden, "hidden")
     beta = check_beta(function, beta)
     ignore_index = check_ignore_index(function, ignore_index)
+    adjustment = check_adjustment(function, temperature, softcap, labels)
     chosen = backends.resolve(function, backend, hidden)
+    if not adjustment.changes_nothing:
+        with torch.no_grad():
+            terms = chosen.linear_terms(
+                hidden, weight, labels, bias, adjustment, None, ignore_index, function
+            )
+        return scores_of(terms, beta, labels, ignore_index)
     scores: Scores = chosen.score_linear(hidden, weight, labels, bias, beta, ignore_index)
     return scores
 

@@ -2,8 +2,10 @@
 
 import torch
 
-from . import backends, ops
+from . import backends, ops, term_ops
+from .options import check_adjustment
 from .results import SampleStatistics, Scores
+from .terms import scores_of
 from .validation import check_beta, check_ignore_index, check_labels, check_logits
 
 
@@ -12,6 +14,8 @@ def score(
     labels: torch.Tensor,
     *,
     beta: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
+    softcap: float | None = None,
     ignore_index: int | None = None,
     backend: str | None = None,
 ) -> Scores:
@@ -30,6 +34,10 @@ def score(
             the inner stride is 1 and at most two leading dimensions do not collapse.
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
         beta: weight of the memory term, from -1e29 to 1e29.
+        temperature, softcap: scores are those of the adjusted logits
+            ``softcap * tanh(z / softcap) / temperature`` (without softcap ``z / temperature``),
+            computed inside the same read. temperature: a positive number, or float32 of the
+            labels' shape; softcap: a positive number, or None for none.
         ignore_index: rows with this label are not read: score -inf, everything else 0.
             None ignores nothing.
         backend: None for the fastest, or "reference", "cpu" or "triton".
@@ -47,6 +55,16 @@ def score(
     check_labels("score", labels, logits)
     beta = check_beta("score", beta)
     ignore_index = check_ignore_index("score", ignore_index)
+    if softcap is not None or type(temperature) is not float or temperature != 1.0:
+        adjustment = check_adjustment("score", temperature, softcap, labels)
+        if not adjustment.changes_nothing:
+            if torch.compiler.is_compiling():
+                found = (logits.detach(), labels, adjustment, None, ignore_index, backend)
+                terms, _ = term_ops.differentiable_terms(*found)
+            else:
+                chosen = backends.resolve("score", backend, logits)
+                terms = chosen.row_terms(logits, labels, adjustment, None, ignore_index, "score")
+            return scores_of(terms, beta, labels, ignore_index)
     if torch.compiler.is_compiling():
         return ops.score(logits, labels, beta, ignore_index, backend)
     return backends.resolve("score", backend, logits).score(logits, labels, beta, ignore_index)

@@ -154,6 +154,7 @@ def term_gradients(
         maximum, above, mean = (of_rows(x) for x in (terms.maximum, terms.above, terms.mean))
     loss, lse = of_rows(terms.loss), of_rows(terms.lse)
     at_label = (rest + a * torch.expm1(-loss)) + (lse - lse)  # NaN where a logit is +inf
+    above = torch.where(loss.isnan(), loss, above)  # a row without a loss has no gradient
     temperature = _temperature(adjustment, positions, wide)
 
     def of_tile(z: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:

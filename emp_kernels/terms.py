@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .results import Scores
 from .validation import as_int64
 
 
@@ -142,3 +143,15 @@ def coefficients_of(
 def _product(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """scale * x, 0 where the scale is, whatever x holds."""
     return torch.where(scale == 0, 0.0, scale * x)
+
+
+def scores_of(
+    terms: RowTerms, beta: float, labels: torch.Tensor, ignore_index: int | None
+) -> Scores:
+    """Scores of rows with labels (...), of their shape."""
+    loss, entropy, lse = (x.detach().reshape(labels.shape) for x in terms[:3])
+    score = loss + beta * entropy
+    score = torch.where(loss.isfinite() & entropy.isfinite(), score, torch.nan)
+    if ignore_index is not None:
+        score = score.masked_fill(as_int64(labels) == ignore_index, -torch.inf)
+    return Scores(score, loss, entropy, lse)

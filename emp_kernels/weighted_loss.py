@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +10,9 @@ import torch
 from . import term_ops
 from .gradient import NotTwice, SomeRows
 from .options import LossOptions
-from .results import Scores, Selection
+from .results import Selection
 from .state import EMPState
-from .terms import Adjustment, Coefficients, RowTerms, Targets, coefficients_of
+from .terms import Adjustment, Coefficients, RowTerms, Targets, coefficients_of, scores_of
 from .trained_rows import check_rows, check_unremembered, lent_scores, only
 from .validation import as_int64
 
@@ -114,17 +113,6 @@ class _Terms(torch.autograd.Function):
         return (None, None, *found)
 
 
-def scores_of(terms: RowTerms, beta: float, rows: Rows) -> Scores:
-    """Scores (N,) of rows whose loss is not lent."""
-    loss, entropy, lse = (x.detach() for x in terms[:3])
-    score = loss + beta * entropy
-    score = torch.where(loss.isfinite() & entropy.isfinite(), score, torch.nan)
-    if rows.ignore_index is not None:
-        ignored = as_int64(rows.labels).reshape(-1) == rows.ignore_index
-        score = score.masked_fill(ignored, -math.inf)
-    return Scores(score, loss, entropy, lse)
-
-
 def losses_of(rows: Rows, options: LossOptions, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Each row's loss with `options`, (N,), of the differentiable terms; NaN where a logit
     is +inf."""
@@ -221,7 +209,7 @@ def loss_with_options(
     if state is not None:
         if indices is None:
             indices = torch.arange(n, device=labels.device)
-        chosen.update_state(state, indices, scores_of(terms, state.beta, plan), function)
+        chosen.update_state(state, indices, scores_of(terms, state.beta, read, skipped), function)
     which = SomeRows.of(chosen, None, labels, trained, ignore_index, reduction)
     losses = losses_of(plan, options, values)
     found = reduced(losses, plan, options, labels, which.positions, which.counted, reduction)

@@ -90,3 +90,14 @@ def test_operators():
         torch.ops.emp_kernels.row_terms_backward,
         (logits.detach(), labels, terms, one, one, one, one, *call[2:], None),
     )
+
+
+def test_scores_of_adjusted_logits_in_one_graph(backend):
+    logits, labels, options = make(16, 7, {"temperature": "random", "softcap": 5.0})
+
+    def score(z):
+        return emp.score(z, labels, backend=backend, **options)
+
+    compiled = torch.compile(score, backend="aot_eager", fullgraph=True)
+    for got, want in zip(compiled(logits), score(logits), strict=True):
+        torch.testing.assert_close(got, want)

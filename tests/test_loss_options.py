@@ -363,6 +363,40 @@ def test_log_probs_with_all_gradients(adjustment, dtype, backend):
             assert not got[3].any()
 
 
+@pytest.mark.parametrize(
+    "asked", [{"temperature": 0.5}, {"temperature": "random", "softcap": 20.0}], ids=name_of
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scores_of_adjusted_logits(asked, dtype, backend):
+    logits, labels, options = make(24, 33, asked, dtype)
+    labels[3] = -7
+    given = {"beta": 0.5, "ignore_index": -7, "backend": backend}
+    found = emp.score(logits.requires_grad_(), labels, **given, **options)
+    truth = oracle.statistics(oracle.adjusted(logits, **options), labels, -7)
+    for name in ("loss", "entropy", "lse"):
+        want = getattr(truth, name)
+        np.testing.assert_allclose(oracle.to_float64(getattr(found, name)), want, rtol=1e-5)
+    assert found.score[3] == -INF
+    assert not found.score.requires_grad
+    score = truth.loss + 0.5 * truth.entropy
+    counted = ~truth.ignored
+    np.testing.assert_allclose(oracle.to_float64(found.score)[counted], score[counted], rtol=1e-5)
+    if isinstance(options["temperature"], torch.Tensor):
+        options["temperature"] = options["temperature"].view(4, 6)
+    shaped = emp.score(logits.view(4, 6, 33), labels.view(4, 6), **given, **options)
+    assert all(torch.equal(a.view(24), b) for a, b in zip(shaped, found, strict=True))
+    hidden, weight = logits.detach(), torch.eye(33, dtype=dtype)
+    linear = emp.score_linear(hidden, weight, labels.view(24), **given, **asked_of(options))
+    for ours, theirs in zip(linear, found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"^score: temperature must be positive"):
+        emp.score(logits, labels, temperature=0.0, **given)
+
+
+def asked_of(options):
+    return {k: v.reshape(-1) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+
+
 def test_columns_at_minus_infinity(backend):
     logits, labels, options = make(6, 9, {"probabilities": True})
     logits[:, 4] = -INF

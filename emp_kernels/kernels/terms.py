@@ -172,6 +172,10 @@ def terms_gradient(
     d = distance(
         whole, small, m_whole[:, None], m_rest[:, None], high[:, None], low[:, None], CAPPED
     )
+    if not SOFT:
+        y = tl.load(labels + rows, mask=trained, other=0).to(tl.int64)
+        row_loss = tl.load(loss + rows, mask=trained, other=0.0)
+        row_above = tl.where(row_loss != row_loss, row_loss, row_above)  # no loss: no gradient
     p = tl.exp(d - row_above[:, None])
     g = a[:, None] * p
     if TARGETS:
@@ -186,8 +190,6 @@ def terms_gradient(
         there = tl.where(row_above < 0.6, there, float("nan"))
         place = (z == m[:, None]) & (row_above < 0.6)[:, None]
     else:
-        y = tl.load(labels + rows, mask=trained, other=0).to(tl.int64)
-        row_loss = tl.load(loss + rows, mask=trained, other=0.0)
         there = rest + a * minus_one_plus_exp(-row_loss) + m * 0.0
         place = columns[None, :] == y[:, None]
     g = tl.where(place, there[:, None], g)
