@@ -36,10 +36,14 @@ class Rows(NamedTuple):
     lent: RowTerms | None = None
     product: bool = False
     backend: str | None = None  # what was asked for, for the operator that looks for it then
+    weighted_only: bool = False  # the loss alone is differentiated, of logits as they are
 
     def terms(self, *inputs: torch.Tensor | None) -> RowTerms:
         if self.lent is not None:
             return self.lent
+        if self.weighted_only:
+            scores = self.chosen.score(*inputs, self.labels, 1.0, self.ignore_index, self.function)
+            return RowTerms(*(x.reshape(-1) for x in scores[1:4]))
         options = self.adjustment, self.targets, self.ignore_index, self.function
         found: RowTerms
         if self.product:
@@ -56,15 +60,19 @@ class Rows(NamedTuple):
         coefficients: Coefficients,
         wanted: Sequence[bool],
     ) -> Sequence[torch.Tensor | None]:
-        made = terms, coefficients, self.adjustment, self.targets
+        if self.weighted_only:  # what each row's p - onehot is multiplied by
+            made = terms.loss, terms.lse, coefficients.probability
+            return (self.chosen.cross_entropy_backward(*inputs, self.labels, *made),)
+        options = self.adjustment, self.targets
         found: Sequence[torch.Tensor | None]
         if self.product:
             hidden, weight, bias = inputs
             found = self.chosen.linear_terms_backward(
-                hidden, weight, self.labels, bias, *made, wanted
+                hidden, weight, self.labels, bias, terms, coefficients, *options, wanted
             )
         else:
-            found = (self.chosen.row_terms_backward(*inputs, self.labels, *made),)
+            logits, labels = inputs[0], self.labels
+            found = (self.chosen.row_terms_backward(logits, labels, terms, coefficients, *options),)
         return found
 
 
@@ -205,6 +213,9 @@ def loss_with_options(
     plan = Rows(
         function, chosen, read, skipped, options.adjustment, targets, lent, product, backend
     )
+    as_given = options.adjustment.changes_nothing and targets is None and options.z_loss == 0.0
+    if as_given and not product and chosen is not None:  # the kernels of the plain loss
+        plan = plan._replace(weighted_only=True)
     terms, values = differentiable_terms(plan, *inputs)
     if state is not None:
         if indices is None:
