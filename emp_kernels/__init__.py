@@ -5,6 +5,7 @@ keeps the scores over epochs, selects the exact top k and gathers the kept rows.
 """
 
 from . import distributed
+from .cautions import EMPWarning
 from .contrastive import score_contrastive
 from .dataset import IndexedDataset
 from .diagnostics import Diagnostics
@@ -26,6 +27,7 @@ __all__ = [
     "Diagnostics",
     "EMPSampler",
     "EMPState",
+    "EMPWarning",
     "HiddenFeatures",
     "IndexedDataset",
     "LogProbs",

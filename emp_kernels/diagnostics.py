@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .cautions import EMPWarning
+
 if TYPE_CHECKING:
     from .state import EMPState
 
@@ -89,7 +91,7 @@ def diagnose(state: EMPState) -> Diagnostics:
     warning = _collapse(windows)
     if warning is not None and not state.warned:
         state.warned = True
-        warnings.warn(f"EMPState: {warning}", UserWarning, stacklevel=3)
+        warnings.warn(f"EMPState: {warning}", EMPWarning, stacklevel=3)
     return Diagnostics(
         never_seen=1 - num_seen / state.num_samples if state.num_samples else 0.0,
         median_age=float(ages.median()) if num_seen else nan,
@@ -131,17 +133,23 @@ def _churns(windows: torch.Tensor) -> str | None:
 
 
 def _stuck(windows: torch.Tensor) -> str | None:
-    """Whether the windows after the first drew the same samples, to no avail."""
+    """Whether the windows after the first drew the same samples, or samples without a score, to no
+    avail."""
     share, overlap, loss, never_seen = windows.unbind(1)
-    if (share > _PRUNED).any() or not (overlap[1:] > _STUCK).all() or loss[-1] < loss[0]:
+    if (share > _PRUNED).any():
         return None
+    same = bool((overlap[1:] > _STUCK).all()) and bool(loss[-1] >= loss[0])
+    waiting = bool((never_seen == never_seen[0]).all()) and bool(never_seen[0] > 0)
     again = f"{overlap[-1]:.0%} of a selection was in the one before"
-    if never_seen[-1] > 0 and never_seen[-1] == never_seen[0]:
+    # Where more wait for a score than are drawn, all that is drawn is of them.
+    if waiting and (same or never_seen[0] >= share.max()):
         return (
-            f"the same samples are drawn again and again: {again}, and {never_seen[-1]:.0%} of all "
-            "samples stay without a score: what is trained must reach the state; pass it and "
-            "indices= to emp.cross_entropy or emp.score_and_select"
+            f"what is drawn does not reach the state: {again}, and {never_seen[-1]:.0%} of all "
+            "samples stay without a score, which are drawn first; pass the state and indices= to "
+            "emp.cross_entropy or emp.score_and_select"
         )
+    if not same:
+        return None
     return (
         f"hard selection is collapsing: it draws the same samples again and again, {again}, and "
         f"the mean loss of all samples went from {loss[0]:.3g} to {loss[-1]:.3g} nats: what is "

@@ -8,8 +8,9 @@ import torch
 
 from . import backends
 from .epochs import Epoch
-from .keep import Keep
+from .keep import Keep, kept_count
 from .loaders import Hold, asking
+from .loop_checks import check_loader
 from .selection import select
 from .state import EMPState
 
@@ -63,6 +64,19 @@ def _gumbel(state: EMPState, keep: Keep, stream: int) -> Chosen:
 SAMPLINGS: dict[str, Callable[[EMPState, Keep, int], Chosen]] = {"top": _top, "gumbel": _gumbel}
 
 
+def chosen(state: EMPState, keep: Keep, sampling: str, stream: int) -> Chosen:
+    """What a pruned epoch draws. Where more samples were never seen than are kept, nothing tells
+    them apart but their ids, and data sets are often sorted by class: `stream` chooses among them.
+    """
+    unseen = (state.score == torch.inf).nonzero()[:, 0]
+    count = kept_count(keep, state.num_samples)
+    if len(unseen) <= count:
+        return SAMPLINGS[sampling](state, keep, stream)
+    generator = torch.Generator().manual_seed(stream)
+    keys = torch.rand(len(unseen), generator=generator, dtype=torch.float32, device="cpu")
+    return unseen.cpu()[select(keys, count)], None
+
+
 def shuffled(ids: torch.Tensor, stream: int) -> torch.Tensor:
     """Ids (K,) int64 on the CPU in a random order."""
     order: torch.Tensor = backends.resolve("EMPSampler", None, ids).shuffle(ids, stream)
@@ -75,6 +89,8 @@ def iterator_of(epoch: Epoch, state: EMPState, ended: Callable[[], None]) -> Ite
     No line of Python runs for an id.
     """
     loader = asking()
+    if loader is not None:
+        check_loader(loader, state)
 
     def begin(position: int) -> torch.Tensor | None:
         if position == 0:

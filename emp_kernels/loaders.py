@@ -16,6 +16,7 @@ from typing import Any
 _ASKS = "_next_index"  # the method in which a loader's iterator draws
 _BEGIN = frozenset({_ASKS, "_reset", "__init__"})  # those in which it may begin to
 _UNDELIVERED = "_task_info"  # of batches that worker processes make: a dictionary
+_DATASET = "_dataset"
 _WORKERS, _SHUT = "_num_workers", "_shutdown"
 _FINISHED = "_finished"  # torchdata's: its loader keeps an iterator that has told its end
 _DEPTH = 24  # frames between a sampler and its loader: batch samplers, wrapped ones
@@ -77,3 +78,19 @@ class Hold:
         if getattr(loader, _WORKERS, 0):
             return bool(getattr(loader, _SHUT, False))
         return gone
+
+
+def dataset_of(loader: Any) -> Any:
+    """The data set of a loader's iterator; None where there is no telling."""
+    return getattr(loader, _DATASET, None)
+
+
+def prefetches(hold: Hold) -> bool:
+    """Whether worker processes hold ids that were drawn and not handed over to a loop that goes on,
+    so that a count of what is drawn is not one of what is trained."""
+    return bool(hold.held and hold.undelivered and getattr(hold.loader, _WORKERS, 0))
+
+
+def asked_by_loader() -> bool:
+    """Whether the caller's caller's caller is torchdata's loader."""
+    return str(sys._getframe(3).f_globals.get("__name__")).startswith("torchdata.")

@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import Sampler
 
 from . import distributed
-from .drawing import SAMPLINGS, SHUFFLED, iterator_of, shuffled, stream_of
+from .drawing import SAMPLINGS, SHUFFLED, chosen, iterator_of, shuffled, stream_of
 from .epochs import Epochs
 from .keep import Keep, check_keep_of, kept_count
+from .loop_checks import Writes, check_keep_of_one, check_not_wrapped, check_position
 from .orders import Order, loaded_order, saved_order
 from .state import EMPState
 from .validation import check_int, check_size, check_snapshot
@@ -25,8 +26,8 @@ class EMPSampler(Sampler[int]):
 
     An epoch's order is fixed when ``__iter__`` is called, from (seed, epoch, state): the ids of
     ``state.select(keep)``, never-seen samples first among them (or, with `sampling`, a random draw
-    by score), in an order that `seed` and the epoch's number give. No global random generator is
-    used.
+    by score), in an order that `seed` and the epoch's number give. Where more samples were never
+    seen than are kept, those two choose among them, too. No global random generator is used.
 
     Epochs, from 0 on, follow one another: an iterator that is drawn to its end is followed by the
     next epoch's. One that is dropped earlier is followed by the same epoch again, chosen by the
@@ -41,7 +42,8 @@ class EMPSampler(Sampler[int]):
     batches of B draw what one process with batches of R * B would.
 
     `selections` of the state counts each id as it is drawn (on an accelerator: up to 1023 ids
-    ahead). Ids that worker processes have prefetched are drawn.
+    ahead). Ids that worker processes have prefetched are drawn. A loop that trains the wrong thing
+    without an error (no scores written, another data set's state) is told in an EMPWarning.
 
     Args:
         state: of the data set's size; its scores choose the ids.
@@ -98,7 +100,7 @@ class EMPSampler(Sampler[int]):
         if not isinstance(state, EMPState):
             raise TypeError(f"{function}: state must be an EMPState, got {type(state).__name__}")
         self.state = state
-        self.keep = check_keep_of(function, keep, state.num_samples)
+        self.keep = check_keep_of_one(check_keep_of(function, keep, state.num_samples), state)
         if not isinstance(sampling, str):
             raise TypeError(f"{function}: sampling must be a str, got {type(sampling).__name__}")
         if sampling not in SAMPLINGS:
@@ -131,6 +133,7 @@ class EMPSampler(Sampler[int]):
             )
         self.num_replicas, self.rank = distributed.ranks(function, num_replicas, rank)
         self._epochs = Epochs(self.num_replicas, self.rank, drop_last)
+        self._writes = Writes()
 
     @property
     def epoch(self) -> int:
@@ -155,6 +158,7 @@ class EMPSampler(Sampler[int]):
         A loader with ``persistent_workers`` holds its iterator from one epoch to the next:
         :meth:`epoch_length` knows any epoch's.
         """
+        check_not_wrapped()
         return self._length(self._epochs.current)
 
     def epoch_length(self, epoch: int) -> int:
@@ -197,6 +201,7 @@ class EMPSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         epoch = self._epochs.begin(self._order)
+        self._writes.begin(epoch, self.state)
 
         def ended() -> None:
             if epoch is self._epochs.running:
@@ -214,7 +219,7 @@ class EMPSampler(Sampler[int]):
         if self._draws_all(epoch):
             ids = torch.arange(self.state.num_samples, device="cpu")
         else:
-            ids, weights = SAMPLINGS[self.sampling](self.state, self.keep, stream)
+            ids, weights = chosen(self.state, self.keep, self.sampling, stream)
         return Order(epoch, shuffled(ids, stream) if self.shuffle else ids, weights=weights)
 
     def _draws_all(self, epoch: int) -> bool:
@@ -244,7 +249,9 @@ class EMPSampler(Sampler[int]):
             TypeError: `position` is no int.
             ValueError: it is negative.
         """
-        if position is not None:
+        if position is None:
+            check_position(self._epochs.running, self.state)
+        else:
             position = check_size("EMPSampler.state_dict", "position", position)
         epoch, order, drawn = self._epochs.snapshot(position)
         return {
@@ -277,10 +284,11 @@ class EMPSampler(Sampler[int]):
             )
         epoch = _checked(function, state_dict["epoch"])
         self._epochs.restore(epoch, loaded_order(function, state_dict, epoch, size))
+        self._writes = Writes()
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the copy goes on where this sampler is."""
-        return self.__dict__ | {"_epochs": self._epochs.copy()}
+        return self.__dict__ | {"_epochs": self._epochs.copy(), "_writes": Writes()}
 
 
 def _checked(function: str, epoch: int) -> int:

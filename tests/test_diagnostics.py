@@ -133,9 +133,19 @@ def test_scores_that_do_not_reach_the_state_are_noticed():
     state = emp.EMPState(20)
     sampler = emp.EMPSampler(state, 0.3, warmup_epochs=0)
     for _ in range(4):
-        assert sorted(sampler) == list(range(6))
-    with pytest.warns(UserWarning, match="samples stay without a score.*pass it and indices="):
+        list(sampler)
+    with pytest.warns(emp.EMPWarning, match="samples stay without a score.*pass the state and ind"):
         state.diagnostics()
+
+
+def test_samples_that_never_get_a_score_are_no_collapse():
+    """Few that are broken are drawn in each epoch; the others are trained."""
+    state = emp.EMPState(20)
+    sampler = emp.EMPSampler(state, 0.3, warmup_epochs=0)
+    for epoch in range(9):
+        ids = torch.tensor([i for i in sampler if i > 1])
+        state.update(ids, losses(len(ids), loss=torch.full((len(ids),), 9.0 - epoch)))
+        assert quietly(state).warning is None
 
 
 def train(protocol, keep, wrong_labels, epochs=20):

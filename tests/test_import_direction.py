@@ -19,8 +19,8 @@ ROOT = "emp_kernels"
 PUBLIC: set[str] = set()  # every top-level module that no other floor names
 FLOORS = (
     {"_cpu", "_cuda", "kernels"},
-    {"keep", "options", "order_keys", "results", "similarities", "terms", "term_tiles", "tiles"}
-    | {"validation"},
+    {"cautions", "keep", "options", "order_keys", "results", "similarities", "terms"}
+    | {"term_tiles", "tiles", "validation"},
     {"backends"},
     {"ops", "term_ops"},
     {"gathering", "scoring", "selection"},

@@ -20,13 +20,14 @@ DATA = torch.Generator().manual_seed(20)
 
 
 def public_names() -> list[str]:
-    """What users call: the names of emp_kernels and of its public modules, but for result types."""
+    """What users call: the names of emp_kernels and of its public modules, but for the types of
+    results and warnings."""
     names = []
     for name in emp.__all__:
         value = getattr(emp, name)
         if isinstance(value, ModuleType):
             names += [f"{name}.{function}" for function in value.__all__]
-        elif not hasattr(value, "_fields"):
+        elif not hasattr(value, "_fields") and name != "EMPWarning":
             names.append(name)
     return names
 
