@@ -24,8 +24,10 @@ def check_keep(function: str, keep: Keep) -> Keep:
         if count < 1:
             raise ValueError(f"{function}: keep must be at least 1 when it is an int, got {keep}")
         return count
+    ids = hasattr(keep, "__len__") and function == "score_and_select"  # as its fourth argument
+    instead = " (sample ids are passed by name, indices=ids)" if ids else ""
     raise TypeError(
-        f"{function}: keep must be a float in (0, 1] or an int, got {type(keep).__name__}"
+        f"{function}: keep must be a float in (0, 1] or an int{instead}, got {type(keep).__name__}"
     )
 
 

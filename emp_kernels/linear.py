@@ -56,7 +56,8 @@ def score_linear(
         beta, temperature, softcap, ignore_index, backend: as in :func:`emp_kernels.score`.
 
     Returns:
-        Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd.
+        Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd
+        (:func:`linear_cross_entropy` is the loss that carries a gradient).
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`emp_kernels.score`.

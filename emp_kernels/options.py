@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from .cautions import caution
 from .terms import Adjustment, Targets
 from .validation import (
+    BINARY,
     FLOAT_DTYPES,
     INTEGER_DTYPES,
     check_labels,
@@ -128,9 +130,10 @@ def check_targets(
         and labels.shape == logits.shape
     ):
         if isinstance(labels, torch.Tensor) and labels.dtype not in INTEGER_DTYPES:
+            one = f" ({BINARY})" if logits.shape[-1] == 1 else ""
             raise TypeError(
                 f"{function}: labels must have an integer dtype, or be probabilities of the shape "
-                f"of logits {tuple(logits.shape)}, got {describe(labels)}"
+                f"of logits {tuple(logits.shape)}{one}, got {describe(labels)}"
             )
         check_labels(function, labels, logits)
         return labels, None
@@ -141,6 +144,13 @@ def check_targets(
             f"got {ignore_index}"
         )
     classes = labels.shape[-1]
+    if classes == 1:
+        caution(
+            f"{function}: the softmax of one column is 1, whatever it holds, and nothing is "
+            f"trained: {BINARY}, and probabilities of both",
+            check_targets,
+            function,
+        )
     rows = labels.detach().reshape(logits.shape[:-1].numel(), classes)
     if classes > 1 and rows.stride(1) != 1:
         rows = rows.contiguous()

@@ -43,8 +43,10 @@ def score(
         backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
-        Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd. An
-        invalid row (loss or entropy not finite) has score NaN.
+        Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd:
+        :func:`emp_kernels.cross_entropy` is the loss that carries a gradient, and
+        :func:`emp_kernels.log_prob_and_entropy` the entropy that does. An invalid row
+        (loss or entropy not finite) has score NaN.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -93,7 +95,8 @@ def sample_statistics(
 
     Returns:
         SampleStatistics(loss, entropy, lse, confidence, el2n, margin, correct) of the labels'
-        shape; ignored rows are 0 and False, margin is +inf when C = 1.
+        shape, without autograd, as of :func:`score`; ignored rows are 0 and False, margin is +inf
+        when C = 1.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`score`.

@@ -286,9 +286,11 @@ def check_ids_of_rows(
         )
     check_same_device(function, "state", state.score, "logits", logits)
     if indices is None and state.num_samples != n:
+        behind = "; by name, behind keep" if function == "score_and_select" else ""
         raise ValueError(
-            f"{function}: pass indices= (the ids of the {rows}): without them the state must hold "
-            f"exactly the {n} {rows} of logits, got a state of {state.num_samples} samples"
+            f"{function}: pass indices= (the ids of the {rows}{behind}): without them the state "
+            f"must hold exactly the {n} {rows} of logits, got a state of {state.num_samples} "
+            "samples"
         )
     if recomputing():
         return EMPState(n, beta=state.beta, device=logits.device), None

@@ -43,7 +43,13 @@ def select_tokens(
         raise ValueError(f"{function}: per must be one of {', '.join(PER)}, got {per!r}")
     if logits.dim() != 3:
         shapes = "(N, C) or (B, T, C)" if per == "all" else f"(B, T, C) where per is {per!r}"
-        raise ValueError(f"{function}: logits must have shape {shapes}, got {tuple(logits.shape)}")
+        images = ""
+        shape = labels.shape if isinstance(labels, torch.Tensor) else None
+        if logits.dim() > 3 and shape == (len(logits), *logits.shape[2:]):
+            images = " (classes last and positions flat, as logits.movedim(1, -1).flatten(0, -2))"
+        raise ValueError(
+            f"{function}: logits must have shape {shapes}{images}, got {tuple(logits.shape)}"
+        )
     check_labels(function, labels, logits)
     sequences, length = labels.shape
     n = sequences if per == "sequence" else sequences * length

@@ -14,6 +14,7 @@ import torch
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 LARGEST_BETA = 1e29
+BINARY = "binary classification needs two columns, torch.stack([torch.zeros_like(z), z], -1)"
 INTEGER_DTYPES = frozenset(
     {torch.int64, torch.int32, torch.int16, torch.int8}
     | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
@@ -104,9 +105,8 @@ def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> N
     if type(logits) is not torch.Tensor or not strided:
         _refuse_unusual(function, name, logits)
     if logits.dim() < 2:
-        raise ValueError(
-            f"{function}: {name} must have shape (N, C) or (..., C), got {tuple(logits.shape)}"
-        )
+        shapes = "(N, C) or (..., C)" + f" ({BINARY})" * (name == "logits")
+        raise ValueError(f"{function}: {name} must have shape {shapes}, got {tuple(logits.shape)}")
 
 
 def check_labels(
@@ -116,7 +116,8 @@ def check_labels(
     if not isinstance(labels, torch.Tensor):
         raise TypeError(f"{function}: labels must be a torch.Tensor, got {type(labels).__name__}")
     if labels.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"{function}: labels must have an integer dtype, got {labels.dtype}")
+        one = f" ({BINARY})" if logits.shape[-1] == 1 else ""
+        raise TypeError(f"{function}: labels must have an integer dtype{one}, got {labels.dtype}")
     strided = labels.layout is torch.strided and not labels.is_nested
     if type(labels) is not torch.Tensor or not strided or transforming() is not None:
         _refuse_unusual(function, name, logits)
@@ -126,10 +127,19 @@ def check_labels(
     alike = len(shape) == 1 and len(whole) == 2 and shape[0] == whole[0]
     if not alike and shape != whole[:-1]:
         raise ValueError(
-            f"{function}: labels must have the leading shape of {name} {tuple(whole[:-1])}, "
-            f"got {tuple(shape)}"
+            f"{function}: labels must have the leading shape of {name} {tuple(whole[:-1])}"
+            f"{_other_shape(shape, whole, name)}, got {tuple(shape)}"
         )
     check_same_device(function, "labels", labels, name, logits)
+
+
+def _other_shape(shape: torch.Size, whole: torch.Size, name: str) -> str:
+    """What to do about labels of `shape` beside logits of the shape `whole`, where it is plain."""
+    if shape == (*whole[:-1], 1):
+        return " (pass labels.squeeze(-1))"
+    if len(whole) > 2 and shape == (whole[0], *whole[2:]):
+        return f" (classes come last: pass {name}.movedim(1, -1))"
+    return ""
 
 
 def check_scores(
@@ -277,7 +287,8 @@ def _first_outside(values: torch.Tensor, stop: int, ignored: int | None) -> int 
 
 
 def raise_label_out_of_range(function: str, row: int, label: int, classes: int) -> NoReturn:
-    raise ValueError(f"{function}: labels must be in [0, {classes}), got {label} in row {row}")
+    one = f" ({BINARY})" if classes == 1 else ""
+    raise ValueError(f"{function}: labels must be in [0, {classes}){one}, got {label} in row {row}")
 
 
 def raise_id_out_of_range(

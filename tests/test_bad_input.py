@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import emp_kernels as emp
+from emp_kernels import cautions
+from emp_kernels.options import check_targets
 
 INF = float("inf")
 BIG = 2**63
@@ -454,3 +456,86 @@ def test_unknown_backends(function):
         refuses(ValueError, function, arguments, f"backend {WORDING}", backend=name)
     for name in (3, True, ["cpu"], torch.device("cpu"), {"cpu": 1}):
         refuses(TypeError, function, arguments, f"backend {WORDING}", backend=name)
+
+
+# ---- mistakes whose mend is plain, and said
+
+
+HINTS = {
+    "one column": ({"logits": torch.zeros(5, 1), "labels": torch.tensor([0, 0, 1, 0, 1])},
+                   ValueError, r"labels must be in \[0, 1\) \(binary .* two columns.*got 1 in row"),
+    "one column, floating labels": (
+        {"logits": torch.zeros(5, 1), "labels": torch.ones(5)},
+        TypeError, r"labels must have an integer dtype \(binary .*two columns.*got torch.float32"),
+    "no column": ({"logits": torch.zeros(5)},
+                  ValueError, r"logits must have shape .*binary .*two columns.*torch\.stack"),
+    "labels (N, 1)": ({"labels": torch.zeros(5, 1, dtype=torch.int64)},
+                      ValueError, r"labels must .* \(pass labels\.squeeze\(-1\)\), got \(5, 1\)"),
+    "classes in the middle": (
+        {"logits": torch.zeros(2, 4, 3), "labels": torch.zeros(2, 3, dtype=torch.int64),
+         "indices": None, "state": None},
+        ValueError, r"labels must .*\(classes come last: pass logits\.movedim\(1, -1\)\), got"),
+    "images": (
+        {"logits": torch.zeros(2, 4, 3, 6), "labels": torch.zeros(2, 3, 6, dtype=torch.int64),
+         "indices": None, "state": None},
+        ValueError, r"(labels|logits) must .*\(classes .*last.*logits\.movedim\(1, -1\).*, got"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HINTS)
+@pytest.mark.parametrize("function", SCORING)
+def test_what_is_plainly_meant_is_said(function, case, backend):
+    changes, error, message = HINTS[case]
+    changes = {name: x for name, x in changes.items() if name in good_call(function)}
+    spoilt(function, backend, error, message, **changes)
+
+
+@pytest.mark.parametrize("case", HINTS)
+def test_the_loss_says_what_is_plainly_meant(case):
+    changes, error, message = HINTS[case]
+    arguments = good_call("score") | {x: changes[x] for x in ("logits", "labels") if x in changes}
+    if case == "one column, floating labels":
+        message = r"labels must .*probabilities .*\(binary .*two columns.*got torch.float32"
+    refuses(error, "cross_entropy", {x: arguments[x] for x in ("logits", "labels")}, message)
+
+
+def test_the_mends_serve():
+    """What the errors say to pass is taken, and is meant."""
+    z, y = torch.tensor([0.3, -2.0, 1.0]), torch.tensor([0, 1, 1])
+    loss = emp.cross_entropy(torch.stack([torch.zeros_like(z), z], -1), y)
+    want = torch.nn.functional.binary_cross_entropy_with_logits(z, y.float())
+    torch.testing.assert_close(loss, want)
+    images, masks = torch.randn(2, 4, 3, 6), torch.randint(4, (2, 3, 6))
+    loss = emp.cross_entropy(images.movedim(1, -1), masks)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(images, masks))
+
+
+def test_probabilities_of_one_column_train_nothing():
+    cautions._told.pop(check_targets, None)
+    logits = torch.zeros(5, 1, requires_grad=True)
+    with pytest.warns(
+        emp.EMPWarning, match="of one column .* binary classification needs two"
+    ) as got:
+        emp.cross_entropy(logits, torch.ones(5, 1)).backward()
+    assert [warning.filename for warning in got] == [__file__]
+    assert not logits.grad.any()
+
+
+def test_ids_in_the_place_of_keep(backend):
+    arguments = good_call("score_and_select")
+    ids = arguments["indices"]
+    message = r"keep must .*\(sample ids are passed by name, indices=ids\), got "
+    for wrong in (ids, ids.tolist(), ids.numpy()):
+        spoilt("score_and_select", backend, TypeError, message, keep=wrong, indices=None)
+    message = r"pass indices= \(the ids of the rows; by name, behind keep\)"
+    spoilt("score_and_select", backend, ValueError, message, indices=None)
+    with pytest.raises(TypeError) as caught:
+        emp.select(torch.zeros(5), ids)
+    assert "indices" not in str(caught.value)
+
+
+def test_a_backend_that_does_not_score_names_those_that_do():
+    for function in SCORING:
+        message = f"backend 'cuda' does not offer {function}; pass 'reference', 'cpu', 'triton' or"
+        with pytest.raises(RuntimeError, match=f"^{function}: {message} backend=None$"):
+            getattr(emp, function)(**good_call(function), backend="cuda")

@@ -56,10 +56,15 @@ class Unavailable(RuntimeError):
 NO_ROCM = "it needs an NVIDIA GPU, and this torch is built for ROCm; pass backend='reference'"
 
 
+def _module(name: str) -> ModuleType:
+    """Backend `name` without what it needs (Triton, a native module)."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
 @functools.cache
 def load(name: str) -> ModuleType:
     """Import backend `name`; raise :class:`Unavailable` where this machine cannot run it."""
-    module = importlib.import_module(f"{__name__}.{name}")
+    module = _module(name)
     module.require()
     return module
 
@@ -115,14 +120,16 @@ def _resolve(function: str, name: str | None, device_type: str, dtype: torch.dty
         raise ValueError(
             f"{function}: backend must be None or one of {', '.join(NAMES)}, got {name!r}"
         )
+    if not offers(_module(name), function):
+        others = [repr(other) for other in NAMES if offers(_module(other), function)]
+        raise RuntimeError(
+            f"{function}: backend {name!r} does not offer {function}; pass "
+            f"{', '.join(others)} or backend=None"
+        )
     try:
         backend = load(name)
     except Unavailable as reason:
         raise RuntimeError(f"{function}: backend {name!r} is not available: {reason}") from None
-    if not offers(backend, function):
-        raise RuntimeError(
-            f"{function}: backend {name!r} does not offer {function}; pass backend=None"
-        )
     if not backend.serves_device(device_type):
         raise RuntimeError(
             f"{function}: backend {name!r} does not serve {device_type} tensors; "
