@@ -284,11 +284,10 @@ class EMPSampler(Sampler[int]):
             )
         epoch = _checked(function, state_dict["epoch"])
         self._epochs.restore(epoch, loaded_order(function, state_dict, epoch, size))
-        self._writes = Writes()
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the copy goes on where this sampler is."""
-        return self.__dict__ | {"_epochs": self._epochs.copy(), "_writes": Writes()}
+        return self.__dict__ | {"_epochs": self._epochs.copy()}
 
 
 def _checked(function: str, epoch: int) -> int:

@@ -13,6 +13,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import emp_kernels as emp
 
+# Many loops here write no scores, of which samplers warn (tests/test_loop_checks.py).
+pytestmark = pytest.mark.filterwarnings("ignore::emp_kernels.EMPWarning")
+
 
 def seen_state(n, seed=0):
     state = emp.EMPState(n)

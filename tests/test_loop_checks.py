@@ -242,10 +242,11 @@ X, Y = torch.randn(20, 3), torch.zeros(20, dtype=torch.int64)
     "data",
     [
         TensorDataset(X, Y),
+        TensorDataset(torch.zeros(20, 20, dtype=torch.int64) + torch.arange(20), Y),
         Subset(TensorDataset(X, Y), range(20)),
         [*zip(X, Y.tolist(), strict=True)],
     ],
-    ids=["tensors", "subset", "list"],
+    ids=["tensors", "integers", "subset", "list"],
 )
 def test_a_data_set_without_ids(data):
     def loop():
@@ -318,6 +319,8 @@ def test_a_checkpoint_that_counts_what_was_prefetched(loader, workers):
     for step, _ in enumerate(batches, 1):
         if loader is StatefulDataLoader:
             assert not told(batches.state_dict)
+        if step == len(batches):
+            assert not told(sampler.state_dict)  # all that was drawn was handed over
         assert not told(lambda step=step: sampler.state_dict(position=7 * step))
     assert not told(sampler.state_dict)  # nothing is prefetched behind the end
     drawing = iter(batches)

@@ -17,6 +17,9 @@ from torch.utils.data import BatchSampler, DataLoader
 import emp_kernels as emp
 from emp_kernels import backends
 
+# Many loops here write no scores, of which samplers warn (tests/test_loop_checks.py).
+pytestmark = pytest.mark.filterwarnings("ignore::emp_kernels.EMPWarning")
+
 
 def seen_state(n, seed=0, beta=1.0):
     """A state in which every sample has a score."""
