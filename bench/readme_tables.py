@@ -23,12 +23,14 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "cpu": tables.readme,
     "gpu": tables.gpu,
     "methods": report.accuracy,
+    "methods-full": report.against_full,
+    "methods-help": report.help_in_short,
     "methods-gains": report.clear_gains,
     "methods-why": report.why,
     "methods-regimes": report.regimes,
     "methods-time": time_to_accuracy.table,
 }
-PAGES = ("README.md", "bench/methods/FINDINGS.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/findings.md")
 BLOCK = re.compile(r"(<!-- table (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
 MISSING = "Not measured."
 
@@ -45,7 +47,8 @@ def rewritten(text: str) -> str:
         ]
         if not rows:
             return f"{start}{MISSING}\n{end}"
-        return f"{start}{TABLES[name](rows, file.rpartition('/')[0])}\n{end}"
+        folder = file.rpartition("/")[0]
+        return f"{start}{TABLES[name](rows, f'../{folder}')}\n{end}"  # pictures are shown in docs/
 
     return BLOCK.sub(fill, text)
 

@@ -39,7 +39,7 @@ def table(rows: Sequence[Row], folder: str = "") -> str:
                     average(_overheads(found, runs)),
                 ]
             )
-    place = f"../../{folder}/" if folder else ""  # from the page of findings
+    place = f"{folder}/" if folder else ""
     picture = f"![Accuracy against seconds]({place}methods-{rows[0]['data']}-alone.png)"
     parts = [markdown(headings, lines), _about_targets(aims, rows), picture, origin(rows)]
     return "\n\n".join(parts)
