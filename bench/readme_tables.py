@@ -22,6 +22,7 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "demo": lambda rows, folder: summary.markdown(rows),
     "cpu": tables.readme,
     "gpu": tables.gpu,
+    "short": tables.short,
     "methods": report.accuracy,
     "methods-full": report.against_full,
     "methods-help": report.help_in_short,

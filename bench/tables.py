@@ -93,6 +93,45 @@ def gpu(rows: Sequence[Row], folder: str) -> str:
     return "\n\n".join([*parts, gpu_origin(rows)])
 
 
+_SHORT = {  # of the README: case, what the table calls it, unit and its seconds
+    "score_and_select 8192×32000 bfloat16": ("score and select 8192×32000", "ms", 1e3),
+    "log-probability and entropy 2048×32000 bfloat16": ("log p and entropy 2048×32000", "ms", 1e3),
+    "cross_entropy and gradient 8192×32000 bfloat16": ("loss and gradient 8192×32000", "ms", 1e3),
+    "score_and_select C=128256 bfloat16": ("score and select 4186×128256", "µs", 1e6),
+}
+_SHORT_LINEAR = "score_linear 4096×1024×128256 bfloat16"
+_SHORT_ERROR = "log-probability and entropy 2048×32000 bfloat16"
+_SHORT_NAMES = ("torch.compile", "torch")
+
+
+def short(rows: Sequence[Row], folder: str) -> str:
+    """The README's lines of a CPU or a GPU: times, and where rows say so the largest relative
+    error of a loss near zero and the memory of a product's logits."""
+    lines = []
+    for row in rows:
+        if row["case"] in _SHORT:
+            called, unit, scale = _SHORT[row["case"]]
+            ours = scale * row["seconds"]["median"]
+            ratios = [row["opponents"].get(name, {}).get("ratio") for name in _SHORT_NAMES]
+            times = ["–" if ratio is None else _three(ours * ratio) for ratio in ratios]
+            lines.append([f"{called}, {unit}", _three(ours), *times])
+    for row in rows:
+        if row["case"] == _SHORT_ERROR:
+            found = [row["errors"][name]["confident"][0] for name in ("emp_kernels", *_SHORT_NAMES)]
+            lines.append(
+                ["relative error of a loss near zero", *(f"{value:.0e}" for value in found)]
+            )
+        if row["case"] == _SHORT_LINEAR:
+            peak, logits = (f"{row[key] / 2**20:.0f}" for key in ("peak_bytes", "logits_bytes"))
+            lines.append(
+                ["memory for 4096×128256 logits, MiB", peak, "–", f"{logits} (the logits)"]
+            )
+    device = rows[0].get("device") or f"{rows[0]['machine']['cpu']}, {rows[0]['threads']} threads"
+    commit = rows[0]["commit"][:12]
+    table = markdown([f"{device}, bfloat16", "emp_kernels", *_SHORT_NAMES], lines)
+    return f"{table}\n\nCommit {commit}, torch {rows[0]['versions']['torch']}."
+
+
 def memory(rows: Sequence[Row]) -> str:
     """A line for each case whose memory was measured: what it takes, and what the logits
     or similarities that it does not hold would."""

@@ -1,11 +1,11 @@
 """README and docs: tables are those of the committed rows, commands and snippets work."""
 
-import ast
 import json
 import re
 import shlex
+import sys
 import textwrap
-from collections import OrderedDict
+import types
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 
@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 import emp_kernels as emp
 from bench import readme_tables
@@ -119,6 +118,7 @@ def test_shell_commands_exist(command):
 
 def test_the_two_commands_are_there():
     assert {"make demo", "make test", "python -m emp_kernels doctor"} <= set(COMMANDS)
+    assert "`make demo`" in README
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
@@ -130,65 +130,59 @@ def test_options_named_in_the_text_exist():
         for name, parser in action.choices.items()
         if name == "demo"
     ]
-    for option in re.findall(r"`(--[a-z-]+)`", README):
+    findings = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    for option in re.findall(r"`(--[a-z-]+)`", findings):
         assert option in demo._option_string_actions
 
 
-def test_python_snippets_run_one_after_the_other():
-    """On a tiny data set: the loop trains, the batch is pruned, the tokens are scored."""
-    torch.manual_seed(0)
-    x, y = torch.randn(500, 4), torch.randint(0, 3, (500,))
-    model = torch.nn.Linear(4, 3)
-    names = {
-        "torch": torch,
-        "DataLoader": DataLoader,
-        "dataset": TensorDataset(x, y),
-        "model": model,
-        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
-        "epochs": 3,
-        "token_logits": torch.randn(2, 5, 7),
-        "tokens": torch.randint(0, 7, (2, 5)),
-        "hidden": torch.randn(2, 5, 3, requires_grad=True),
-        "head": torch.nn.Linear(3, 7, bias=False),
-        "encoder": torch.nn.Sequential(OrderedDict(layer3=torch.nn.Linear(4, 6))),
-        "projection": torch.nn.Linear(6, 2),
-        "view1": x[:100],
-        "view2": x[100:200],
-    }
-    before = model.weight.detach().clone()
-    snippets = [block for language, block in BLOCKS if language == "python"]
-    loop, batch, tokens, product, training, views = snippets
-    exec(compile(ast.parse(loop), "README", "exec"), names)
-    state = names["state"]
-    assert state.updates.min() >= 1
-    assert state.updates.sum() == 500 + 2 * 150
-    assert not torch.equal(model.weight, before)
+def programs(page):
+    """The page's snippets with the comment in front of each and the text that it prints, as lists
+    that run as one program each: README's alone, a page's one after the other."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(
+        r"(?:<!-- needs: (\S+) -->\n)?^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?",
+        text,
+        re.M | re.S,
+    )
+    assert len(found) == len(re.findall("^```python$", text, re.M))
+    return [[snippet] for snippet in found] if page == "README.md" else [found]
 
-    names |= {"x": x[:100], "y": y[:100], "ids": torch.arange(100)}
-    exec(compile(ast.parse(batch), "README", "exec"), names)
-    assert names["x"].shape == (30, 4)
-    assert torch.equal(names["y"], y[names["kept"].indices])
 
-    exec(compile(ast.parse(tokens), "README", "exec"), names)
-    log_p = names["token_logits"].double().log_softmax(-1)
-    taken = log_p.gather(-1, names["tokens"][..., None])[..., 0]
-    torch.testing.assert_close(names["log_probability"].double(), taken, rtol=1e-5, atol=1e-6)
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    torch.testing.assert_close(names["entropy"].double(), entropy, rtol=1e-5, atol=1e-6)
+SNIPPETS = [
+    pytest.param(program, id=f"{page}-{place}")
+    for page in PAGES
+    for place, program in enumerate(programs(page))
+    if program
+]
 
-    exec(compile(ast.parse(product), "README", "exec"), names)
-    exec(compile(ast.parse(training), "README", "exec"), names)
-    loss = emp.score(names["head"](names["hidden"]), names["tokens"]).loss
-    torch.testing.assert_close(-names["log_probability"], loss, rtol=1e-5, atol=1e-6)
-    names["loss"].backward()
-    trained = names["hidden"].grad.flatten(0, 1).abs().sum(1).nonzero()[:, 0]
-    assert torch.equal(trained, names["kept"])
-    assert len(trained) == 3
 
-    seen = state.updates[:100].clone()
-    exec(compile(ast.parse(views), "README", "exec"), names)
-    assert torch.equal(state.score[:100], names["scores"].score)
-    assert torch.equal(state.updates[:100], seen + 1)
+@pytest.mark.parametrize("program", SNIPPETS)
+def test_snippets_run_as_they_stand(program, tmp_path, monkeypatch, capsys):
+    """And print what the page says that they print."""
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)  # where pickle looks for their classes
+    for needed, code, printed in program:
+        if needed:
+            pytest.importorskip(needed)
+        torch.manual_seed(0)
+        capsys.readouterr()
+        exec(compile(code, "snippet", "exec"), vars(module))
+        if printed:
+            assert capsys.readouterr().out == printed
+
+
+def test_the_loop_of_the_readme_prunes():
+    """It draws everything once and then the share; the ten lines choose what the call does."""
+    torch_lines, ours, loop = ({} for _ in range(3))
+    for names, (snippet,) in zip((torch_lines, ours, loop), programs("README.md"), strict=True):
+        torch.manual_seed(0)
+        exec(compile(snippet[1], "README", "exec"), names)
+    assert torch.equal(torch_lines["kept"], ours["kept"])
+    assert loop["state"].updates.min() >= 1
+    assert loop["state"].updates.sum() == 2000 + 2 * 600
+    assert len(programs("README.md")[-1][0][1].splitlines()) <= 25
+    assert README.count("\n") <= 150
 
 
 @pytest.fixture
@@ -208,7 +202,8 @@ def changed(block, **names):
 
 
 def test_changes_to_large_stacks_compute_what_they_replace(group):
-    megatron, titan, verl = [block for language, block in BLOCKS if language == "diff"]
+    page = (ROOT / "docs/howto/vocab_parallel.md").read_text(encoding="utf-8")
+    megatron, titan, verl = [block for language, block in BLOCK.findall(page) if language == "diff"]
     logits = torch.randn(6, 5, 20, requires_grad=True)  # s, b, V
     labels = torch.randint(20, (6, 5))
     per_token = F.cross_entropy(logits.view(-1, 20), labels.view(-1), reduction="none")
@@ -236,17 +231,17 @@ def test_changes_to_large_stacks_compute_what_they_replace(group):
     torch.testing.assert_close(names["ret"]["entropy"], scores.entropy)
 
 
-def test_the_loop_is_short():
-    loop = next(block for language, block in BLOCKS if language == "python")
-    assert len([line for line in loop.splitlines() if line]) <= 10
-
-
 def test_the_table_of_functions_is_complete():
-    listed = set(re.findall(r"^\| `emp\.(\w+)`", README, re.M))
+    index = (ROOT / "docs/api/index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| \[`emp\.(\w+)`\]", index, re.M))
     public = {name: getattr(emp, name) for name in emp.__all__}
     used = {name for name, value in public.items() if isinstance(value, FunctionType | type)}
     results = {name for name, value in public.items() if hasattr(value, "_fields")}
     assert listed == used - results - {"EMPWarning"}
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs/api").glob("*.md")]
+    documented = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", "\n".join(pages), re.M)
+    assert set(public) - {"distributed"} <= set(documented)
+    assert set(emp.distributed.__all__) <= set(documented)
 
 
 def test_every_example_is_named_beside_what_its_checkpoints_hold():

@@ -46,11 +46,12 @@ def test_the_citation_is_of_this_version():
     assert str(citation["version"]) == emp_kernels.__version__
     assert citation["license"] == PROJECT["license"]
     (paper,) = citation["references"]
-    readme = (ROOT / "README.md").read_text()
-    (bibtex,) = re.findall(r"author  = {(.+?)}", readme, re.S)
+    page = (ROOT / "docs/explain/method.md").read_text()
+    (bibtex,) = re.findall(r"author  = {(.+?)}", page, re.S)
     names = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
     assert names == re.split(r"\s+and\s+", bibtex)
-    assert paper["url"] in readme
+    assert paper["url"] in page
+    assert paper["url"] in (ROOT / "README.md").read_text()
 
 
 def test_the_classifiers_name_the_versions_of_python():
