@@ -13,8 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test kill-test lint format demo wheels sanitize fuzz portability bench peers \
-        evidence-quick evidence audit gpu-check clean
+.PHONY: venv build test kill-test lint format docs demo wheels sanitize fuzz portability bench \
+        peers evidence-quick evidence audit gpu-check clean
 
 # The environment grows with what is asked of it: the build's tools, then one extra of
 # pyproject.toml after the other, with the package itself, editable. It is made anew when either
@@ -25,12 +25,12 @@ $(VENV)/tools: constraints.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(INSTALL) setuptools cmake ninja pybind11
 	touch $@
-$(VENV)/demo $(VENV)/test $(VENV)/dev $(VENV)/wheels:
+$(VENV)/demo $(VENV)/test $(VENV)/dev $(VENV)/docs $(VENV)/wheels:
 	$(INSTALL) --no-build-isolation --editable '.[$(@F)]'
 	touch $@
 $(VENV)/demo: $(VENV)/tools
 $(VENV)/test: $(VENV)/demo
-$(VENV)/dev $(VENV)/wheels: $(VENV)/test
+$(VENV)/dev $(VENV)/docs $(VENV)/wheels: $(VENV)/test
 
 venv: $(VENV)/dev
 
@@ -57,6 +57,10 @@ format: $(VENV)/dev
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 	$(RUN)/clang-format -i $(NATIVE_SOURCES)
+
+# The pages of docs/ into build/html; a warning is an error.
+docs: $(VENV)/docs build
+	$(RUN)/python -m sphinx -W --keep-going -q docs build/html
 
 demo: build
 	@echo "Trains 36 small networks with three ways of choosing samples, in about a minute."
@@ -112,12 +116,14 @@ portability-%: $(VENV)/tools
 	    EMP_SIMD=$$level $(RUN)/ctest --test-dir build/portability-$* --output-on-failure \
 	        || exit 1; done
 
-# Rows, tables and plots into bench/results/<date>-<machine>, and the README's table from them.
+# Rows, tables and plots into bench/results/<date>-<machine>, and the pages' tables and the
+# README's picture from them.
 bench: $(VENV)/test build
 	results=$$($(RUN)/python -m bench.harness) && \
 	$(RUN)/python -m pytest bench --rows $$results && \
 	$(RUN)/python -m bench.draw $$results && \
-	$(RUN)/python -m bench.readme_tables $$results
+	$(RUN)/python -m bench.readme_tables $$results && \
+	$(RUN)/python -m bench.overview
 
 # Other packages into .venv, for `make bench` to time beside ours; without them it says that they
 # are not measured. Nothing else needs them.

@@ -130,8 +130,9 @@ def main(allowed: float = ALLOWED) -> int:
     rows.with_name("gpu-check.json").write_text(json.dumps(steps, indent=1) + "\n")
     folder = str(rows.parent.relative_to(ROOT))
     if rows.exists():
-        command = [sys.executable, "-m", "bench.readme_tables", folder]
-        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=False)
+        for module in (("bench.readme_tables", folder), ("bench.overview",)):
+            command = [sys.executable, "-m", *module]
+            subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=False)
     print(f"gpu-check: rows are in {folder}")
     return int(any(str(step["result"]).startswith(("failed", "stopped")) for step in report.steps))
 
