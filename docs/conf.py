@@ -4,8 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-from pygments.lexers.special import TextLexer
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import emp_kernels
@@ -23,6 +21,8 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "emp_kernels"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = False
 
 DOCS = Path(__file__).resolve().parent
@@ -40,4 +40,3 @@ def downloads(app, name, source):
 
 def setup(app):
     app.connect("source-read", downloads)
-    app.add_lexer("mermaid", TextLexer)  # DESIGN.md's picture, which GitHub draws
