@@ -156,6 +156,7 @@ SNIPPETS = [
 ]
 
 
+@pytest.mark.filterwarnings("error::emp_kernels.EMPWarning")
 @pytest.mark.parametrize("program", SNIPPETS)
 def test_snippets_run_as_they_stand(program, tmp_path, monkeypatch, capsys):
     """And print what the page says that they print."""
