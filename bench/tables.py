@@ -42,7 +42,7 @@ def goals(rows: Sequence[Row]) -> str:
 
 
 def readme(rows: Sequence[Row], folder: str) -> str:
-    """The README's block: a table a benchmark, the plots and where the numbers come from."""
+    """The page's block: the plots, a table a benchmark and where the numbers come from."""
     groups = (
         ("pruning", ("torch.compile", "torch", "numpy")),
         ("tokens", ("torch.compile", "torch", *peers.TOKENS)),
@@ -52,7 +52,11 @@ def readme(rows: Sequence[Row], folder: str) -> str:
         ("linear", ("matmul, score", "matmul", "torch", *peers.LINEAR)),
         ("contrastive", ("torch dense", "torch dense, in place")),
     )
-    parts = []
+    parts = [
+        f"![Time to select against n]({folder}/cpu-selection.png)\n"
+        f"![How the cost grows]({folder}/cpu-growth.png)\n"
+        f"![Roofline]({folder}/cpu-roofline.png)"
+    ]
     for benchmark, names in groups:
         found = [row for row in rows if row["benchmark"] == benchmark and "growth" not in row]
         if not found:
@@ -66,18 +70,12 @@ def readme(rows: Sequence[Row], folder: str) -> str:
         parts += [markdown(headings, lines), *_reasons(found)]
         if benchmark == "tokens":
             parts.append(errors(found))
-    parts.append(memory(rows))
-    parts.append(
-        f"![Time to select against n]({folder}/cpu-selection.png)\n"
-        f"![How the cost grows]({folder}/cpu-growth.png)\n"
-        f"![Roofline]({folder}/cpu-roofline.png)"
-    )
-    parts.append(origin(rows))
+    parts += [memory(rows), origin(rows)]
     return "\n\n".join(parts)
 
 
 def gpu(rows: Sequence[Row], folder: str) -> str:
-    """The README's block of a GPU: a table a function, and where the numbers come from."""
+    """The page's block of a GPU: a table a function, and where the numbers come from."""
     parts = []
     for function in dict.fromkeys(_function(row) for row in rows):
         found = [row for row in rows if _function(row) == function]
