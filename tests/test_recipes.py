@@ -1,4 +1,4 @@
-"""RECIPES.md: each recipe runs as it stands, and is the loss that it says, in float64."""
+"""The recipes of docs: each recipe runs as it stands, and is the loss that it says, in float64."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import emp_kernels as emp
 
-PAGE = (Path(__file__).resolve().parents[1] / "RECIPES.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[1] / "docs/howto/recipes.md").read_text(encoding="utf-8")
 RECIPES = dict(re.findall(r"^## ([^\n]+)\n.*?^```python\n(.*?)^```$", PAGE, re.M | re.S))
 
 
