@@ -95,7 +95,13 @@ def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
         "score_linear": lambda: emp.score_linear(logits, weight, labels),
         "score_contrastive": lambda: emp.score_contrastive(weight, weight),
         "linear_cross_entropy": lambda: emp.linear_cross_entropy(logits, weight, labels).backward(),
+        "linear_log_prob_and_entropy": lambda: (
+            emp.linear_log_prob_and_entropy(logits, weight, labels).entropy.sum().backward()
+        ),
         "cross_entropy": lambda: emp.cross_entropy(logits, labels).backward(),
+        "log_prob_and_entropy": lambda: (
+            emp.log_prob_and_entropy(logits, labels).entropy.sum().backward()
+        ),
         "select": lambda: emp.select(scores.score, 0.5),
         "gather": lambda: emp.gather(logits.detach(), labels),
         "EMPState.update": lambda: state.update(torch.arange(4), scores),
@@ -173,6 +179,7 @@ def test_other_accelerators_take_the_reference_with_one_warning(device, monkeypa
             with pytest.raises(RuntimeError, match=f"^{function}: backend '{name}' .*ROCm"):
                 backends.resolve(function, name, fake_tensor())
 
+    monkeypatch.setattr(backends, "check_no_tracing", lambda function: None)
     with FakeTensorMode():
         report = doctor.report()
     machine = "\n".join(section(report, "Machine"))

@@ -94,7 +94,11 @@ def test_the_metadata_says_what_is_needed(wheel: Path) -> None:
     metadata = importlib.metadata.PathDistribution(zipfile.Path(archive, name).parent).metadata
     assert metadata["Version"] == emp_kernels.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    licences = [file for file in archive.namelist() if ".dist-info/licenses/" in file]
+    licences = [
+        file
+        for file in archive.namelist()
+        if ".dist-info/licenses/" in file and not file.endswith("/")
+    ]
     assert [Path(file).name for file in licences] == metadata.get_all("License-File") == ["LICENSE"]
     assert metadata["Requires-Python"] == ">=3.10"
     always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
