@@ -143,23 +143,6 @@ def test_update(monkeypatch):
         backends._resolve.cache_clear()
 
 
-@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-def test_scores_that_overflow_are_not_selected(rows):
-    """A negative beta can send scores to -inf: nobody selects these rows, and no state counts
-    them."""
-    logits, labels, _ = rows
-    logits = logits.nan_to_num(0.0, 0.0, 0.0)
-    states = [emp.EMPState(70, beta=-3e38) for _ in range(2)]
-    got, want = (
-        emp.score_and_select(logits, labels, state, 0.5, backend=backend)
-        for state, backend in zip(states, ("triton", "reference"), strict=True)
-    )
-    assert torch.equal(got.indices, want.indices)
-    assert got.threshold == want.threshold
-    assert got.num_invalid == want.num_invalid
-    assert torch.equal(states[0].selections, states[1].selections)
-
-
 def test_nothing_between_old_and_new(monkeypatch):
     """What another stream copies while rows are written: after each of the launches every entry of
     the state is that from before or that from after the call."""

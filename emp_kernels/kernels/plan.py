@@ -115,7 +115,9 @@ class Tile(NamedTuple):
 def tile_of(n: int) -> Tile:
     """The tile in which one program holds n <= FEW rows: some sizes, so that few are compiled."""
     rows = next(rows for rows in (256, 1024, FUSED, FEW) if n <= rows)
-    return Tile(rows, min(rows, BLOCK), 4 if rows <= FUSED else 16)
+    # Of 256 rows four warps would get 32 registers each on sm_90, and spill.
+    warps = 2 if rows <= 256 else 4 if rows <= FUSED else 16
+    return Tile(rows, min(rows, BLOCK), warps)
 
 
 class Sample(NamedTuple):

@@ -107,7 +107,8 @@ def remember_block(
     valid."""
     inside = rows < n
     score = tl.load(out + rows, mask=inside, other=float("nan"), cache_modifier=".cg")
-    samples, valid = samples_of(ids, rows, order_key(score, True) > 0, num_samples, HAS_IDS)
+    # comparisons with NaN are false
+    samples, valid = samples_of(ids, rows, score > -INF, num_samples, HAS_IDS)
     if STEP == CLEAR:
         clear(claims, samples, valid)
     elif STEP == CLAIM:
@@ -131,22 +132,22 @@ def finish_rows(
 ):  # fmt: skip
     """One program: writes the N <= TILE rows of out (4, N) into the state and selects `keep`."""
     if HAS_STATE:
-        clock = tl.load(state_clock) + 1
         if HAS_IDS:
             for start in range(0, n, BLOCK):
                 remember_block(
                     out, ids, state_score, state_loss, state_entropy, state_updates,
-                    state_seen_at, claims, clock, num_samples, start + tl.arange(0, BLOCK), n,
+                    state_seen_at, claims, 0, num_samples, start + tl.arange(0, BLOCK), n,
                     CLEAR, HAS_IDS,
                 )  # fmt: skip
             tl.debug_barrier()
             for start in range(0, n, BLOCK):
                 remember_block(
                     out, ids, state_score, state_loss, state_entropy, state_updates,
-                    state_seen_at, claims, clock, num_samples, start + tl.arange(0, BLOCK), n,
+                    state_seen_at, claims, 0, num_samples, start + tl.arange(0, BLOCK), n,
                     CLAIM, HAS_IDS,
                 )  # fmt: skip
             tl.debug_barrier()
+        clock = tl.load(state_clock) + 1
         any_valid = n * 0
         for start in range(0, n, BLOCK):
             valid = remember_block(
