@@ -68,6 +68,8 @@ def chosen(state: EMPState, keep: Keep, sampling: str, stream: int) -> Chosen:
     """What a pruned epoch draws. Where more samples were never seen than are kept, nothing tells
     them apart but their ids, and data sets are often sorted by class: `stream` chooses among them.
     """
+    if state.num_samples == 0 or state.score.max() < torch.inf:  # quicker than to count them
+        return SAMPLINGS[sampling](state, keep, stream)
     unseen = (state.score == torch.inf).nonzero()[:, 0]
     count = kept_count(keep, state.num_samples)
     if len(unseen) <= count:
