@@ -68,12 +68,13 @@ def chosen(state: EMPState, keep: Keep, sampling: str, stream: int) -> Chosen:
     """What a pruned epoch draws. Where more samples were never seen than are kept, nothing tells
     them apart but their ids, and data sets are often sorted by class: `stream` chooses among them.
     """
-    if state.num_samples == 0 or state.score.max() < torch.inf:  # quicker than to count them
-        return SAMPLINGS[sampling](state, keep, stream)
+    ids, weights = SAMPLINGS[sampling](state, keep, stream)
+    if len(ids) == 0 or state.score[ids[0]] < torch.inf:  # then not all of these were never seen
+        return ids, weights
     unseen = (state.score == torch.inf).nonzero()[:, 0]
     count = kept_count(keep, state.num_samples)
     if len(unseen) <= count:
-        return SAMPLINGS[sampling](state, keep, stream)
+        return ids, weights
     generator = torch.Generator().manual_seed(stream)
     keys = torch.rand(len(unseen), generator=generator, dtype=torch.float32, device="cpu")
     return unseen.cpu()[select(keys, count)], None
