@@ -120,9 +120,10 @@ class Batch {
     return narrow && !have_one_dtype(rows.ptr(), leaf.ptr()) ? py::object() : rows;
   }
 
-  // False where an index is out of range, which is looked for first where rows take much memory.
+  // False where an index is out of range, which is looked for first where the rows take so much
+  // memory that there may be none.
   bool memory_is_worth_making(const Tensor& source) const {
-    constexpr double kMuch = 1 << 20;
+    constexpr double kMuch = 1 << 28;
     const int64_t count = indices_.size(0);
     double bytes = double(count) * double(source.element_bytes());
     for (int dim = 1; dim < source.dims(); ++dim) bytes *= double(source.size(dim));

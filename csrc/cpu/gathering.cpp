@@ -61,7 +61,7 @@ EMP_MAY_RACE bool gather_runs(const GatherRows& t, const int64_t* indices, int64
                               int64_t end) {
   int64_t own[kChecked];
   const int64_t count = end - begin;
-  for (int64_t k = 0; k < count; ++k) own[k] = read_once(indices + begin + k);
+  read_once(own, indices + begin, count);
   if (any_bad_index(own, 0, count, t.rows)) return false;
   char* out = t.out + begin * t.row_bytes;
   const bool dense = t.stride_bytes == t.row_bytes;
