@@ -24,16 +24,16 @@ class Logits(NamedTuple):
     def score(self, labels: torch.Tensor, beta: float) -> Scores:
         return score(self.logits, labels, beta=beta, ignore_index=IGNORED)
 
-    def losses(self, labels: torch.Tensor, rows: Selection) -> torch.Tensor:
+    def losses(self, labels: torch.Tensor, rows: Selection, smoothing: float) -> torch.Tensor:
         """(K,) of the rows, with the gradient."""
-        return cross_entropy(self.logits, labels, rows=rows, ignore_index=IGNORED, reduction="none")
-
-    def above_mean(self, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """(K,) at the flat positions `rows`: the label's logit less the mean of its row of logits,
-        with the gradient."""
-        logits = self.logits.flatten(0, -2)[rows].float()
-        labels = labels.flatten()[rows].clamp(min=0)
-        return logits.gather(-1, labels[:, None])[:, 0] - logits.mean(-1)
+        return cross_entropy(
+            self.logits,
+            labels,
+            rows=rows,
+            label_smoothing=smoothing,
+            ignore_index=IGNORED,
+            reduction="none",
+        )
 
 
 class Product(NamedTuple):
@@ -48,25 +48,17 @@ class Product(NamedTuple):
             self.hidden, self.weight, labels, bias=self.bias, beta=beta, ignore_index=IGNORED
         )
 
-    def losses(self, labels: torch.Tensor, rows: Selection) -> torch.Tensor:
+    def losses(self, labels: torch.Tensor, rows: Selection, smoothing: float) -> torch.Tensor:
         return linear_cross_entropy(
             self.hidden,
             self.weight,
             labels,
             bias=self.bias,
             rows=rows,
+            label_smoothing=smoothing,
             ignore_index=IGNORED,
             reduction="none",
         )
-
-    def above_mean(self, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        hidden, weight = self.hidden.flatten(0, -2)[rows].float(), self.weight.float()
-        labels = labels.flatten()[rows].clamp(min=0)
-        above = (hidden * (weight[labels] - weight.mean(0))).sum(-1)
-        if self.bias is not None:
-            bias = self.bias.float()
-            above = above + bias[labels] - bias.mean()
-        return above
 
 
 class OutputHead:

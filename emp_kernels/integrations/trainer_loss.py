@@ -18,7 +18,7 @@ from ..results import Scores, Selection
 from ..selection import select
 from ..state import EMPState
 from ..tokens import _means
-from .trainer_logits import IGNORED, Logits, OutputHead, Product
+from .trainer_logits import IGNORED, Logits, OutputHead
 from .trainer_model import balance_of, logits_of, shifts_labels
 
 
@@ -89,7 +89,7 @@ class BatchLoss:
             return self.own(outputs, labels, num_items_in_batch=num_items_in_batch)
         counted = (wanted != IGNORED).sum()
         rows = self._rows(scores)
-        losses = smoothed(found, wanted, rows, self.smoothing)
+        losses = found.losses(wanted, rows, self.smoothing)
         items = num_items_in_batch if self.divides and num_items_in_batch is not None else counted
         if isinstance(items, torch.Tensor):
             items = items.to(losses.device)
@@ -145,19 +145,6 @@ class BatchLoss:
             kept = select(flat, kept_count(self.keep_tokens, number)) if number else flat[:0].long()
         nothing = torch.zeros((), device=flat.device)
         return Selection(kept, scores, nothing, nothing.int())
-
-
-def smoothed(
-    found: Logits | Product, labels: torch.Tensor, rows: Selection, smoothing: float
-) -> torch.Tensor:
-    """Losses (K,) of the rows, with the gradient: as LabelSmoother's of transformers,
-    (1 - smoothing)·L + smoothing·(mean of -log p over the classes)."""
-    losses = found.losses(labels, rows)
-    if not smoothing:
-        return losses
-    above = found.above_mean(labels, rows.indices)
-    counts = labels.flatten()[rows.indices] != IGNORED
-    return losses + smoothing * torch.where(counts, above, 0.0)
 
 
 def _named(scores: Scores) -> list[tuple[str, torch.Tensor]]:
