@@ -211,5 +211,14 @@ PYBIND11_MODULE(_cpu, module) {
              "This process was forked before it loaded the library: one thread from now on.");
   module.def(
       "simd_level", [] { return emp::target_name(emp::target()); },
-      "The instruction set in use: avx512, avx2 or portable.");
+      "The instruction set in use: avx512, avx2, portable or neon.");
+  module.def(
+      "simd_levels",
+      [] {
+        pybind11::list names;
+        for (const emp::Target target : emp::kTargets)
+          if (emp::target_available(target)) names.append(emp::target_name(target));
+        return names;
+      },
+      "The instruction sets of this processor that EMP_SIMD may name, best first.");
 }

@@ -50,7 +50,8 @@ def test_versions_and_machine():
     machine = "\n".join(section(report, "Machine"))
     assert re.search(r"^ +cpu +.+, \d+ cores$", machine, re.M)
     assert re.search(rf"^ +threads +{torch.get_num_threads()} \(", machine, re.M)
-    assert re.search(r"^ +SIMD level +(avx512|avx2|portable|none .+)$", machine, re.M)
+    level = r"(avx512|avx2|portable|neon) \(EMP_SIMD names one of .*(portable|neon)\)"
+    assert re.search(rf"^ +SIMD level +({level}|none .+)$", machine, re.M)
     for name in backends.NAMES:
         assert re.search(rf"^ +{name} +\S", "\n".join(section(report, "Backends")), re.M)
 

@@ -18,11 +18,10 @@ bool has_f16c() {
 #endif
 
 Target choose() {
-  constexpr Target kAll[] = {Target::kAvx512, Target::kAvx2, Target::kPortable};
   if (const char* name = std::getenv("EMP_SIMD"))
-    for (const Target wanted : kAll)
+    for (const Target wanted : kTargets)
       if (std::strcmp(name, target_name(wanted)) == 0 && target_available(wanted)) return wanted;
-  for (const Target best : kAll)
+  for (const Target best : kTargets)
     if (target_available(best)) return best;
   return Target::kPortable;
 }
@@ -43,7 +42,11 @@ const char* target_name(Target target) {
     case Target::kPortable:
       break;
   }
+#if defined(__aarch64__)
+  return "neon";
+#else
   return "portable";
+#endif
 }
 
 bool target_available(Target target) {

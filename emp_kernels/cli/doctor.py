@@ -72,7 +72,8 @@ def _device_name(device: torch.device) -> str:
 
 def _simd_level() -> str:
     try:
-        return str(backends.load("cpu").require().simd_level())
+        native = backends.load("cpu").require()
+        return f"{native.simd_level()} (EMP_SIMD names one of {', '.join(native.simd_levels())})"
     except backends.Unavailable:
         return "none without the cpu backend"
 

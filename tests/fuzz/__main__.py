@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from emp_kernels import backends
-from emp_kernels.backends.cpu.native import SIMD_LEVELS
 
 from .cases import FLUSHED
 from .running import KINDS, run_case, watch, watch_native, work
@@ -20,10 +19,8 @@ from .running import KINDS, run_case, watch, watch_native, work
 
 def levels() -> list[str]:
     """The SIMD level that EMP_SIMD names, or all that this processor has."""
-    best = backends.load("cpu").require().simd_level()
-    if "EMP_SIMD" in os.environ:
-        return [best]
-    return list(SIMD_LEVELS[SIMD_LEVELS.index(best) :])
+    native = backends.load("cpu").require()
+    return [native.simd_level()] if "EMP_SIMD" in os.environ else list(native.simd_levels())
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from .linear import (
     score_linear,
 )
 from .loss import cross_entropy, cross_entropy_backward
-from .native import DEVICE, DTYPES, SIMD_LEVELS, describe, require, serves_device
+from .native import DEVICE, DTYPES, describe, require, serves_device
 from .pruning import plain_score_and_select, score_and_select
 from .sampler import draws, shuffle
 from .scoring import row_sums, sample_statistics, score
@@ -23,7 +23,6 @@ from .terms import row_terms, row_terms_backward
 __all__ = [
     "DEVICE",
     "DTYPES",
-    "SIMD_LEVELS",
     "cross_entropy",
     "cross_entropy_backward",
     "describe",

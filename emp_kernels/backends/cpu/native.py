@@ -18,7 +18,6 @@ from .. import Unavailable, forked
 
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 DEVICE = "cpu"
-SIMD_LEVELS = ("avx512", "avx2", "portable")
 
 module: Any = None
 
@@ -35,8 +34,9 @@ def require() -> ModuleType:
         ) from None
     wanted = os.environ.get("EMP_SIMD")
     if wanted and wanted != _cpu.simd_level():
+        levels = ", ".join(_cpu.simd_levels())
         raise Unavailable(
-            f"EMP_SIMD must name an instruction set of this processor ({', '.join(SIMD_LEVELS)}), "
+            f"EMP_SIMD must name an instruction set of this processor ({levels}), "
             f"got {wanted!r}; unset it or set it to {_cpu.simd_level()}"
         )
     if forked():  # the library notices only the forks that come after it is loaded
