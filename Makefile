@@ -106,15 +106,25 @@ fuzzer-%: $(VENV)/tools
 	    '-DCMAKE_CXX_FLAGS=-O1 -fno-var-tracking -fno-sanitize=null,object-size -D_GLIBCXX_ASSERTIONS'
 	cmake --build build/fuzz-$* --target fuzz
 
-# The native tests as gcc and clang build them, none of which may warn; both are to be there.
-portability: $(addprefix portability-,g++ clang++)
-portability-%: $(VENV)/tools
-	cmake -G Ninja -S . -B build/portability-$* -DEMP_NATIVE_TESTS=ON -DCMAKE_CXX_COMPILER=$* \
-	    -DCMAKE_COMPILE_WARNING_AS_ERROR=ON --log-level=NOTICE
-	cmake --build build/portability-$*
+# The native tests as gcc and clang build them, none of which may warn; both are to be there. Then
+# those of AArch64, by a cross compiler and an emulator: without these it says so and goes on.
+portability: $(addprefix portability-,g++ clang++ aarch64)
+PORTABILITY = cmake -G Ninja -S . -B build/$@ -DEMP_NATIVE_TESTS=ON \
+    -DCMAKE_COMPILE_WARNING_AS_ERROR=ON --log-level=NOTICE
+portability-g++ portability-clang++: portability-%: $(VENV)/tools
+	$(PORTABILITY) -DCMAKE_CXX_COMPILER=$*
+	cmake --build build/$@
 	for level in avx512 avx2 portable; do \
-	    EMP_SIMD=$$level $(RUN)/ctest --test-dir build/portability-$* --output-on-failure \
-	        || exit 1; done
+	    EMP_SIMD=$$level $(RUN)/ctest --test-dir build/$@ --output-on-failure || exit 1; done
+portability-aarch64: $(VENV)/tools
+	@if command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; then set -ex; \
+	    $(PORTABILITY) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	        -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	        "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu"; \
+	    cmake --build build/$@; \
+	    $(RUN)/ctest --test-dir build/$@ --output-on-failure --parallel 2; \
+	else echo "AArch64 is not tested: that needs aarch64-linux-gnu-g++ and qemu-aarch64, which" \
+	    "Debian has in the packages g++-aarch64-linux-gnu and qemu-user."; fi
 
 # Rows, tables and plots into bench/results/<date>-<machine>, and the pages' tables and the
 # README's picture from them.

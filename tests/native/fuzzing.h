@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cfenv>
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
@@ -19,9 +18,7 @@
 
 #include "cases.h"
 #include "cpu/racing.h"
-#if EMP_X86
-#include <xmmintrin.h>
-#endif
+#include "float_mode.h"
 
 inline const char* program = "";
 inline uint64_t seed = 0;
@@ -97,7 +94,8 @@ class Case {
   // Runs `call` under a mode of floats that its caller may have set.
   template <class Call>
   auto run(Call&& call) {
-    const Mode mode(flushed_, mode_);
+    constexpr int kRoundings[] = {FE_TONEAREST, FE_TONEAREST, FE_UPWARD, FE_DOWNWARD};
+    const FloatMode mode(flushed_, kRoundings[mode_]);
     return call();
   }
   void count(const char* what, int64_t many = 1) {
@@ -111,22 +109,6 @@ class Case {
     std::memcpy(&x, &bits, 4);
     return x;
   }
-  struct Mode {
-    Mode(bool flushed, int64_t mode) {
-      constexpr int kRoundings[] = {FE_TONEAREST, FE_TONEAREST, FE_UPWARD, FE_DOWNWARD};
-      std::fesetround(kRoundings[mode]);
-#if EMP_X86
-      if (flushed) _mm_setcsr(_mm_getcsr() | 0x8040);
-#endif
-    }
-    ~Mode() {
-#if EMP_X86
-      _mm_setcsr(_mm_getcsr() & ~0x8040u);
-#endif
-      std::fesetround(FE_TONEAREST);
-    }
-  };
-
   std::mt19937_64 random_;
   std::normal_distribution<float> normal_;
   bool flushed_;
