@@ -16,26 +16,34 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: venv build test kill-test lint format docs demo wheels sanitize fuzz portability bench \
         peers evidence-quick evidence audit gpu-check clean
 
-# The environment grows with what is asked of it: the build's tools, then one extra of
-# pyproject.toml after the other, with the package itself, editable. It is made anew when either
-# description changes.
-$(VENV)/tools: constraints.txt pyproject.toml
+# The environment grows with what is asked of it, and is made anew when either description changes.
+# The demo's has no build tools: pip compiles the modules with tools that it removes. Any other
+# begins with the tools, then has one extra of pyproject.toml after the other, with the package
+# itself, editable.
+$(VENV)/made: constraints.txt pyproject.toml
 	@echo "Making $(VENV): torch, what '$(or $(MAKECMDGOALS),build)' needs beside it, and the C++" \
 	    "modules. About a minute on two cores, and what the downloads take."
 	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+$(VENV)/demo: $(VENV)/made
+	PIP_CONSTRAINT=$(abspath constraints.txt) $(INSTALL) --editable '.[demo]'
+	touch $@
+$(VENV)/tools: $(VENV)/made
 	$(INSTALL) setuptools cmake ninja pybind11
 	touch $@
-$(VENV)/demo $(VENV)/test $(VENV)/dev $(VENV)/docs $(VENV)/wheels:
+$(VENV)/base: $(VENV)/tools
+	$(INSTALL) --no-build-isolation --editable '.[demo]'
+	touch $@
+$(VENV)/test $(VENV)/dev $(VENV)/docs $(VENV)/wheels:
 	$(INSTALL) --no-build-isolation --editable '.[$(@F)]'
 	touch $@
-$(VENV)/demo: $(VENV)/tools
-$(VENV)/test: $(VENV)/demo
+$(VENV)/test: $(VENV)/base
 $(VENV)/dev $(VENV)/docs $(VENV)/wheels: $(VENV)/test
 
 venv: $(VENV)/dev
 
 # The native modules, in the tree; compiles only what changed.
-build: $(VENV)/demo
+build: $(VENV)/base
 	$(RUN)/python setup.py -q build_ext --inplace
 
 # Two processes of one thread each: the tests that are about threads set their own number.
@@ -62,7 +70,9 @@ format: $(VENV)/dev
 docs: $(VENV)/docs build
 	$(RUN)/python -m sphinx -W --keep-going -q docs build/html
 
-demo: build
+# Builds with the tools where they are, or where the sources are newer than the demo's environment.
+BUILDS := $(wildcard $(VENV)/tools)$(shell find CMakeLists.txt csrc python -newer $(VENV)/demo 2>&-)
+demo: $(if $(BUILDS),build,$(VENV)/demo)
 	@echo "Trains 36 small networks with three ways of choosing samples, in about a minute."
 	$(RUN)/python -m emp_kernels demo
 
