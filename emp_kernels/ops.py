@@ -24,7 +24,7 @@ _SCHEMAS = (
     "score(Tensor logits, Tensor labels, float beta, int? ignore_index, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     "sample_statistics(Tensor logits, Tensor labels, int? ignore_index, str? backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "select(Tensor scores, SymInt count, str? backend) -> Tensor",
     # the state's fields, all or none of them; `share` or `count` is keep
     "score_and_select(Tensor logits, Tensor labels, Tensor(a!)? score, Tensor(b!)? loss, "
@@ -87,8 +87,11 @@ def _fake_score(logits: Tensor, labels: Tensor, *options: Any) -> tuple[Tensor, 
 
 
 def _fake_sample_statistics(logits: Tensor, labels: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    correct = torch.empty(labels.shape, dtype=torch.bool, device=labels.device)
-    return (*_values_like(labels, logits, 6), correct)
+    correct, prediction = (
+        torch.empty(labels.shape, dtype=dtype, device=labels.device)
+        for dtype in (torch.bool, torch.int64)
+    )
+    return (*_values_like(labels, logits, 6), correct, prediction)
 
 
 def _fake_select(scores: Tensor, count: int, backend: str | None) -> Tensor:

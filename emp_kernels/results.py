@@ -49,6 +49,8 @@ class SampleStatistics(NamedTuple):
         el2n: ``||softmax(z) - onehot(y)||_2`` (Paul et al., arXiv 2107.07075).
         margin: ``z_y - max of the others``, +inf when C = 1 (Pleiss et al., arXiv 2001.10528).
         correct: bool, True where the label is the lowest index of the maximum.
+        prediction: int64, the lowest index of the maximum; 0 for an ignored row, and for one
+            without a softmax (NaN or +inf among its logits, or no finite one).
     """
 
     loss: torch.Tensor
@@ -58,6 +60,7 @@ class SampleStatistics(NamedTuple):
     el2n: torch.Tensor
     margin: torch.Tensor
     correct: torch.Tensor
+    prediction: torch.Tensor
 
 
 class Selection(NamedTuple):

@@ -84,7 +84,8 @@ def sample_statistics(
     With p = softmax(z)::
 
         confidence = p_y,   el2n = sqrt((1 - p_y)^2 + sum_{j != y} p_j^2),
-        margin = z_y - max_{j != y} z_j,   correct = (y is the lowest index of the maximum)
+        margin = z_y - max_{j != y} z_j,
+        prediction = the lowest index of the maximum,   correct = (prediction = y)
 
     within rtol 2e-5, atol 1e-6 of float64. EL2N is Paul et al.'s (arXiv 2107.07075), the margin
     is what AUM averages over epochs (Pleiss et al., arXiv 2001.10528), and forgetting events
@@ -94,9 +95,10 @@ def sample_statistics(
         logits, labels, ignore_index, backend: as in :func:`score`.
 
     Returns:
-        SampleStatistics(loss, entropy, lse, confidence, el2n, margin, correct) of the labels'
-        shape, without autograd, as of :func:`score`; ignored rows are 0 and False, margin is +inf
-        when C = 1.
+        SampleStatistics(loss, entropy, lse, confidence, el2n, margin, correct, prediction) of the
+        labels' shape, without autograd, as of :func:`score`; ignored rows are 0 and False, margin
+        is +inf when C = 1. A row that has no softmax (NaN or +inf among its logits, or no finite
+        one) is not correct and its prediction, always a class, is 0.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`score`.

@@ -46,15 +46,17 @@ py::tuple sample_statistics(const Tensor& z, const Dense& y, Ignored ignored, in
   const emp::Labels labels = labels_of(y, ignored);
   Result<float> loss(y), entropy(y), lse(y), confidence(y), el2n(y), margin(y);
   Result<bool> correct(y);
+  Result<int64_t> prediction(y);
   int64_t bad = -1;
   {
     py::gil_scoped_release released;
-    bad = emp::sample_statistics(logits, labels,
-                                 {loss, entropy, lse, confidence, el2n, margin, correct}, threads);
+    bad = emp::sample_statistics(
+        logits, labels, {loss, entropy, lse, confidence, el2n, margin, correct, prediction},
+        threads);
   }
   if (bad >= 0) return py::make_tuple(bad, py::none());
-  return py::make_tuple(
-      bad, named_tuple(SampleStatistics, loss, entropy, lse, confidence, el2n, margin, correct));
+  return py::make_tuple(bad, named_tuple(SampleStatistics, loss, entropy, lse, confidence, el2n,
+                                         margin, correct, prediction));
 }
 
 // m, u, t and z_y, (4, rows). Labels may be anything.

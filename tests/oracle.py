@@ -19,7 +19,8 @@ FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 
 
 class Truth(NamedTuple):
-    """Per-row float64 statistics (N,), `correct` bool, and which rows are `valid` and `ignored`."""
+    """Per-row float64 statistics (N,), `correct` bool, `prediction` int64, and which rows are
+    `valid` and `ignored`."""
 
     loss: np.ndarray
     entropy: np.ndarray
@@ -28,6 +29,7 @@ class Truth(NamedTuple):
     el2n: np.ndarray
     margin: np.ndarray
     correct: np.ndarray
+    prediction: np.ndarray
     valid: np.ndarray
     ignored: np.ndarray
 
@@ -58,6 +60,7 @@ def statistics(
     y = y.astype(np.int64)
     fields = {name: np.zeros(n) for name in Truth._fields[:6]}
     correct = np.zeros(n, dtype=bool)
+    prediction = np.zeros(n, dtype=np.int64)
     valid = np.zeros(n, dtype=bool)
     largest = np.inf if logits.dtype == torch.float64 else FLOAT32_MAX
     for i in range(n):
@@ -66,9 +69,13 @@ def statistics(
         row = _row(z[i], int(y[i]))
         valid[i] = row["loss"] <= largest and row["entropy"] <= largest
         correct[i] = row.pop("correct") and valid[i]
+        if not np.isnan(z[i]).any() and np.isfinite(z[i].max()):  # else there is no softmax
+            prediction[i] = np.argmax(z[i])  # the lowest index
         for name, value in row.items():
             fields[name][i] = value
-    return Truth(**fields, correct=correct, valid=valid, ignored=ignored)
+    return Truth(
+        **fields, correct=correct, prediction=prediction, valid=valid, ignored=ignored
+    )
 
 
 def _row(z: np.ndarray, y: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ VALUES = ("loss", "entropy", "lse", "confidence", "el2n", "margin")
 
 
 def assert_statistics(got, truth, names=None):
-    """Every field within rtol 2e-5, atol 1e-6 of the truth; `correct` exactly."""
+    """Every field within rtol 2e-5, atol 1e-6 of the truth; `correct` and `prediction` exactly."""
     names = [f"row {i}" for i in range(len(truth.loss))] if names is None else names
     counted = truth.valid | truth.ignored
     for name in VALUES:
@@ -33,6 +33,8 @@ def assert_statistics(got, truth, names=None):
         assert not bad, f"{name}: {len(bad)} rows wrong\n" + "\n".join(bad[:8])
     assert got.correct.dtype == torch.bool
     np.testing.assert_array_equal(got.correct.reshape(-1).numpy(), truth.correct)
+    assert got.prediction.dtype == torch.int64
+    np.testing.assert_array_equal(got.prediction.reshape(-1).numpy(), truth.prediction)
     finite = (got.loss.isfinite() & got.entropy.isfinite()).reshape(-1).numpy()
     np.testing.assert_array_equal(finite, counted)
 
@@ -66,7 +68,7 @@ def test_hard_rows_of_a_vocabulary(classes, dtype, backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", [2, 3, 8, 16, 17, 33, 64, 70, 130, 1025])
 def test_ties_at_the_maximum(classes, dtype, backend):
-    """correct asks for the lowest index; the margin of a tied label is 0."""
+    """prediction is the lowest index, and correct asks for it; the margin of a tied label is 0."""
     generator = torch.Generator().manual_seed(classes)
     logits = torch.randint(0, 3, (300, classes), generator=generator).to(dtype)
     labels = torch.randint(classes, (300,), generator=generator)
@@ -77,6 +79,7 @@ def test_ties_at_the_maximum(classes, dtype, backend):
         flat = torch.full((classes, classes), value, dtype=dtype)
         got = emp.sample_statistics(flat, torch.arange(classes), backend=backend)
         assert got.correct.tolist() == [True] + [False] * (classes - 1)
+        assert (got.prediction == 0).all()
         assert (got.margin == 0).all()
 
 
@@ -85,6 +88,7 @@ def test_signed_zeros_tie(backend):
     for label, correct in ((0, [True, True]), (1, [False, False])):
         got = emp.sample_statistics(logits, torch.tensor([label] * 2), backend=backend)
         assert got.correct.tolist() == correct
+        assert got.prediction.tolist() == [0, 0]
         assert got.margin.tolist() == [0, 0]
 
 
@@ -106,6 +110,7 @@ def test_one_class(backend):
     got = emp.sample_statistics(torch.tensor([[3.5]]), torch.tensor([0]), backend=backend)
     assert [getattr(got, name).item() for name in VALUES] == [0, 0, 3.5, 1, 0, INF]
     assert got.correct.item() is True
+    assert got.prediction.item() == 0
 
 
 def test_two_classes_by_hand(backend):
@@ -161,6 +166,31 @@ def test_invalid_rows_can_be_told(backend):
     finite = got.loss.isfinite() & got.entropy.isfinite()
     assert finite.tolist() == [False] * 4 + [True]
     assert got.correct.tolist() == [False] * 4 + [True]
+    assert got.prediction.tolist() == [0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [5, 40, 1000, 1501, 4100, 9000])
+def test_tied_maxima_far_apart(classes, dtype, backend):
+    """The first of two maxima is found wherever both are: in other chunks, tiles and edges."""
+    generator = torch.Generator().manual_seed(classes)
+    first = torch.randint(classes, (60,), generator=generator)
+    second = torch.randint(classes, (60,), generator=generator)
+    first[:4], second[:4] = torch.tensor([0, 1, 0, classes - 1]), classes - 1
+    logits = torch.randn(60, classes, generator=generator).clamp(max=8)
+    for top in (8.5, -INF):
+        if top < 0:  # all others below every number but -inf, and the maxima the lowest number
+            logits, top = torch.full_like(logits, -INF), torch.finfo(dtype).min
+        rows = torch.arange(60)
+        logits[rows, first] = logits[rows, second] = top
+        z = logits.to(dtype)
+        got = emp.sample_statistics(z, second, backend=backend)
+        assert torch.equal(got.prediction, torch.minimum(first, second))
+        assert torch.equal(got.correct, second <= first)
+        shifted = torch.cat([z.new_zeros(60, 3), z], 1)[:, 3:]  # rows that start elsewhere
+        assert torch.equal(
+            emp.sample_statistics(shifted, second, backend=backend).prediction, got.prediction
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -27,6 +27,7 @@ struct RowSums {
 template <int kRows>
 struct RowSumsOf {
   alignas(64) float m[kRows] = {}, u[kRows] = {}, t[kRows] = {}, q[kRows] = {};
+  int64_t top[kRows];  // set for statistics alone
 
   void set(int i, const RowSums& sums) {
     m[i] = sums.m;
@@ -37,13 +38,14 @@ struct RowSumsOf {
   RowSums of(int i) const { return {m[i], u[i], t[i], q[i]}; }
 };
 
-// The sums of one row of any number of classes; q, which costs its own, only with kSquares. Most of
-// what a target compiles to is here: sum_rows.h has the body, of which row_sums_<target>.cpp alone
-// makes code, for all that call it.
-template <class S, class T, bool kSquares>
+// The sums of one row of any number of classes. With kStatistics alone, for they cost their own: q,
+// and in `top` the lowest index of m, where m and u are finite. Most of what a target compiles
+// to is here: sum_rows.h has the body, of which row_sums_<target>.cpp alone makes code, for all
+// that call it.
+template <class S, class T, bool kStatistics>
 struct RowSummer {
   static RowSums row_sums(const typename Exponentials<S>::Constants& k, const T* row,
-                          int64_t classes);
+                          int64_t classes, int64_t* top);
 };
 
 template <class S>
@@ -58,9 +60,10 @@ struct RowKernel : Exponentials<S> {
   static constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   static constexpr double kTinySum = 1e-30;  // per element: what is left out is below 1e-7 of it
 
-  template <bool kSquares, class T>
-  static RowSums row_sums(const Constants& k, const T* row, int64_t classes) {
-    return RowSummer<S, T, kSquares>::row_sums(k, row, classes);
+  template <bool kStatistics, class T>
+  static RowSums row_sums(const Constants& k, const T* row, int64_t classes,
+                          int64_t* top = nullptr) {
+    return RowSummer<S, T, kStatistics>::row_sums(k, row, classes, top);
   }
 
   template <class T>
@@ -133,7 +136,7 @@ struct RowKernel : Exponentials<S> {
 
   // Sums of kWidth rows of at most kFewClasses classes, a lane each, written from position `first`
   // of the results on: rows[lane] points to row `lane`, and the same row may stand there twice.
-  template <bool kSquares, class T, int kRows>
+  template <bool kStatistics, class T, int kRows>
   static void few_class_sums(const Constants& k, const T* const* rows, int64_t classes, int first,
                              RowSumsOf<kRows>& results) {
     alignas(64) float columns[kFewClasses][S::kWidth];
@@ -147,14 +150,22 @@ struct RowKernel : Exponentials<S> {
     const Reference at(k, m, Against::kStep);
     Sums s;
     M left_out = S::none();
+    F from_top = S::set(0.0f);  // how many elements there are from the first maximal one on
     for (int64_t c = 0; c < classes; ++c) {
       const F z = S::load(columns[c]);
       // The first maximal element of each lane is left out.
       const M use = S::either(left_out, S::not_equal(z, m));
       left_out = S::either(left_out, S::equal(z, m));
-      E::template add_vector<Range::kAny, true, Against::kStep, kSquares>(k, z, at, use, s);
+      if (kStatistics) from_top = S::add(from_top, S::zero_unless(left_out, k.one));
+      E::template add_vector<Range::kAny, true, Against::kStep, kStatistics>(k, z, at, use, s);
     }
-    s = E::template finished<Range::kAny, Against::kStep, kSquares>(s, at);
+    s = E::template finished<Range::kAny, Against::kStep, kStatistics>(s, at);
+    if (kStatistics) {
+      alignas(64) float count[S::kWidth];
+      S::store(count, from_top);
+      for (int lane = 0; lane < S::kWidth; ++lane)
+        results.top[first + lane] = classes - int64_t(count[lane]);
+    }
     S::store(results.m + first, m);
     S::store(results.u + first, s.u);
     S::store(results.t + first, s.t);
@@ -169,7 +180,8 @@ struct RowKernel : Exponentials<S> {
     S::store(is_plain, S::zero_unless(plain, k.one));
     for (int lane = 0; lane < S::kWidth; ++lane)
       if (is_plain[lane] == 0.0f)
-        results.set(first + lane, row_sums<kSquares>(k, rows[lane], classes));
+        results.set(first + lane,
+                    row_sums<kStatistics>(k, rows[lane], classes, &results.top[first + lane]));
   }
 };
 

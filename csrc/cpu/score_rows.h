@@ -44,23 +44,24 @@ struct RowScorer {
     RowSumsOf<kBlock> sums;
   };
 
-  template <bool kSquares, class T>
+  template <bool kStatistics, class T>
   static void sum_block(const typename Kernel::Constants& k, int64_t classes, Block<T>& block) {
     if (classes > Kernel::kFewClasses) {
       for (int i = 0; i < block.count; ++i)
-        block.sums.set(i, Kernel::template row_sums<kSquares>(k, block.z[i], classes));
+        block.sums.set(
+            i, Kernel::template row_sums<kStatistics>(k, block.z[i], classes, &block.sums.top[i]));
       return;
     }
     for (int i = block.count; i < kBlock; ++i) block.z[i] = block.z[0];
     for (int i = 0; i < block.count; i += S::kWidth)
-      Kernel::template few_class_sums<kSquares>(k, block.z + i, classes, i, block.sums);
+      Kernel::template few_class_sums<kStatistics>(k, block.z + i, classes, i, block.sums);
   }
 
   enum class BadLabels { kLeftOut, kTaken };
 
   // Calls on_ignored(row) or, a block at a time, on_block(block). Returns the first row that was
   // left out, or -1.
-  template <bool kSquares, BadLabels kBad, class T, class OnIgnored, class OnBlock>
+  template <bool kStatistics, BadLabels kBad, class T, class OnIgnored, class OnBlock>
   static int64_t for_each_block(const Logits& logits, const Labels& labels, int64_t begin,
                                 int64_t end, OnIgnored&& on_ignored, OnBlock&& on_block) {
     static const typename Kernel::Constants k;
@@ -85,7 +86,7 @@ struct RowScorer {
         block.z[block.count++] = logits.row<T>(row);
       }
       if (block.count == 0) continue;
-      sum_block<kSquares>(k, logits.classes, block);
+      sum_block<kStatistics>(k, logits.classes, block);
       on_block(block);
     }
     return left_out;
@@ -140,11 +141,12 @@ struct RowScorer {
       out.loss[row] = out.entropy[row] = out.lse[row] = 0.0f;
       out.confidence[row] = out.el2n[row] = out.margin[row] = 0.0f;
       out.correct[row] = false;
+      out.prediction[row] = 0;
     };
     const auto on_block = [&](const Block<T>& block) {
       for (int i = 0; i < block.count; ++i)
-        row_statistics(block.z[i], logits.classes, block.label[i], block.sums.of(i), block.row[i],
-                       out);
+        row_statistics(block.z[i], logits.classes, block.label[i], block.sums.of(i),
+                       block.sums.top[i], block.row[i], out);
     };
     return for_each_block<true, BadLabels::kLeftOut, T>(logits, labels, begin, end, on_ignored,
                                                         on_block);
@@ -153,7 +155,7 @@ struct RowScorer {
   // In double: a few operations a row.
   template <class T>
   static void row_statistics(const T* z, int64_t classes, int64_t y, const RowSums& sums,
-                             int64_t row, const StatisticOutputs& out) {
+                             int64_t top, int64_t row, const StatisticOutputs& out) {
     const double m = sums.m, u = sums.u, t = sums.t, q = sums.q, z_y = to_float(z[y]);
     const double log_sum = std::log1p(u), loss = (m - z_y) + log_sum;
     out.loss[row] = float(loss);
@@ -162,6 +164,7 @@ struct RowScorer {
     if (!std::isfinite(m) || !std::isfinite(u)) {
       out.entropy[row] = out.confidence[row] = out.el2n[row] = out.margin[row] = Kernel::kNaN;
       out.correct[row] = false;
+      out.prediction[row] = 0;
       return;
     }
     out.entropy[row] = float(log_sum - t / (1 + u));
@@ -176,7 +179,8 @@ struct RowScorer {
       if (y + 1 < classes) rival = std::max(rival, Kernel::highest_of(z + y + 1, classes - y - 1));
     }
     out.margin[row] = float(z_y) - rival;
-    out.correct[row] = at_maximum && Kernel::find(z, y, sums.m) == y;
+    out.correct[row] = y == top;
+    out.prediction[row] = top;
   }
 
   template <class T>

@@ -31,6 +31,7 @@ struct ScoreOutputs {
 struct StatisticOutputs {
   float *loss, *entropy, *lse, *confidence, *el2n, *margin;
   bool* correct;
+  int64_t* prediction;
 };
 
 // What a row's columns elsewhere need of those here (row_sums.h): m = max z and, over all elements

@@ -56,12 +56,13 @@ struct LongRows : RowKernel<S> {
     return found;
   }
 
-  template <bool kTiny, bool kSquares, class T>
-  static RowSums sums(const Constants& k, const T* row, int64_t classes) {
+  template <bool kTiny, bool kStatistics, class T>
+  static RowSums sums(const Constants& k, const T* row, int64_t classes, int64_t* top) {
     constexpr Range kRange = kTiny ? Range::kTiny : Range::kAny;
     constexpr double kUnit = kTiny ? kTinyUnit : 1.0;  // what exp(0) counts
     constexpr float kFloor = kTiny ? 2 * kNormal : kVanish;
     float m = -kInf;
+    int64_t top_chunk = 0;  // where the first chunk with the maximum starts
     double u = 0, t = 0, q = 0;
     constexpr int64_t kChunk = kChunkBytes / sizeof(T);
     constexpr bool kSeesLowest = !kTiny && sizeof(T) == 2;
@@ -80,34 +81,40 @@ struct LongRows : RowKernel<S> {
           q = f * f * (q + 1);
         }
         m = range.highest;
+        top_chunk = start;
         const int64_t left_out =
             kSeesLowest && range.lowest >= m + kNormal
-                ? E::template add<Range::kNormal, true, kSquares>(k, z, n, m, s)
-                : E::template add<kRange, true, kSquares>(k, z, n, m, s);
+                ? E::template add<Range::kNormal, true, kStatistics>(k, z, n, m, s)
+                : E::template add<kRange, true, kStatistics>(k, z, n, m, s);
         ties = double(left_out - 1);
       } else if (m == -kInf || !(range.highest >= m + kFloor)) {  // only a NaN can matter here
         if (has_nan(z, n)) return {m, kNaN, kNaN, kNaN};
         continue;
       } else if (kSeesLowest && range.lowest >= m + kNormal) {
-        E::template add<Range::kNormal, false, kSquares>(k, z, n, m, s);
+        E::template add<Range::kNormal, false, kStatistics>(k, z, n, m, s);
       } else {
-        E::template add<kRange, false, kSquares>(k, z, n, m, s);
+        E::template add<kRange, false, kStatistics>(k, z, n, m, s);
       }
       u += S::reduce_add(s.u) + ties * kUnit;
       t += S::reduce_add(s.t);
-      if (kSquares) q += S::reduce_add(s.q) + ties;
+      if (kStatistics) q += S::reduce_add(s.q) + ties;
+    }
+    if (kStatistics) {  // of the whole row only this chunk is read once more, from a cache
+      const T* z = row + top_chunk;
+      *top = top_chunk + Kernel::find(z, std::min(kChunk, classes - top_chunk), m);
     }
     return {m, float(u / kUnit), float(t / kUnit), float(q)};
   }
 };
 
-template <class S, class T, bool kSquares>
-RowSums RowSummer<S, T, kSquares>::row_sums(const typename Exponentials<S>::Constants& k,
-                                            const T* row, int64_t classes) {
+template <class S, class T, bool kStatistics>
+RowSums RowSummer<S, T, kStatistics>::row_sums(const typename Exponentials<S>::Constants& k,
+                                               const T* row, int64_t classes, int64_t* top) {
   using Rows = LongRows<S>;
-  const RowSums s = Rows::template sums<false, kSquares>(k, row, classes);
+  if (kStatistics) *top = 0;
+  const RowSums s = Rows::template sums<false, kStatistics>(k, row, classes, top);
   if (s.u < Rows::kTinySum * double(classes))
-    return Rows::template sums<true, kSquares>(k, row, classes);
+    return Rows::template sums<true, kStatistics>(k, row, classes, top);
   return s;
 }
 

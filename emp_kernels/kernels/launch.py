@@ -90,11 +90,12 @@ def rows_of(logits: torch.Tensor) -> Rows:
 
 
 class Scored(NamedTuple):
-    """What a scoring launch leaves: values (4 or 6, N), correct (N,) of statistics, work memory,
-    and indices and threshold where the launch selected."""
+    """What a scoring launch leaves: values (4 or 6, N), correct and prediction (N,) of statistics,
+    work memory, and indices and threshold where the launch selected."""
 
     values: torch.Tensor
     correct: torch.Tensor | None
+    prediction: torch.Tensor | None
     work: torch.Tensor
     indices: torch.Tensor | None
     threshold: torch.Tensor | None
@@ -137,6 +138,7 @@ def score(
     finish = keep is not None
     values = torch.empty((6 if statistics else 4, n), dtype=torch.float32, device=device)
     correct = torch.empty(n, dtype=torch.bool, device=device) if statistics else None
+    prediction = torch.empty(n, dtype=torch.int64, device=device) if statistics else None
     tickets = n if plan.parts > 1 else 0
     work = torch.zeros(WORK_SIZE + tickets, dtype=torch.int32, device=device)
     indices, threshold = selection(keep, device) if keep is not None else (None, None)
@@ -153,7 +155,7 @@ def score(
         cut |= {"ROWS": plan.rows, "WIDTH": plan.width}
     with _on(device):
         kernel[(programs,)](
-            logits, labels.reshape(-1).contiguous(), ids, values, correct, work, indices,
+            logits, labels.reshape(-1).contiguous(), ids, values, correct, prediction, work, indices,
             threshold, *pointers, n, rows.per_group, rows.group_stride, rows.row_stride,
             max(0, (classes - vector + 1 if ragged else classes) // vector), classes,
             address // itemsize % vector, float(beta), ignore_index or 0,
@@ -163,7 +165,7 @@ def score(
             HAS_IDS=ids is not None, HAS_STATE=finish and state is not None,
             SELECT=tile_of(n).rows if finish else 0, **cut, num_warps=plan.warps, **OPTIONS,
         )  # fmt: skip
-    return Scored(values, correct, work, indices, threshold)
+    return Scored(values, correct, prediction, work, indices, threshold)
 
 
 def gradient(

@@ -17,7 +17,8 @@ PLAN_SIZE = 16 + 4 * DIGITS  # of select_large
 SIZES = ["n", "rows_per_group", "group_stride", "row_stride", "vectors", "classes", "misaligned"]
 SIZES += ["ignore_index", "num_samples", "keep", "chunks", "step"]
 # Nor must the alignment of these, of which the kernels say what they know.
-POINTERS = ["logits", "labels", "ids", "out", "correct", "work", "indices", "threshold", "parts"]
+POINTERS = ["logits", "labels", "ids", "out", "correct", "prediction", "work", "indices"]
+POINTERS += ["threshold", "parts"]
 POINTERS += ["score", "loss", "entropy", "scores", "slots", "above", "inside", "plan", "taken"]
 POINTERS += ["ties", "state_score", "state_loss", "state_entropy", "state_updates"]
 POINTERS += ["state_selections", "state_seen_at", "state_clock", "claims", "before"]

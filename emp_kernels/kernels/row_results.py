@@ -70,27 +70,25 @@ def store_sums(m, u, t, z_y, counts, rows, inside, out, n):
 
 
 @triton.jit
-def store_statistics(m, u, t, q, second, before, z_y, known, counts, rows, inside, out, correct, n):
-    """Stores loss, entropy, lse, confidence, el2n and margin into out (6, N), and correct (N,).
-
-    before is the largest logit left of the label: the label is the lowest index of the maximum
-    when its logit is m and before is less.
-    """
+def store_statistics(
+    m, u, t, q, second, top, y, z_y, known, counts, rows, inside, out, correct, prediction, n
+):
+    """Stores loss, entropy, lse, confidence, el2n and margin into out (6, N), and correct and
+    prediction (N,), from `top`, the lowest index of the maximum."""
     u *= UNSCALE
     log_s = log1p(u)
     loss, lse, broken = loss_and_lse(m, log_s, t, z_y, known)
     bad = broken | (known == 0)
     entropy = log_s - tl.div_rn(t * UNSCALE, 1.0 + u)
 
-    top = z_y == m
+    at_maximum = z_y == m
     e_y = exp_scaled(tl.maximum(z_y - m, FLOOR), True) * UNSCALE
     p_y = tl.div_rn(e_y, 1.0 + u)
-    p_not_y = tl.where(top, tl.div_rn(u, 1.0 + u), 1.0 - p_y)
+    p_not_y = tl.where(at_maximum, tl.div_rn(u, 1.0 + u), 1.0 - p_y)
     squares = q * UNSCALE * UNSCALE
-    others = tl.where(top, squares, tl.maximum(1.0 + squares - e_y * e_y, 0.0))
+    others = tl.where(at_maximum, squares, tl.maximum(1.0 + squares - e_y * e_y, 0.0))
     el2n = tl.sqrt(p_not_y * p_not_y + tl.div_rn(others, (1.0 + u) * (1.0 + u)))
-    margin = z_y - tl.where(top, second, m)
-    is_correct = top & ((before >= z_y) == 0) & (bad == 0) & counts
+    margin = z_y - tl.where(at_maximum, second, m)
 
     tl.store(out + rows, tl.where(counts, loss, 0.0), mask=inside)
     for i in tl.static_range(5):
@@ -99,4 +97,5 @@ def store_statistics(m, u, t, q, second, before, z_y, known, counts, rows, insid
             value = tl.where(bad, float("nan"), value)
         place = (i + 1) * n.to(tl.int64) + rows
         tl.store(out + place, tl.where(counts, value, 0.0), mask=inside)
-    tl.store(correct + rows, is_correct, mask=inside)
+    tl.store(correct + rows, (top == y) & (bad == 0) & counts, mask=inside)
+    tl.store(prediction + rows, tl.where(counts & (broken == 0), top, 0), mask=inside)

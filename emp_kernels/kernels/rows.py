@@ -10,12 +10,19 @@ from .numerics import INF, LARGEST
 from .plan import ONCE
 from .row_results import label_of, store_scores, store_statistics, store_sums
 from .select_small import finish_call
-from .sums import champion_terms, keep_largest, leave_one_out, loser_sums, widened
+from .sums import (
+    champion_terms,
+    keep_largest,
+    leave_one_out,
+    loser_sums,
+    lowest_top,
+    widened,
+)
 
 
 @triton.jit(**ONCE)
 def score_rows(
-    logits, labels, ids, out, correct, work, indices, threshold,
+    logits, labels, ids, out, correct, prediction, work, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
     state_clock, claims, n, rows_per_group, group_stride, row_stride, vectors, classes, misaligned,
     beta, ignore_index, num_samples, keep,
@@ -49,18 +56,17 @@ def score_rows(
     pointers = base + body[:, None] + columns[None, :]
 
     tiles = ()
-    before = tl.full([ROWS], -INF, tl.float32)
     for i in tl.static_range(TILES):
         readable = counts[:, None] & (i * WIDTH + columns < vectors * V)[None, :]
         z = tl.load(pointers + i * WIDTH, mask=readable, other=-INF)
-        if STATISTICS:
-            left = i * WIDTH + columns[None, :] < (y - head)[:, None]
-            before = tl.maximum(before, tl.max(tl.where(left, widened(z), -INF), 1))
         if i == 0:
             champions = z
         else:
             tiles = tiles + (z,)
-    champions, losers = keep_largest(champions, tiles, TILES - 1)
+    places = tl.zeros([ROWS, WIDTH], tl.int32)
+    champions, places, losers = keep_largest(
+        champions, places, tiles, WIDTH, WIDTH, TILES - 1, STATISTICS
+    )
     champions = widened(champions)
     m = tl.max(champions, 1)
 
@@ -72,9 +78,6 @@ def score_rows(
             tl.float32
         )
         m = tl.maximum(m, tl.max(edge, 1))
-        if STATISTICS:
-            left = edge_columns < y[:, None]
-            before = tl.maximum(before, tl.max(tl.where(left, edge, -INF), 1))
 
     u, t, q, second = loser_sums(
         losers, tl.maximum(m, -LARGEST)[:, None], champions, TILES - 1, STATISTICS, COMPENSATED
@@ -100,9 +103,13 @@ def score_rows(
     u, q, second = leave_one_out(u, q, ties, second, m, STATISTICS)
 
     if STATISTICS:
+        top = lowest_top(champions, m[:, None], places + head[:, None] + columns[None, :])
+        if RAGGED:
+            top = tl.minimum(top, lowest_top(edge, m[:, None], edge_columns))
         store_statistics(
-            m, u, t, q, second, before, z_y, known, counts, rows, inside, out, correct, n
-        )
+            m, u, t, q, second, top, y, z_y, known, counts, rows, inside, out, correct, prediction,
+            n,
+        )  # fmt: skip
     elif SUMS:
         store_sums(m, u, t, z_y, counts, rows, inside, out, n)
     else:

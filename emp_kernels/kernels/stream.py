@@ -13,18 +13,22 @@ from .numerics import INF, LARGEST
 from .plan import ONCE
 from .row_results import label_of, store_scores, store_statistics, store_sums
 from .select_small import finish_call, take_ticket
-from .sums import keep_largest, loser_sums, merge, rescale, settle, widened
+from .sums import FAR, keep_largest, loser_sums, lowest_top, merge, rescale, settle, widened
 from .work import ROW_TICKETS
 
 
 @triton.jit
 def absorb(
-    champions, m, u, t, q, second, tiles, TILES: tl.constexpr, STATISTICS: tl.constexpr,
-    COMPENSATED: tl.constexpr,
+    champions, places, m, u, t, q, second, tiles, first, TILES: tl.constexpr,
+    STATISTICS: tl.constexpr, COMPENSATED: tl.constexpr,
 ):  # fmt: skip
-    """Adds TILES tiles (L, V) to each lane's champions (L, V), to their maximum m (finite while
-    all logits so far are -inf) and to the sums relative to it (L,)."""
-    champions, losers = keep_largest(champions, tiles, TILES)
+    """Adds TILES tiles (L, V), from column `first` of a lane's own on, to each lane's champions and
+    their places (L, V), to their maximum m (finite while all logits so far are -inf) and to the
+    sums relative to it (L,)."""
+    WIDTH: tl.constexpr = champions.shape[0] * champions.shape[1]
+    champions, places, losers = keep_largest(
+        champions, places, tiles, first, WIDTH, TILES, STATISTICS
+    )
     values = widened(champions)
     new_m = tl.maximum(m, tl.max(values, 1))
     u, t, q = rescale(m, new_m, u, t, q, STATISTICS)
@@ -36,17 +40,12 @@ def absorb(
     if STATISTICS:
         q += tl.sum(new_q, 1)
         second = tl.maximum(second, tl.max(new_second, 1))
-    return champions, new_m, u, t, q, second
-
-
-@triton.jit
-def largest_before(before, z, column, y):
-    return tl.maximum(before, tl.where(column < y, widened(z), -INF))
+    return champions, places, new_m, u, t, q, second
 
 
 @triton.jit(**ONCE)
 def score_stream(
-    logits, labels, ids, out, correct, work, indices, threshold,
+    logits, labels, ids, out, correct, prediction, work, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
     state_clock, claims, parts,
     n, rows_per_group, group_stride, row_stride, vectors, classes, misaligned,
@@ -79,7 +78,6 @@ def score_stream(
     )
     columns = tl.arange(0, LANES)[:, None] * V + tl.arange(0, V)[None, :]
     pointers = base + body + columns
-    label_column = y - head
 
     WIDTH: tl.constexpr = LANES * V
     step: tl.constexpr = LANES * TILES
@@ -95,17 +93,15 @@ def score_stream(
     t = tl.zeros([LANES], tl.float32)
     q = tl.zeros([LANES], tl.float32)
     second = tl.full([LANES], -INF, tl.float32)
-    before = tl.full([LANES, V], -INF, tl.float32)
+    places = tl.zeros([LANES, V], tl.int32)
     for i in range(steps):
         offset = (first + i * step) * V
         tiles = ()
         for j in tl.static_range(TILES):
             z = tl.load(pointers + offset + j * WIDTH)
             tiles = tiles + (z,)
-            if STATISTICS:
-                before = largest_before(before, z, offset + j * WIDTH + columns, label_column)
-        champions, m, u, t, q, second = absorb(
-            champions, m, u, t, q, second, tiles, TILES, STATISTICS, COMPENSATED
+        champions, places, m, u, t, q, second = absorb(
+            champions, places, m, u, t, q, second, tiles, offset, TILES, STATISTICS, COMPENSATED
         )
     # What is left is less than a step. A few loads at a time wait for memory less often than one.
     for offset in range((first + steps * step) * V, stop * V, WIDTH * TAIL):
@@ -114,25 +110,27 @@ def score_stream(
             column = offset + j * WIDTH + columns
             z = tl.load(pointers + offset + j * WIDTH, mask=column < stop * V, other=-INF)
             tiles = tiles + (z,)
-            if STATISTICS:
-                before = largest_before(before, z, column, label_column)
-        champions, m, u, t, q, second = absorb(
-            champions, m, u, t, q, second, tiles, TAIL, STATISTICS, COMPENSATED
+        champions, places, m, u, t, q, second = absorb(
+            champions, places, m, u, t, q, second, tiles, offset, TAIL, STATISTICS, COMPENSATED
         )
+    places += head + columns
     if RAGGED:
         edge_columns = columns + tl.where(columns < head, 0, vectors * V)
         end = tl.where(counts & (part == PARTS - 1), classes, 0)  # the last part reads the edge
         readable = (columns < 2 * V) & (edge_columns < end)
         z = tl.load(logits + start + edge_columns, mask=readable, other=-INF)
-        champions, m, u, t, q, second = absorb(
-            champions, m, u, t, q, second, (z,), 1, STATISTICS, COMPENSATED
-        )
         if STATISTICS:
-            before = largest_before(before, z, edge_columns, y)
+            ties = widened(z) == widened(champions)
+            places = tl.where(ties, tl.minimum(places, edge_columns), places)
+        champions, places, m, u, t, q, second = absorb(
+            champions, places, m, u, t, q, second, (z,), edge_columns, 1, STATISTICS, COMPENSATED
+        )
 
     lane_m, u, t, q, second = settle(widened(champions), u, t, q, second, STATISTICS)
     row_m, row_u, row_t, row_q, row_second = merge(lane_m, u, t, q, second, STATISTICS)
-    row_before = tl.max(tl.max(before, 1), 0)
+    row_top = row * 0
+    if STATISTICS:
+        row_top = tl.min(lowest_top(widened(champions), row_m, places), 0)
     complete = True
     if PARTS > 1:
         here = parts + row * 6 * PARTS
@@ -142,7 +140,7 @@ def score_stream(
         if STATISTICS:
             tl.store(here + 3 * PARTS + part, row_q)
             tl.store(here + 4 * PARTS + part, row_second)
-            tl.store(here + 5 * PARTS + part, row_before)
+            tl.store(here + 5 * PARTS + part, row_top.to(tl.float32, bitcast=True))
         complete = take_ticket(work, ROW_TICKETS + row, PARTS)
         if complete:
             all_parts = here + tl.arange(0, PARTS)
@@ -154,16 +152,19 @@ def score_stream(
             if STATISTICS:
                 part_q = tl.load(all_parts + 3 * PARTS, cache_modifier=".cg")
                 part_second = tl.load(all_parts + 4 * PARTS, cache_modifier=".cg")
-                row_before = tl.max(tl.load(all_parts + 5 * PARTS, cache_modifier=".cg"), 0)
             row_m, row_u, row_t, row_q, row_second = merge(
                 part_m, part_u, part_t, part_q, part_second, STATISTICS
             )
+            if STATISTICS:
+                part_top = tl.load(all_parts + 5 * PARTS, cache_modifier=".cg")
+                part_top = part_top.to(tl.int32, bitcast=True)
+                row_top = tl.min(tl.where(part_m == row_m, part_top, FAR), 0)
 
     if complete:
         if STATISTICS:
             store_statistics(
-                row_m, row_u, row_t, row_q, row_second, row_before, z_y, known, counts,
-                row, row < n, out, correct, n,
+                row_m, row_u, row_t, row_q, row_second, row_top, y, z_y, known, counts,
+                row, row < n, out, correct, prediction, n,
             )  # fmt: skip
         elif SUMS:
             store_sums(row_m, row_u, row_t, z_y, counts, row, row < n, out, n)

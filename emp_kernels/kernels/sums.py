@@ -13,6 +13,7 @@ import triton.language as tl
 
 from .numerics import FLOOR, INF, LARGEST, PACKED, SCALE, UNSCALE, exp_scaled
 
+FAR = tl.constexpr(2**31 - 1)  # behind every column
 NAN_WINS = tl.constexpr(tl.PropagateNan.ALL)
 
 
@@ -52,14 +53,28 @@ def widened(z):
 
 
 @triton.jit
-def keep_largest(champions, tiles, TILES: tl.constexpr):
+def keep_largest(
+    champions, places, tiles, first, WIDTH: tl.constexpr, TILES: tl.constexpr,
+    STATISTICS: tl.constexpr,
+):  # fmt: skip
     """The elementwise maximum of `champions` and all `tiles`, and the TILES values that lost, in
-    the dtype of the logits. A NaN becomes the champion and stays it."""
+    the dtype of the logits. A NaN becomes the champion and stays it. With STATISTICS `places` says
+    at which column the first tile that holds a champion starts: tile i at `first` + i * WIDTH."""
     losers = ()
     for i in tl.static_range(TILES):
+        if STATISTICS:
+            rises = widened(tiles[i]) > widened(champions)
+            places = tl.where(rises, first + i * WIDTH, places)
         loser, champions = _sorted_pair(champions, tiles[i])
         losers = losers + (loser,)
-    return champions, losers
+    return champions, places, losers
+
+
+@triton.jit
+def lowest_top(champions, m, columns):
+    """The lowest of the champions' columns where they equal their maximum m; FAR where none does,
+    which a NaN among them can bring about."""
+    return tl.min(tl.where(champions == m, columns, FAR), 1)
 
 
 @triton.jit

@@ -87,6 +87,8 @@ def scoring(case: Case) -> None:
         _near(getattr(statistics, name)[valid], want, 2e-5, 1e-6, name)
     if not np.array_equal(statistics.correct.numpy(), truth.correct):
         raise AssertionError("correct differs")
+    if not np.array_equal(statistics.prediction.numpy(), truth.prediction):
+        raise AssertionError("prediction differs")
     skipped = torch.from_numpy(truth.ignored)
     if not (found.score[skipped] == -torch.inf).all():
         raise AssertionError("an ignored row's score is not -inf")

@@ -39,6 +39,7 @@ void test_scores(emp::LogitDtype dtype, std::mt19937& random) {
       labels[5] = -100;
       const auto out = exactly<float>(10 * rows);
       const auto correct = exactly<bool>(rows);
+      const auto prediction = exactly<int64_t>(rows);
       const emp::Logits logits{z.get(), dtype, rows, classes, rows, 0, classes};
       const emp::Labels y{labels.get(), emp::IntDtype::kInt32, true, -100};
       check(emp::first_bad_label(y, rows, classes) == -1, "labels are in range", classes);
@@ -46,7 +47,7 @@ void test_scores(emp::LogitDtype dtype, std::mt19937& random) {
       const emp::RowCounts counts = emp::score(logits, y, 0.5f, to, 2);
       emp::sample_statistics(logits, y,
                              {&out[4 * rows], &out[5 * rows], &out[6 * rows], &out[7 * rows],
-                              &out[8 * rows], &out[9 * rows], correct.get()},
+                              &out[8 * rows], &out[9 * rows], correct.get(), prediction.get()},
                              2);
       int64_t invalid = 0;
       for (int64_t i = 0; i < rows; ++i) {
@@ -58,6 +59,12 @@ void test_scores(emp::LogitDtype dtype, std::mt19937& random) {
         check(close(out[rows + i], e.loss), "loss", classes * 1000 + i);
         check(close(out[2 * rows + i], e.entropy), "entropy", classes * 1000 + i);
         check(close(out[4 * rows + i], e.loss), "loss of the statistics", classes * 1000 + i);
+        const T* row = z.get() + i * classes;
+        const auto below = [](T a, T b) { return emp::to_float(a) < emp::to_float(b); };
+        if (i > 2 && std::isfinite(emp::to_float(*std::max_element(row, row + classes, below))))
+          check(prediction[i] == std::max_element(row, row + classes, below) - row,
+                "the lowest index of the maximum", classes * 1000 + i);
+        check(prediction[i] >= 0 && prediction[i] < classes, "a class", classes * 1000 + i);
         invalid += !std::isfinite(e.loss) || !std::isfinite(e.entropy);
         check((out[i] != out[i]) == (!std::isfinite(e.loss) || !std::isfinite(e.entropy)),
               "an invalid row's score is NaN", classes * 1000 + i);

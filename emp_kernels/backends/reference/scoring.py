@@ -64,7 +64,7 @@ def statistics_of(logits, labels, classes, ignore_index) -> SampleStatistics:
     return SampleStatistics(
         *(
             torch.cat(field)
-            .to(torch.bool if field[0].dtype == torch.bool else dtype)
+            .to(dtype if field[0].is_floating_point() else field[0].dtype)
             .reshape(labels.shape)
             for field in zip(*chunks, strict=True)
         )
@@ -79,7 +79,7 @@ def row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
     """
     if z.shape[1] == 0:  # only reached when every row is ignored
         zero = z.new_zeros(len(z))
-        return (*[zero] * 6, zero.bool())
+        return (*[zero] * 6, zero.bool(), zero.long())
     m, u, t, top, e = _exponentials(z)
     known = (labels >= 0) & (labels < z.shape[1])
     y = torch.where(known, labels, 0)
@@ -96,7 +96,7 @@ def row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
     el2n = (p_not_y * p_not_y + others / (1 + u) ** 2).sqrt()
     rival = z.scatter(1, y[:, None], -torch.inf).amax(1)
     margin = z_y - rival
-    correct = y == (z == m[:, None]).to(torch.uint8).argmax(1)
+    prediction = (z == m[:, None]).to(torch.uint8).argmax(1)
 
     nan = torch.full_like(m, torch.nan)
     broken = ~m.isfinite()  # NaN or +inf among the logits, or no finite logit
@@ -110,7 +110,8 @@ def row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
         torch.where(unknown | broken, nan, entropy),
         lse,
         *(torch.where(unknown | broken, nan, x) for x in ((-loss).exp(), el2n, margin)),
-        correct & known & ~broken,
+        (y == prediction) & known & ~broken,
+        prediction.masked_fill(broken, 0),
     ]
     if ignore_index is not None:
         ignored = labels == ignore_index

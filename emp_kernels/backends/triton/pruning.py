@@ -28,7 +28,7 @@ def score_and_select(
     beta = 1.0 if state is None else state.beta
     count, waits = kept_count(keep, n), ignore_index is not None
     fused = runtime.launch.fused(n) and not waits
-    values, _, work, indices, threshold = runtime.launch.score(
+    values, _, _, work, indices, threshold = runtime.launch.score(
         rows, labels, beta, ignore_index,
         keep=count if fused else None, state=state, ids=ids,
     )  # fmt: skip

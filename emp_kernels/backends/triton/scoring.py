@@ -25,11 +25,14 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
     check_label_range("sample_statistics", labels, logits.shape[-1], ignore_index)
     values = torch.empty((6, 0), dtype=torch.float32, device=labels.device)
     correct = torch.empty(0, dtype=torch.bool, device=labels.device)
+    prediction = torch.empty(0, dtype=torch.int64, device=labels.device)
     if labels.numel():
         rows = runtime.launch.rows_of(logits)
-        values, correct, *_ = runtime.launch.score(rows, labels, 0.0, ignore_index, statistics=True)
-    fields = [*values.view(6, *labels.shape).unbind(), correct.view(labels.shape)]
-    return SampleStatistics._make(fields)
+        values, correct, prediction, *_ = runtime.launch.score(
+            rows, labels, 0.0, ignore_index, statistics=True
+        )
+    found = [x.view(labels.shape) for x in (correct, prediction)]
+    return SampleStatistics(*values.view(6, *labels.shape).unbind(), *found)
 
 
 def row_sums(logits, labels, ignore_index) -> torch.Tensor:
