@@ -15,6 +15,7 @@ from .linear import linear_cross_entropy, linear_log_prob_and_entropy, score_lin
 from .log_probs import log_prob_and_entropy
 from .loss import cross_entropy
 from .pruning import score_and_select
+from .ranking import Ranking, rank
 from .results import LogProbs, SampleStatistics, Scores, Selection
 from .sampler import EMPSampler
 from .scoring import sample_statistics, score
@@ -31,6 +32,7 @@ __all__ = [
     "HiddenFeatures",
     "IndexedDataset",
     "LogProbs",
+    "Ranking",
     "SampleStatistics",
     "Scores",
     "Selection",
@@ -40,6 +42,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_log_prob_and_entropy",
     "log_prob_and_entropy",
+    "rank",
     "sample_statistics",
     "score",
     "score_and_select",

@@ -3,6 +3,7 @@
 import torch
 
 from . import backends, ops, term_ops
+from .arrays import as_tensor
 from .options import check_adjustment
 from .results import SampleStatistics, Scores
 from .terms import scores_of
@@ -31,8 +32,11 @@ def score(
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64 is served by the reference
             backend, which then answers in float64). Any strides; read once, never copied when
-            the inner stride is 1 and at most two leading dimensions do not collapse.
-        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
+            the inner stride is 1 and at most two leading dimensions do not collapse. Also an
+            array of NumPy's (memory-mapped, say), or anything that has DLPack or ``__array__``:
+            its memory is read as it is, and results are tensors.
+        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`; a tensor or
+            such an array.
         beta: weight of the memory term, from -1e29 to 1e29.
         temperature, softcap: scores are those of the adjusted logits
             ``softcap * tanh(z / softcap) / temperature`` (without softcap ``z / temperature``),
@@ -53,6 +57,8 @@ def score(
         ValueError: a wrong shape, a label out of range (on CPU), different devices.
         RuntimeError: the named backend is not available.
     """
+    logits = as_tensor("score", "logits", logits)
+    labels = as_tensor("score", "labels", labels)
     check_logits("score", logits)
     check_labels("score", labels, logits)
     beta = check_beta("score", beta)
@@ -103,6 +109,8 @@ def sample_statistics(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`score`.
     """
+    logits = as_tensor("sample_statistics", "logits", logits)
+    labels = as_tensor("sample_statistics", "labels", labels)
     check_logits("sample_statistics", logits)
     check_labels("sample_statistics", labels, logits)
     ignore_index = check_ignore_index("sample_statistics", ignore_index)

@@ -3,6 +3,7 @@
 import torch
 
 from . import backends, ops
+from .arrays import as_tensor
 from .keep import Keep, check_keep_of, kept_count
 from .validation import check_scores
 
@@ -14,7 +15,8 @@ def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> t
     of all.
 
     Args:
-        scores: (N,) float32, float16 or bfloat16 (float64: reference backend).
+        scores: (N,) float32, float16 or bfloat16 (float64: reference backend); a tensor, an array
+            of NumPy's, or anything that has DLPack or ``__array__``.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)), Python's round in float64; an
             int keeps that many, 1 <= keep <= N. N = 0 keeps nothing.
         backend: None for the fastest, or "reference", "cpu", "triton" or "cuda".
@@ -27,6 +29,7 @@ def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> t
         ValueError: scores is not 1-D, keep is out of range.
         RuntimeError: the named backend is not available.
     """
+    scores = as_tensor("select", "scores", scores)
     check_scores("select", scores)
     n = scores.shape[0]
     count = kept_count(check_keep_of("select", keep, n), n)

@@ -24,7 +24,9 @@ BIG = 2**63
 WORDING = r"must .+, got .+"
 NOT_INTEGERS = [torch.float32, torch.bool, torch.complex64, torch.float64, torch.bfloat16]
 NOT_FLOATS = [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
-NO_TENSORS = [None, 3, 2.5, "text", [[0.0, 1.0]], np.zeros((3, 4), np.float32), (1, 2), object()]
+NO_ARRAYS = [None, 3, 2.5, "text", [[0.0, 1.0]], (1, 2), object(), np.ma.zeros((3, 4))]
+NO_TENSORS = [*NO_ARRAYS, np.zeros((3, 4), np.float32)]
+TAKES_ARRAYS = {"score", "sample_statistics", "select"}
 SCORING = ["score", "sample_statistics", "score_and_select"]
 
 
@@ -91,7 +93,7 @@ def test_good_calls_succeed(function, backend):
 
 @pytest.mark.parametrize("function", SCORING)
 def test_arguments_of_another_type(function, backend):
-    for wrong in NO_TENSORS:
+    for wrong in NO_ARRAYS if function in TAKES_ARRAYS else NO_TENSORS:
         spoilt(function, backend, TypeError, f"logits {WORDING}", logits=wrong)
         spoilt(function, backend, TypeError, f"labels {WORDING}", labels=wrong)
     for wrong in (1.5, "1", True, [1], torch.tensor(1)):
@@ -267,7 +269,7 @@ def test_any_keep(backend, keep):
 
 
 def test_scores_of_select(backend):
-    for wrong in NO_TENSORS:
+    for wrong in NO_ARRAYS:
         arguments = {"scores": wrong, "keep": 1}
         refuses(TypeError, "select", arguments, f"scores {WORDING}", backend=backend)
     for dtype in NOT_FLOATS:

@@ -19,7 +19,7 @@ ROOT = "emp_kernels"
 PUBLIC: set[str] = set()  # every top-level module that no other floor names
 FLOORS = (
     {"_cpu", "_cuda", "kernels"},
-    {"cautions", "keep", "options", "order_keys", "results", "similarities", "terms"}
+    {"arrays", "cautions", "keep", "options", "order_keys", "results", "similarities", "terms"}
     | {"term_tiles", "tiles", "validation"},
     {"backends"},
     {"ops", "term_ops"},

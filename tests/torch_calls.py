@@ -96,6 +96,14 @@ def sample_statistics():
     return {"found": emp.sample_statistics(LOGITS, PADDED, ignore_index=-100)}
 
 
+@call("rank")
+def _rank() -> dict[str, Any]:
+    return {
+        by: emp.rank(LOGITS, PADDED, 0.5, by=by, ignore_index=-100, per_class=by == "margin")
+        for by in ("emp", "el2n", "margin")
+    }
+
+
 @call("select")
 def select():
     return {"found": emp.select(COLUMN, 0.3), "hard": emp.select(HARD, 4)}

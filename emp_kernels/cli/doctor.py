@@ -19,6 +19,7 @@ OPERATIONS = (
     "cross_entropy",
     "log_prob_and_entropy",
     "select",
+    "rank",
     "gather",
     "EMPState.update",
     "EMPSampler",

@@ -1,0 +1,136 @@
+"""The highest of scores that are read a block at a time, exactly, by counting digits.
+
+The order is that of selection (:mod:`emp_kernels.order_keys`). Each pass over the blocks counts the
+next digit of all keys that may still be the last one taken, so that memory grows with the counters,
+never with the scores.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+
+from .order_keys import order_keys
+
+COUNTERS = 1 << 22  # int64 held at a time, where there are fewer targets
+DIGIT_BITS = 16  # of one pass, at most
+
+
+class Block(NamedTuple):
+    """Scores that follow one another.
+
+    Attributes:
+        values: (n,) float32 or float64.
+        groups: (n,) int64, which target each belongs to; None: every score to every target.
+    """
+
+    values: torch.Tensor
+    groups: torch.Tensor | None
+
+
+class Cut(NamedTuple):
+    """Where what is taken ends, for each of T targets.
+
+    Attributes:
+        keys: (T,) order key of the last score taken.
+        ties: (T,) int64, how many scores of that key are taken: those at the lowest positions.
+    """
+
+    keys: torch.Tensor
+    ties: torch.Tensor
+
+
+def find_cut(
+    blocks: Callable[[], Iterable[Block]], ranks: torch.Tensor, dtype: torch.dtype, *, grouped: bool
+) -> Cut:
+    """The cut that takes the ``ranks[t]`` highest scores, for each target t.
+
+    Args:
+        blocks: yields all scores in order of position, anew with each call: one call a pass.
+        ranks: (T,) int64, at most the number of the target's scores; 0 takes nothing.
+        dtype: of the scores.
+        grouped: whether the blocks have groups.
+    """
+    shift = width = 64 if dtype == torch.float64 else 32
+    left = ranks.clone()  # of the scores in a target's range
+    slots = torch.arange(len(ranks), device=ranks.device) if grouped else torch.zeros_like(ranks)
+    # The leading digits of the last score taken, as far as they are known.
+    digits = ranks.new_zeros(
+        len(ranks) if grouped else 1, dtype=torch.int64 if width == 64 else torch.int32
+    )
+    while True:
+        bits = max(1, min(DIGIT_BITS, shift, (COUNTERS // max(1, len(digits))).bit_length() - 1))
+        first = shift == width  # whose digit is signed
+        lowest = digits - (1 << (bits - 1)) if first else digits << bits
+        shift -= bits
+        counts = _count(blocks, lowest, bits, shift, grouped)
+        above = counts.flip(1).cumsum(1)[slots]  # (T, 2^bits), from the highest digit on
+        down = (above < left[:, None]).sum(1)
+        passed = above.gather(1, (down - 1).clamp(min=0)[:, None])[:, 0]
+        left -= torch.where(down > 0, passed, 0)
+        found = lowest[slots] + ((1 << bits) - 1 - down).to(lowest.dtype)
+        if shift == 0:
+            return Cut(found, left)
+        if grouped:
+            digits = found
+        else:
+            digits, slots = found.unique(return_inverse=True)
+
+
+def _count(
+    blocks: Callable[[], Iterable[Block]],
+    lowest: torch.Tensor,
+    bits: int,
+    shift: int,
+    grouped: bool,
+) -> torch.Tensor:
+    """How often each digit follows each of the ranges that begin at `lowest` (U,): (U, 2^bits)."""
+    size = 1 << bits
+    counts = torch.zeros(len(lowest) * size, dtype=torch.int64, device=lowest.device)
+    for values, groups in blocks():
+        leading = order_keys(values) >> shift
+        if grouped:
+            slots = groups
+        elif len(lowest) > 1:  # disjoint and ascending
+            slots = (torch.searchsorted(lowest, leading, right=True) - 1).clamp_(min=0)
+        else:
+            slots = None
+        digit = leading - (lowest if slots is None else lowest[slots])  # may wrap, to one outside
+        inside = (digit >= 0) & (digit < size)
+        place = digit[inside].to(torch.int64)
+        if slots is not None:
+            place += slots[inside] * size
+        counts += torch.bincount(place, minlength=len(counts))
+    return counts.view(-1, size)
+
+
+class Taking:
+    """Takes what is above a cut, of blocks that come in order of position."""
+
+    def __init__(self, cut: Cut) -> None:
+        self.keys, self.left = cut.keys, cut.ties.clone()
+
+    def of(self, block: Block) -> torch.Tensor:
+        """(n,) bool: which scores of the next block are taken."""
+        keys = order_keys(block.values)
+        groups = block.groups
+        last = self.keys if groups is None else self.keys[groups]
+        taken = keys > last
+        ties = (keys == last).nonzero()[:, 0]
+        of_tie = torch.zeros_like(ties) if groups is None else groups[ties]
+        order = of_tie.argsort(stable=True)
+        found = torch.bincount(of_tie, minlength=len(self.left))
+        begins = (found.cumsum(0) - found)[of_tie[order]]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device) - begins
+        taken[ties] = place < self.left[of_tie]
+        self.left = (self.left - found).clamp_(min=0)
+        return taken
+
+
+def value_of_key(keys: torch.Tensor) -> torch.Tensor:
+    """The scores whose order keys are `keys`, but -0.0, which is 0.0: the inverse of order_keys."""
+    wide = keys.dtype == torch.int64
+    highest = torch.iinfo(keys.dtype).max
+    bits = keys ^ ((keys >> (torch.iinfo(keys.dtype).bits - 1)) & highest)
+    return bits.view(torch.float64 if wide else torch.float32)

@@ -1,0 +1,172 @@
+"""Ranking of stored logits: which rows of arrays are worth training on."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from .arrays import as_tensor
+from .keep import Keep, check_keep_of
+from .ranked_rows import RankedRows, Rows, classes_of
+from .scoring import sample_statistics, score
+from .validation import check_beta, check_ignore_index, check_labels, check_logits
+
+MEASURES = ("emp", "loss", "entropy", "el2n", "margin")
+BLOCK_BYTES = 1 << 24  # of logits that are scored at a time
+BLOCK_ROWS = 1 << 20
+
+
+class Ranking(NamedTuple):
+    """Result of :func:`emp_kernels.rank`.
+
+    Attributes:
+        ids: (K,) int64 rows to keep, ascending.
+        values: (N,) what the rows were ranked by, float32 (float64 of float64 logits): NaN for an
+            invalid row, 0 for an ignored one.
+        threshold: () the value of the last row kept, with `per_class` (C,) those of each class;
+            NaN where nothing is kept.
+        rows_of_class: (C,) int64, how many rows have each label; ignored ones are not counted.
+        kept_of_class: (C,) int64, how many of these are kept.
+        num_invalid: () int64 count of invalid rows.
+    """
+
+    ids: torch.Tensor
+    values: torch.Tensor
+    threshold: torch.Tensor
+    rows_of_class: torch.Tensor
+    kept_of_class: torch.Tensor
+    num_invalid: torch.Tensor
+
+
+def rank(
+    logits: Any,
+    labels: Any,
+    keep: Keep = 0.3,
+    *,
+    by: str = "emp",
+    beta: float = 1.0,
+    per_class: bool = False,
+    ignore_index: int | None = None,
+    backend: str | None = None,
+) -> Ranking:
+    """The rows of stored logits that are worth training on: the exact top k by a measure.
+
+    The ids are those of ``select(score(logits, labels).score, keep)``, but logits are read a block
+    at a time, so that of a memory-mapped array no more has to fit into memory.
+    ``python -m emp_kernels rank`` does the same with files.
+
+    Args:
+        logits: (N, C) as in :func:`emp_kernels.score`: a tensor, a NumPy array, or anything that
+            has DLPack or ``__array__``.
+        labels: (N,) of any integer dtype, in [0, C) or equal to `ignore_index`; the same kinds.
+        keep: a share in (0, 1] or a number of rows, as in :func:`emp_kernels.select`.
+        by: "emp" (loss + beta * entropy), "loss", "entropy" or "el2n", of which the highest are
+            kept, or "margin", of which the smallest are. Ties go to the lowest row.
+        beta: weight of the memory term of "emp".
+        per_class: keep the share `keep` of the rows of each class.
+        ignore_index: rows with this label are neither counted nor kept. None ignores nothing.
+        backend: as in :func:`emp_kernels.score`.
+
+    Returns:
+        A :class:`Ranking`. `keep` is a share of all rows that are not ignored; invalid ones (loss
+        or entropy not finite) are never kept, and where fewer are valid, fewer come back.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or measure, a label out of range, `keep` out of range or, with
+            `per_class`, no share.
+        RuntimeError: the named backend is not available.
+    """
+    logits, labels = as_tensor("rank", "logits", logits), as_tensor("rank", "labels", labels)
+    check_logits("rank", logits)
+    check_labels("rank", labels, logits)
+    if logits.dim() != 2:
+        raise ValueError(f"rank: logits must have shape (N, C), got {tuple(logits.shape)}")
+    check_measure("rank", by)
+    beta = check_beta("rank", beta)
+    ignore_index = check_ignore_index("rank", ignore_index)
+    n, num_classes = logits.shape
+    keep = check_keep_of_classes("rank", check_keep_of("rank", keep, n), per_class)
+
+    def classes(first: int, stop: int) -> torch.Tensor:
+        return classes_of("rank", labels[first:stop], num_classes, ignore_index, first)
+
+    for first, stop in spans(n, BLOCK_ROWS):
+        classes(first, stop)  # wrong ones are found before the work
+    measured = [
+        measure(logits[first:stop], labels[first:stop], by, beta, ignore_index, backend)
+        for first, stop in spans(n, rows_at_once(logits))
+    ]
+    values = torch.cat(measured) if measured else logits.new_empty(0, dtype=torch.float32)
+
+    def blocks() -> Iterator[Rows]:
+        for first, stop in spans(n, BLOCK_ROWS):
+            yield Rows(first, values[first:stop], classes(first, stop))
+
+    ranked = RankedRows(blocks, num_classes, keep, per_class=per_class)
+    ids = [chosen.ids[chosen.kept] for chosen in ranked.chosen()]
+    threshold = as_measured(by, ranked.threshold)
+    return Ranking(
+        torch.cat(ids) if ids else ranked.rows_of_class.new_empty(0),
+        as_measured(by, values),
+        threshold if per_class else threshold[0],
+        ranked.rows_of_class,
+        ranked.kept_of_class,
+        (ranked.rows_of_class - ranked.valid_of_class).sum(),
+    )
+
+
+def check_measure(function: str, by: str) -> None:
+    """`by` names a measure."""
+    if not isinstance(by, str):
+        raise TypeError(f"{function}: by must be a str, got {type(by).__name__}")
+    if by not in MEASURES:
+        raise ValueError(f"{function}: by must be one of {', '.join(MEASURES)}, got {by!r}")
+
+
+def check_keep_of_classes(function: str, keep: Keep, per_class: bool) -> Keep:
+    """With `per_class`, `keep` is a share."""
+    if per_class and not isinstance(keep, float):
+        raise ValueError(
+            f"{function}: keep must be a share in (0, 1], a float, with per_class, got {keep}"
+        )
+    return keep
+
+
+def measure(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    by: str,
+    beta: float = 1.0,
+    ignore_index: int | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """What rows are ranked by, (N,), the highest first: margins with the other sign. NaN in
+    invalid rows, 0 in ignored ones."""
+    if by in ("el2n", "margin"):
+        found = sample_statistics(logits, labels, ignore_index=ignore_index, backend=backend)
+        values = found.el2n if by == "el2n" else -found.margin
+        invalid = ~(found.loss.isfinite() & found.entropy.isfinite())
+    else:
+        scores = score(logits, labels, beta=beta, ignore_index=ignore_index, backend=backend)
+        values = {"emp": scores.score, "loss": scores.loss, "entropy": scores.entropy}[by]
+        invalid = scores.score.isnan()
+    values = values.masked_fill(invalid, torch.nan)
+    return values if ignore_index is None else values.masked_fill(labels == ignore_index, 0.0)
+
+
+def as_measured(by: str, values: torch.Tensor) -> torch.Tensor:
+    """Of values with the highest first, those of the measure itself."""
+    return -values if by == "margin" else values
+
+
+def rows_at_once(logits: torch.Tensor) -> int:
+    """How many rows of logits (N, C) are scored at a time."""
+    row = max(1, logits.shape[1] * logits.element_size())
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row))
+
+
+def spans(n: int, size: int) -> Iterator[tuple[int, int]]:
+    """First and one-past-last rows of blocks of `size` out of `n`."""
+    for first in range(0, n, size):
+        yield first, min(first + size, n)
