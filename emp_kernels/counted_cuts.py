@@ -1,16 +1,14 @@
 """The highest of scores that are read a block at a time, exactly, by counting digits.
 
-The order is that of selection (:mod:`emp_kernels.order_keys`). Each pass over the blocks counts the
-next digit of all keys that may still be the last one taken, so that memory grows with the counters,
-never with the scores.
+Scores are given as the keys of :func:`emp_kernels.order_keys.order_keys`. Each pass over the blocks
+counts the next digit of all keys that may still be the last one taken, so that memory grows with
+the counters, never with the scores.
 """
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-
-from .order_keys import order_keys
 
 COUNTERS = 1 << 22  # int64 held at a time, where there are fewer targets
 DIGIT_BITS = 16  # of one pass, at most
@@ -20,11 +18,11 @@ class Block(NamedTuple):
     """Scores that follow one another.
 
     Attributes:
-        values: (n,) float32 or float64.
+        keys: (n,) int32 or int64.
         groups: (n,) int64, which target each belongs to; None: every score to every target.
     """
 
-    values: torch.Tensor
+    keys: torch.Tensor
     groups: torch.Tensor | None
 
 
@@ -48,18 +46,18 @@ def find_cut(
     Args:
         blocks: yields all scores in order of position, anew with each call: one call a pass.
         ranks: (T,) int64, at most the number of the target's scores; 0 takes nothing.
-        dtype: of the scores.
+        dtype: of the keys.
         grouped: whether the blocks have groups.
     """
-    shift = width = 64 if dtype == torch.float64 else 32
+    shift = width = torch.iinfo(dtype).bits
     left = ranks.clone()  # of the scores in a target's range
     slots = torch.arange(len(ranks), device=ranks.device) if grouped else torch.zeros_like(ranks)
     # The leading digits of the last score taken, as far as they are known.
-    digits = ranks.new_zeros(
-        len(ranks) if grouped else 1, dtype=torch.int64 if width == 64 else torch.int32
-    )
+    digits = ranks.new_zeros(len(ranks) if grouped else 1, dtype=dtype)
+    if not len(ranks):
+        return Cut(digits[:0], left)
     while True:
-        bits = max(1, min(DIGIT_BITS, shift, (COUNTERS // max(1, len(digits))).bit_length() - 1))
+        bits = max(1, min(DIGIT_BITS, shift, (COUNTERS // len(digits)).bit_length() - 1))
         first = shift == width  # whose digit is signed
         lowest = digits - (1 << (bits - 1)) if first else digits << bits
         shift -= bits
@@ -68,7 +66,7 @@ def find_cut(
         down = (above < left[:, None]).sum(1)
         passed = above.gather(1, (down - 1).clamp(min=0)[:, None])[:, 0]
         left -= torch.where(down > 0, passed, 0)
-        found = lowest[slots] + ((1 << bits) - 1 - down).to(lowest.dtype)
+        found = lowest[slots] + ((1 << bits) - 1 - down).to(dtype)
         if shift == 0:
             return Cut(found, left)
         if grouped:
@@ -86,22 +84,19 @@ def _count(
 ) -> torch.Tensor:
     """How often each digit follows each of the ranges that begin at `lowest` (U,): (U, 2^bits)."""
     size = 1 << bits
-    counts = torch.zeros(len(lowest) * size, dtype=torch.int64, device=lowest.device)
-    for values, groups in blocks():
-        leading = order_keys(values) >> shift
-        if grouped:
-            slots = groups
-        elif len(lowest) > 1:  # disjoint and ascending
+    # Of each range also what lies before and behind it.
+    counts = torch.zeros(len(lowest) * (size + 2), dtype=torch.int64, device=lowest.device)
+    for keys, groups in blocks():
+        leading = keys >> shift
+        slots = groups if grouped else None
+        if not grouped and len(lowest) > 1:  # disjoint ranges, ascending
             slots = (torch.searchsorted(lowest, leading, right=True) - 1).clamp_(min=0)
-        else:
-            slots = None
-        digit = leading - (lowest if slots is None else lowest[slots])  # may wrap, to one outside
-        inside = (digit >= 0) & (digit < size)
-        place = digit[inside].to(torch.int64)
+        # A difference may wrap, but never into the range.
+        place = leading.sub_(lowest if slots is None else lowest[slots]).clamp_(-1, size).add_(1)
         if slots is not None:
-            place += slots[inside] * size
+            place = place + slots * (size + 2)
         counts += torch.bincount(place, minlength=len(counts))
-    return counts.view(-1, size)
+    return counts.view(-1, size + 2)[:, 1:-1]
 
 
 class Taking:
@@ -112,8 +107,7 @@ class Taking:
 
     def of(self, block: Block) -> torch.Tensor:
         """(n,) bool: which scores of the next block are taken."""
-        keys = order_keys(block.values)
-        groups = block.groups
+        keys, groups = block
         last = self.keys if groups is None else self.keys[groups]
         taken = keys > last
         ties = (keys == last).nonzero()[:, 0]
@@ -126,11 +120,3 @@ class Taking:
         taken[ties] = place < self.left[of_tie]
         self.left = (self.left - found).clamp_(min=0)
         return taken
-
-
-def value_of_key(keys: torch.Tensor) -> torch.Tensor:
-    """The scores whose order keys are `keys`, but -0.0, which is 0.0: the inverse of order_keys."""
-    wide = keys.dtype == torch.int64
-    highest = torch.iinfo(keys.dtype).max
-    bits = keys ^ ((keys >> (torch.iinfo(keys.dtype).bits - 1)) & highest)
-    return bits.view(torch.float64 if wide else torch.float32)

@@ -18,3 +18,11 @@ def order_keys(scores: torch.Tensor) -> torch.Tensor:
     bits = bits.masked_fill(bits == lowest, 0)  # the bits of -0.0
     ordered = bits ^ ((bits >> (torch.iinfo(integer).bits - 1)) & highest)
     return ordered.masked_fill(scores.isnan(), lowest)
+
+
+def values_of_keys(keys: torch.Tensor) -> torch.Tensor:
+    """The scores (...) that `order_keys` made keys of, float32 of int32 ones, float64 of int64 ones;
+    -0.0 comes back as 0.0."""
+    highest = torch.iinfo(keys.dtype).max
+    bits = keys ^ ((keys >> (torch.iinfo(keys.dtype).bits - 1)) & highest)
+    return bits.view(torch.float64 if keys.dtype == torch.int64 else torch.float32)

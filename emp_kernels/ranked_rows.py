@@ -1,12 +1,13 @@
-"""Which rows to keep, of values that are read a block at a time."""
+"""Which rows to keep, of keys that are read a block at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from .counted_cuts import Block, Cut, Taking, find_cut, value_of_key
+from .counted_cuts import Block, Cut, Taking, find_cut
 from .keep import Keep, kept_count
+from .order_keys import values_of_keys
 from .validation import as_int64, raise_label_out_of_range
 
 IGNORED = -1
@@ -17,26 +18,25 @@ class Rows(NamedTuple):
 
     Attributes:
         first: id of the first one.
-        values: (n,) what they are ranked by, the highest first; NaN in invalid rows.
-        classes: (n,) int64 labels, -1 in ignored rows.
+        keys: (n,) order keys of what they are ranked by; that of NaN in rows that are not to be
+            kept, invalid or ignored.
     """
 
     first: int
-    values: torch.Tensor
-    classes: torch.Tensor
+    keys: torch.Tensor
 
 
 class Chosen(NamedTuple):
-    """Of rows that follow one another, those that count.
+    """Rows that follow one another, and which of them are kept.
 
     Attributes:
-        ids, values, classes: (n,) of each.
-        kept: (n,) bool, which of them are kept.
+        first: id of the first one.
+        keys: (n,) as in :class:`Rows`.
+        kept: (n,) bool.
     """
 
-    ids: torch.Tensor
-    values: torch.Tensor
-    classes: torch.Tensor
+    first: int
+    keys: torch.Tensor
     kept: torch.Tensor
 
 
@@ -61,72 +61,86 @@ def classes_of(
 
 
 def counted_classes(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(C,) int64: how many of `classes` (n,) are each; what is ignored is none."""
+    """(C,) int64: how many of `classes` (n,) are each; ignored rows are in none."""
     return torch.bincount(classes + 1, minlength=num_classes + 1)[1:]
 
 
 class RankedRows:
-    """The rows to keep of all, where `blocks` yields them in order, anew with each call.
+    """The rows to keep of all.
 
     K is `keep` of the rows that are not ignored, with `per_class` of those of each class, but no
     more than there are valid ones.
 
+    Args:
+        blocks: yields all rows in order, anew with each call.
+        classes: of the rows from one id to before another, as `classes_of` makes them.
+        rows_of_class: (C,) int64, how many rows each class has.
+        dtype: of the keys.
+        keep, per_class: as in :func:`emp_kernels.rank`.
+        shares: of which quantiles are wanted.
+
     Attributes:
-        rows_of_class, valid_of_class: (C,) int64, how many there are.
+        valid_of_class: (C,) int64.
         num_kept: K.
         threshold: (1,), with `per_class` (C,): the lowest value kept, NaN where there is none.
+        quantiles: for each share the value that so many of the valid rows do not pass, a row's
+            own; NaN without valid rows.
         kept_of_class: (C,) int64, once `chosen` has come to its end.
     """
 
     def __init__(
-        self, blocks: Callable[[], Iterable[Rows]], num_classes: int, keep: Keep, *, per_class: bool
+        self,
+        blocks: Callable[[], Iterable[Rows]],
+        classes: Callable[[int, int], torch.Tensor],
+        rows_of_class: torch.Tensor,
+        dtype: torch.dtype,
+        keep: Keep,
+        *,
+        per_class: bool = False,
+        shares: Sequence[float] = (),
     ) -> None:
-        self.blocks, self.per_class = blocks, per_class
-        self.dtype, counts = torch.float32, torch.zeros(2, num_classes, dtype=torch.int64)
-        for rows in blocks():
-            self.dtype, counts = rows.values.dtype, counts.to(rows.values.device)
-            counts[0] += counted_classes(rows.classes, num_classes)
-            counts[1] += counted_classes(rows.classes[~rows.values.isnan()], num_classes)
-        self.rows_of_class, self.valid_of_class = counts
+        self.blocks, self.classes, self.per_class = blocks, classes, per_class
+        self.rows_of_class, self.valid_of_class = rows_of_class, rows_of_class.clone()
+        self.kept_of_class = torch.zeros_like(rows_of_class)
+        for first, keys in blocks():
+            invalid = keys == torch.iinfo(dtype).min
+            if invalid.any():
+                found = classes(first, first + len(keys))[invalid]
+                self.valid_of_class -= counted_classes(found, len(rows_of_class))
+        counted = torch.stack([rows_of_class, self.valid_of_class])
         if not per_class:
-            counts = counts.sum(1, keepdim=True)
-        shares = zip(*counts.tolist(), strict=True)
-        ranks = counts.new_tensor([min(kept_count(keep, n), valid) for n, valid in shares])
+            counted = counted.sum(1, keepdim=True)
+        pairs = zip(*counted.tolist(), strict=True)
+        ranks = counted.new_tensor([min(kept_count(keep, n), valid) for n, valid in pairs])
         self.num_kept = int(ranks.sum())
-        self.kept_of_class = torch.zeros_like(self.rows_of_class)
-        self.cut = find_cut(self._scores, ranks, self.dtype, grouped=per_class)
-        self.threshold = value_of_key(self.cut.keys).masked_fill(ranks == 0, torch.nan)
 
-    def _valid(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Ids, values and classes of the rows that may be kept."""
-        for first, values, classes in self.blocks():
-            valid = ((classes != IGNORED) & ~values.isnan()).nonzero()[:, 0]
-            yield valid + first, values[valid], classes[valid]
+        n = int(self.valid_of_class.sum())
+        wanted = ranks.new_tensor([n - round(share * (n - 1)) for share in shares] if n else [])
+        if per_class:
+            self.cut = find_cut(self._scores, ranks, dtype, grouped=True)
+            whole = find_cut(self._all, wanted, dtype, grouped=False).keys
+        else:  # one search for all
+            found = find_cut(self._all, torch.cat([ranks, wanted]), dtype, grouped=False)
+            self.cut, whole = Cut(found.keys[:1], found.ties[:1]), found.keys[1:]
+        self.threshold = values_of_keys(self.cut.keys).masked_fill(ranks == 0, torch.nan)
+        self.quantiles = values_of_keys(whole).tolist() or [torch.nan] * len(shares)
+
+    def _all(self) -> Iterator[Block]:
+        """Keys without groups. Rows that are not to be kept come last: no rank reaches them."""
+        for _, keys in self.blocks():
+            yield Block(keys, None)
 
     def _scores(self) -> Iterator[Block]:
-        for _, values, classes in self._valid():
-            yield Block(values, classes if self.per_class else None)
+        """Keys with their classes; of ignored rows any will do."""
+        for first, keys in self.blocks():
+            yield Block(keys, self.classes(first, first + len(keys)).clamp(min=0))
 
     def chosen(self) -> Iterator[Chosen]:
-        """All rows that may be kept, and which of them are."""
+        """All rows, and which of them are kept."""
         taking = Taking(self.cut)
         self.kept_of_class.zero_()
-        for ids, values, classes in self._valid():
-            kept = taking.of(Block(values, classes if self.per_class else None))
+        for first, keys in self.blocks():
+            classes = self.classes(first, first + len(keys))
+            kept = taking.of(Block(keys, classes.clamp(min=0) if self.per_class else None))
             self.kept_of_class += counted_classes(classes[kept], len(self.kept_of_class))
-            yield Chosen(ids, values, classes, kept)
-
-    def quantiles(self, shares: Sequence[float]) -> list[float]:
-        """For each share the value that so many of the valid rows do not pass, a row's own; NaN
-        without valid rows."""
-        n = int(self.valid_of_class.sum())
-        if not n:
-            return [torch.nan] * len(shares)
-        ranks = self.valid_of_class.new_tensor([n - round(share * (n - 1)) for share in shares])
-        found = find_cut(
-            lambda: (Block(values, None) for _, values, _ in self._valid()),
-            ranks,
-            self.dtype,
-            grouped=False,
-        )
-        return value_of_key(found.keys).tolist()
+            yield Chosen(first, keys, kept)

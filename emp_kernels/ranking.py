@@ -7,7 +7,8 @@ import torch
 
 from .arrays import as_tensor
 from .keep import Keep, check_keep_of
-from .ranked_rows import RankedRows, Rows, classes_of
+from .order_keys import order_keys, values_of_keys
+from .ranked_rows import RankedRows, Rows, classes_of, counted_classes
 from .scoring import sample_statistics, score
 from .validation import check_beta, check_ignore_index, check_labels, check_logits
 
@@ -21,8 +22,8 @@ class Ranking(NamedTuple):
 
     Attributes:
         ids: (K,) int64 rows to keep, ascending.
-        values: (N,) what the rows were ranked by, float32 (float64 of float64 logits): NaN for an
-            invalid row, 0 for an ignored one.
+        values: (N,) what the rows were ranked by, float32 (float64 of float64 logits); NaN for
+            rows that do not count.
         threshold: () the value of the last row kept, with `per_class` (C,) those of each class;
             NaN where nothing is kept.
         rows_of_class: (C,) int64, how many rows have each label; ignored ones are not counted.
@@ -91,28 +92,29 @@ def rank(
     def classes(first: int, stop: int) -> torch.Tensor:
         return classes_of("rank", labels[first:stop], num_classes, ignore_index, first)
 
-    for first, stop in spans(n, BLOCK_ROWS):
-        classes(first, stop)  # wrong ones are found before the work
+    rows_of_class = torch.zeros(num_classes, dtype=torch.int64, device=logits.device)
+    for first, stop in spans(n, BLOCK_ROWS):  # a wrong label is found before the work
+        rows_of_class += counted_classes(classes(first, stop), num_classes)
     measured = [
-        measure(logits[first:stop], labels[first:stop], by, beta, ignore_index, backend)
+        keys_of(logits[first:stop], labels[first:stop], by, beta, ignore_index, backend)
         for first, stop in spans(n, rows_at_once(logits))
     ]
-    values = torch.cat(measured) if measured else logits.new_empty(0, dtype=torch.float32)
+    keys = torch.cat(measured or [logits.new_empty(0, dtype=torch.int32)])
 
     def blocks() -> Iterator[Rows]:
         for first, stop in spans(n, BLOCK_ROWS):
-            yield Rows(first, values[first:stop], classes(first, stop))
+            yield Rows(first, keys[first:stop])
 
-    ranked = RankedRows(blocks, num_classes, keep, per_class=per_class)
-    ids = [chosen.ids[chosen.kept] for chosen in ranked.chosen()]
+    ranked = RankedRows(blocks, classes, rows_of_class, keys.dtype, keep, per_class=per_class)
+    ids = [first + kept.nonzero()[:, 0] for first, _, kept in ranked.chosen()]
     threshold = as_measured(by, ranked.threshold)
     return Ranking(
-        torch.cat(ids) if ids else ranked.rows_of_class.new_empty(0),
-        as_measured(by, values),
+        torch.cat(ids or [rows_of_class.new_empty(0)]),
+        as_measured(by, values_of_keys(keys)),
         threshold if per_class else threshold[0],
-        ranked.rows_of_class,
+        rows_of_class,
         ranked.kept_of_class,
-        (ranked.rows_of_class - ranked.valid_of_class).sum(),
+        (rows_of_class - ranked.valid_of_class).sum(),
     )
 
 
@@ -133,7 +135,7 @@ def check_keep_of_classes(function: str, keep: Keep, per_class: bool) -> Keep:
     return keep
 
 
-def measure(
+def keys_of(
     logits: torch.Tensor,
     labels: torch.Tensor,
     by: str,
@@ -141,18 +143,19 @@ def measure(
     ignore_index: int | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """What rows are ranked by, (N,), the highest first: margins with the other sign. NaN in
-    invalid rows, 0 in ignored ones."""
+    """Order keys (N,) of what rows are ranked by, the highest first: margins with the other sign;
+    those of NaN in rows that do not count."""
     if by in ("el2n", "margin"):
         found = sample_statistics(logits, labels, ignore_index=ignore_index, backend=backend)
         values = found.el2n if by == "el2n" else -found.margin
-        invalid = ~(found.loss.isfinite() & found.entropy.isfinite())
+        unfit = ~(found.loss.isfinite() & found.entropy.isfinite())
     else:
         scores = score(logits, labels, beta=beta, ignore_index=ignore_index, backend=backend)
         values = {"emp": scores.score, "loss": scores.loss, "entropy": scores.entropy}[by]
-        invalid = scores.score.isnan()
-    values = values.masked_fill(invalid, torch.nan)
-    return values if ignore_index is None else values.masked_fill(labels == ignore_index, 0.0)
+        unfit = scores.score.isnan()
+    if ignore_index is not None:
+        unfit |= labels == ignore_index
+    return order_keys(values.masked_fill(unfit, torch.nan))
 
 
 def as_measured(by: str, values: torch.Tensor) -> torch.Tensor:

@@ -150,6 +150,7 @@ CALLS = {
     "select": Call(
         kept(scores="gradient")(rows), lambda scores, **x: [emp.select(scores, 0.5, **x)]
     ),
+    "rank": Call(only(rows, "logits", "labels"), lambda **x: emp.rank(keep=0.5, **x)),
     "gather": Call(
         batch, lambda x, y, indices: list(emp.gather({"x": x, "y": y}, indices).values()), False
     ),

@@ -93,6 +93,7 @@ def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
         "score": lambda: emp.score(logits, labels),
         "sample_statistics": lambda: emp.sample_statistics(logits, labels),
         "score_and_select": lambda: emp.score_and_select(logits, labels, state),
+        "rank": lambda: emp.rank(logits, labels),
         "score_linear": lambda: emp.score_linear(logits, weight, labels),
         "score_contrastive": lambda: emp.score_contrastive(weight, weight),
         "linear_cross_entropy": lambda: emp.linear_cross_entropy(logits, weight, labels).backward(),

@@ -97,7 +97,7 @@ def sample_statistics():
 
 
 @call("rank")
-def _rank() -> dict[str, Any]:
+def rank():
     return {
         by: emp.rank(LOGITS, PADDED, 0.5, by=by, ignore_index=-100, per_class=by == "margin")
         for by in ("emp", "el2n", "margin")

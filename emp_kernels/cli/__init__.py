@@ -1,4 +1,4 @@
-"""Command line: ``python -m emp_kernels demo`` and ``python -m emp_kernels doctor``.
+"""Command line, ``python -m emp_kernels`` or ``emp-kernels``: demo, doctor and rank.
 
 Outermost: nothing in the package imports from here, and each command's modules are imported when
 it runs.
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import __version__
-from ..keep import check_keep
+from ..keep import Keep, check_keep
+from ..ranking import MEASURES
 from ..validation import check_beta
 from .requirements import CommandError
 
@@ -41,11 +42,33 @@ def _share(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a share in (0, 1], got {text}") from None
 
 
+def _kept(text: str) -> Keep:
+    """A share, which 1 is, or a number of rows from 2 on."""
+    value = _number(text)
+    if value >= 2 and value.is_integer():
+        return int(text) if text.isdecimal() else int(value)
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(
+            f"must be a share in (0, 1] or a number of rows from 2 on, got {text}"
+        )
+    return value
+
+
 def _beta(text: str) -> float:
     try:
         return check_beta("beta", _number(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be finite, got {text}") from None
+
+
+def _label(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**63
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}")
+    return value
 
 
 def _integer(least: int) -> Callable[[str], int]:
@@ -63,7 +86,7 @@ def _integer(least: int) -> Callable[[str], int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m emp_kernels",
+        prog="emp-kernels" if Path(sys.argv[0]).stem == "emp-kernels" else "python -m emp_kernels",
         description="EMP data pruning: score samples, keep the top k, train on those.",
     )
     parser.add_argument("--version", action="version", version=f"emp_kernels {__version__}")
@@ -113,6 +136,39 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("out/demo"), help="folder for the rows and the plots"
     )
 
+    rank = commands.add_parser(
+        "rank",
+        help="which rows of logits on disk are worth training on",
+        description="Ranks the rows of logits (N, C) in files by their labels (N,) and writes the "
+        "ids of those to keep, ascending, with a picture beside them. Files end in .npy, .npz, "
+        ".pt, .safetensors or .parquet and are read a block at a time; a run that was stopped goes "
+        "on where it was.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for name, shape in (("logits", "(N, C)"), ("labels", "(N,)")):
+        rank.add_argument(
+            name,
+            metavar=name.upper(),
+            help=f"{shape}: a file, a quoted pattern, or a folder of files in the order of names",
+        )
+    rank.add_argument(
+        "--keep", type=_kept, default=0.3, metavar="K", help="a share, or a number from 2 on"
+    )
+    rank.add_argument(
+        "--by", choices=MEASURES, default="emp", help="the highest are kept, of margin the smallest"
+    )
+    rank.add_argument("--beta", type=_beta, default=1.0, help="weight of emp's memory term")
+    rank.add_argument("--per-class", action="store_true", help="keep the share of each class")
+    rank.add_argument(
+        "--ignore-index", type=_label, metavar="LABEL", help="rows that are neither counted nor kept"
+    )
+    rank.add_argument(
+        "--out",
+        type=Path,
+        default=Path("ids.npy"),
+        help="file for the ids: .npy, .csv (column id), .parquet (column id) or .json (key ids)",
+    )
+
     commands.add_parser(
         "doctor",
         help="versions, devices, and which backend each operation would take and why",
@@ -138,6 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(doctor.report())
             return 0
+        if options.command == "rank":
+            from .ranking import rank_files
+
+            rank_files(options)
+            return 0
         options.keep, options.seeds = _distinct(options.keep), _distinct(options.seeds)
         for name in ("keep", "seeds"):
             if not getattr(options, name):
@@ -148,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except CommandError as error:
         print(f"emp_kernels {options.command}: {error}", file=sys.stderr)
-        return 1
+        return error.status
     except KeyboardInterrupt:
         print(f"emp_kernels {options.command}: interrupted", file=sys.stderr)
         return 130

@@ -6,7 +6,9 @@ PIP_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
 
 
 class CommandError(Exception):
-    """A command cannot go on; the message is one line for its user."""
+    """A command cannot go on; the message is one line for its user, `status` what it exits with."""
+
+    status = 1
 
 
 def require_packages(purpose: str, *modules: str) -> None:
