@@ -1,6 +1,10 @@
-"""The meaning of ``keep``: which share, or how many, of N samples are kept."""
+"""The meaning of ``keep``: which share, or how many, of N samples are kept, and who counts."""
 
 import numbers
+
+import torch
+
+from .validation import check_same_device, check_strided, describe
 
 Keep = float | int
 
@@ -50,3 +54,18 @@ def kept_count(keep: Keep, n: int) -> int:
     if isinstance(keep, float):
         return max(1, round(keep * n))
     return min(keep, n)
+
+
+def check_ignored(
+    function: str, ignored: torch.Tensor, scores_name: str, scores: torch.Tensor
+) -> None:
+    """`ignored` is a bool tensor of the scores' shape, on their device."""
+    if not isinstance(ignored, torch.Tensor) or ignored.dtype != torch.bool:
+        raise TypeError(f"{function}: ignored must be a torch.bool tensor, got {describe(ignored)}")
+    check_strided(function, "ignored", ignored)
+    if ignored.shape != scores.shape:
+        raise ValueError(
+            f"{function}: ignored must have the shape {tuple(scores.shape)} of {scores_name}, "
+            f"got {tuple(ignored.shape)}"
+        )
+    check_same_device(function, "ignored", ignored, scores_name, scores)

@@ -6,14 +6,14 @@ dispatcher takes a good part of the time of a call on a small batch.
 """
 
 from collections.abc import Iterable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import backends
-from .keep import Keep, kept_count
+from .keep import Keep, check_keep_of, kept_count
 from .results import SampleStatistics, Scores, Selection
 
 NAMESPACE = "emp_kernels"
@@ -26,6 +26,9 @@ _SCHEMAS = (
     "sample_statistics(Tensor logits, Tensor labels, int? ignore_index, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "select(Tensor scores, SymInt count, str? backend) -> Tensor",
+    # `share` or `count` is keep
+    "select_counted(Tensor scores, Tensor ignored, float? share, SymInt? count, str? backend) "
+    "-> Tensor",
     # the state's fields, all or none of them; `share` or `count` is keep
     "score_and_select(Tensor logits, Tensor labels, Tensor(a!)? score, Tensor(b!)? loss, "
     "Tensor(c!)? entropy, Tensor(d!)? updates, Tensor(e!)? selections, Tensor(f!)? seen_at, "
@@ -64,6 +67,24 @@ def _select(scores: Tensor, count: int, backend: str | None) -> Any:
     return backends.resolve("select", backend, scores).select(scores, count)
 
 
+def highest_counted(chosen: ModuleType, scores: Tensor, ignored: Tensor, keep: Keep) -> Tensor:
+    """`select` among the rows of scores (N,) that are not `ignored` (N,) bool, `keep` being that of
+    their number. Of all backends: none has a rank below NaN's, where ignored rows had to go."""
+    rows = (~ignored).nonzero()[:, 0]
+    n = len(rows)
+    count = kept_count(check_keep_of("select", keep, n), n)
+    highest: Tensor = rows[chosen.select(scores.detach()[rows], count)]
+    return highest
+
+
+def _select_counted(
+    scores: Tensor, ignored: Tensor, share: float | None, count: int | None, backend: str | None
+) -> Tensor:
+    chosen = backends.resolve("select", backend, scores)
+    keep: Any = count if share is None else share
+    return highest_counted(chosen, scores, ignored, keep)
+
+
 def _score_and_select(*arguments: Any) -> tuple[Tensor, ...]:
     logits, labels, *fields, beta, share, count, indices, ignore_index, backend = arguments
     function = "score_and_select"
@@ -98,6 +119,11 @@ def _fake_select(scores: Tensor, count: int, backend: str | None) -> Tensor:
     return torch.empty(count, dtype=torch.int64, device=scores.device)
 
 
+def _fake_select_counted(scores: Tensor, *options: Any) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()
+    return torch.empty(size, dtype=torch.int64, device=scores.device)
+
+
 def _fake_score_and_select(*arguments: Any) -> tuple[Tensor, ...]:
     logits, labels, *_, share, count, _, ignore_index, _ = arguments
     size: Any
@@ -114,7 +140,7 @@ def _fake_score_and_select(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-for _name in ("score", "sample_statistics", "select", "score_and_select"):
+for _name in ("score", "sample_statistics", "select", "select_counted", "score_and_select"):
     _library.impl(_name, globals()[f"_{_name}"], "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{_name}", globals()[f"_fake_{_name}"], lib=_library)
 
@@ -138,6 +164,14 @@ def sample_statistics(
 def select(scores: Tensor, count: int, backend: str | None) -> Tensor:
     """:func:`emp_kernels.select` as one operator."""
     indices: Tensor = torch.ops.emp_kernels.select(scores.detach(), count, backend)
+    return indices
+
+
+def select_counted(scores: Tensor, ignored: Tensor, keep: Keep, backend: str | None) -> Tensor:
+    """:func:`emp_kernels.select` with rows that are ignored as one operator."""
+    share, count = (keep, None) if isinstance(keep, float) else (None, keep)
+    op = torch.ops.emp_kernels.select_counted
+    indices: Tensor = op(scores.detach(), ignored, share, count, backend)
     return indices
 
 

@@ -4,11 +4,17 @@ import torch
 
 from . import backends, ops
 from .arrays import as_tensor
-from .keep import Keep, check_keep_of, kept_count
+from .keep import Keep, check_ignored, check_keep, check_keep_of, kept_count
 from .validation import check_scores
 
 
-def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> torch.Tensor:
+def select(
+    scores: torch.Tensor,
+    keep: Keep,
+    *,
+    ignored: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
     """Ascending positions of the K highest scores.
 
     Ties go to the lowest index, -0.0 equals +0.0, -inf ranks last but for NaN, which ranks last
@@ -19,18 +25,28 @@ def select(scores: torch.Tensor, keep: Keep, *, backend: str | None = None) -> t
             of NumPy's, or anything that has DLPack or ``__array__``.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)), Python's round in float64; an
             int keeps that many, 1 <= keep <= N. N = 0 keeps nothing.
+        ignored: (N,) bool, like scores; rows where it is True are neither counted nor returned, so that N above
+            is the number of the others. That number is read back to the host.
         backend: None for the fastest, or "reference", "cpu", "triton" or "cuda".
 
     Returns:
         (K,) int64, ascending, on the scores' device.
 
     Raises:
-        TypeError: scores is no floating tensor, keep is a bool or no number.
-        ValueError: scores is not 1-D, keep is out of range.
+        TypeError: scores is no floating tensor, keep is a bool or no number, ignored is no bool
+            tensor.
+        ValueError: scores is not 1-D, keep is out of range, ignored has another shape or device.
         RuntimeError: the named backend is not available.
     """
     scores = as_tensor("select", "scores", scores)
     check_scores("select", scores)
+    if ignored is not None:
+        ignored = as_tensor("select", "ignored", ignored)
+        check_ignored("select", ignored, "scores", scores)
+        if torch.compiler.is_compiling():  # how many are counted is not known while tracing
+            return ops.select_counted(scores, ignored, check_keep("select", keep), backend)
+        chosen = backends.resolve("select", backend, scores)
+        return ops.highest_counted(chosen, scores, ignored, keep)
     n = scores.shape[0]
     count = kept_count(check_keep_of("select", keep, n), n)
     if torch.compiler.is_compiling():

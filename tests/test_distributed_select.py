@@ -190,6 +190,21 @@ def test_terms_that_differ_end_it_on_every_rank(other):
 SEEDS = range(2)
 
 
+def ignored_of(ranks):
+    """Parts, and which of their scores are ignored: all of one rank's, none of another's."""
+    parts = scores_of(ranks, 500 + ranks)
+    generator = torch.Generator().manual_seed(ranks)
+    masks = [torch.rand(len(part), generator=generator) < 0.5 for part in parts]
+    masks[-1].fill_(True)
+    masks[0].fill_(False)
+    return parts, masks
+
+
+def counted_keeps(masks):
+    n = int((~torch.cat(masks)).sum())
+    return [0.3, 1.0, n // 2, n] if n > 1 else [0.3, 1.0]
+
+
 def selects(rank, world):
     """This rank's parts of selections over the first 1 to `world` ranks, and of refusals."""
     results, messages = {}, {}
@@ -205,6 +220,11 @@ def selects(rank, world):
                 before = oracle.fingerprint(parts[rank])
                 results[size, seed, i] = select(parts[rank], keep, group=group).tolist()
                 assert oracle.fingerprint(parts[rank]) == before
+        parts, masks = ignored_of(size)
+        for i, keep in enumerate(counted_keeps(masks)):
+            mask = masks[rank] if masks[rank].any() else None
+            own = select(parts[rank], keep, ignored=mask, group=group)
+            results[size, "ignored", i] = own.tolist()
     last = rank == world - 1
     scores = torch.arange(5.0) + rank
     calls = {
@@ -215,10 +235,16 @@ def selects(rank, world):
         "shape": (scores[None] if last else scores, 0.3),
         "wide": (scores.double() if last else scores, 0.3),
         "too many": (scores, 5 * world + 1),
+        "too many counted": (scores, 4 * world + 2),
+        "ignored": (scores, 0.3),
+    }
+    masks = {
+        "too many counted": torch.arange(5) == (0 if rank else -1),  # of rank 0 all count
+        "ignored": torch.zeros(5 if last else 4).bool() if rank >= world - 2 else None,
     }
     for name, arguments in calls.items():
         with pytest.raises((ValueError, TypeError), match=r"distributed\.select: ") as caught:
-            select(*arguments, group=None)
+            select(*arguments, ignored=masks.get(name), group=None)
         messages[name] = str(caught.value)
     both = torch.randn(6, requires_grad=True)[::2]  # every second one, with a gradient
     results["strided"] = select(both, 3 * world, group=None).tolist()
@@ -241,6 +267,15 @@ def test_processes_select_as_one(ranks):
             assert got == emp.select(torch.cat(parts), keep).tolist()
 
 
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_processes_ignore_as_one(ranks):
+    parts, masks = ignored_of(ranks)
+    for i, keep in enumerate(counted_keeps(masks)):
+        own = [result[ranks, "ignored", i] for result, _ in selected()[:ranks]]
+        want = emp.select(torch.cat(parts), keep, ignored=torch.cat(masks))
+        assert joined(parts, own) == want.tolist()
+
+
 def test_what_ranks_disagree_on_is_named_on_all_of_them():
     said = [messages for _, messages in selected()]
     keep, valid = "keep must be the same on all ranks", "arguments must be valid on all ranks"
@@ -252,10 +287,15 @@ def test_what_ranks_disagree_on_is_named_on_all_of_them():
         "shape": (f"{valid}, got valid ones on rank 0, an error on rank 7", "got (1, 5)"),
         "wide": ("float64 on all ranks or on none, got another dtype on rank 0, float64 on",) * 2,
         "too many": ("keep must be between 1 and the number of rows 40, got 41",) * 2,
+        "too many counted": ("keep must be between 1 and the number of rows 33, got 34",) * 2,
     }
     for name, (others, last) in want.items():
         for rank, messages in enumerate(said):
             assert (last if rank == 7 else others) in messages[name], (name, rank)
+    for rank, messages in enumerate(said):
+        wrong = "ignored must have the shape (5,) of local_scores, got (4,)"
+        heard = f"{valid}, got valid ones on rank 0, an error on rank 6"
+        assert (wrong if rank == 6 else heard) in messages["ignored"]
 
 
 def dies(rank, world):

@@ -21,7 +21,10 @@ def test_opcheck(backend):
     logits, labels = batch()
     opcheck(OPERATORS.score.default, (logits, labels, 0.5, None, backend))
     opcheck(OPERATORS.sample_statistics.default, (logits, labels, 4, backend))
-    opcheck(OPERATORS.select.default, (logits[:, 0].contiguous(), 7, backend))
+    scores, ignored = logits[:, 0].contiguous(), labels == 3
+    opcheck(OPERATORS.select.default, (scores, 7, backend))
+    for keep in ((0.3, None), (None, 4)):
+        opcheck(OPERATORS.select_counted.default, (scores, ignored, *keep, backend))
 
 
 @pytest.mark.parametrize("keep", [(0.3, None), (None, 4)])
@@ -100,6 +103,24 @@ def test_sizes_and_options_may_be_dynamic():
     for n, beta, keep in ((20, 0.5, 0.3), (7, 0.7, 0.9), (6, 0.9, 3), (5, 1.1, 2)):
         arguments = logits[:n], labels[:n], beta, keep
         torch.testing.assert_close(compiled(*arguments), step(*arguments))
+
+
+@pytest.mark.parametrize("keep", [0.3, 5])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_selection_among_counted_rows_in_one_graph(keep, dynamic):
+    torch._dynamo.reset()
+
+    def step(logits, labels, keep):
+        scores = emp.score(logits, labels, ignore_index=3)
+        kept = emp.select(scores.score, keep, ignored=labels == 3)
+        return kept, logits[kept].sum()
+
+    compiled = torch.compile(step, dynamic=dynamic, fullgraph=True, backend="aot_eager")
+    logits, labels = batch()
+    for n in (20, 9):
+        want = step(logits[:n], labels[:n], keep)
+        torch.testing.assert_close(compiled(logits[:n], labels[:n], keep), want)
+        assert not (labels[:n][want[0]] == 3).any()
 
 
 def test_gather_in_one_graph_is_differentiable():

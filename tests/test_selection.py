@@ -278,6 +278,100 @@ def test_torch_defaults_do_not_reach_the_result(backend):
     assert torch.equal(got, oracle.select(scores, 0.3))
 
 
+# ---- rows that do not count
+
+
+def counted_only(scores, keep, ignored):
+    """The oracle's choice among the rows that count."""
+    rows = (~ignored).nonzero()[:, 0]
+    return rows[oracle.select(scores[rows], keep)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ignored_rows_are_neither_counted_nor_returned(family, dtype, backend):
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 2, 9, 65, 1000, 2049, 10_000):
+        scores = scores_of(family, n).to(dtype)
+        for share in (0.0, 0.1, 0.6, 0.99):
+            ignored = torch.rand(n, generator=generator) < share
+            counted = n - int(ignored.sum())
+            before = oracle.fingerprint(scores), oracle.fingerprint(ignored)
+            for keep in {0.3, 1.0, 1, counted // 2, counted} - {0}:
+                if not counted:
+                    continue
+                got = emp.select(scores, keep, ignored=ignored, backend=backend)
+                assert got.dtype == torch.int64
+                assert torch.equal(got, counted_only(scores, keep, ignored)), (n, share, keep)
+            assert (oracle.fingerprint(scores), oracle.fingerprint(ignored)) == before
+
+
+def test_ignored_rows_rank_below_nan(backend):
+    """What is NaN still counts, behind everything else; what is ignored is no row at all."""
+    scores = torch.tensor([NAN, 1.0, INF, -INF, NAN, 2.0])
+    ignored = torch.tensor([True, False, True, False, False, False])
+    for count, want in enumerate([[5], [1, 5], [1, 3, 5], [1, 3, 4, 5]], start=1):
+        assert emp.select(scores, count, ignored=ignored, backend=backend).tolist() == want
+    assert emp.select(scores, 1.0, ignored=ignored, backend=backend).tolist() == [1, 3, 4, 5]
+    assert emp.select(scores, 0.4, ignored=ignored, backend=backend).tolist() == [1, 5]
+
+
+def test_a_share_is_that_of_the_rows_that_count(backend):
+    """0.6 of 40 tokens of 64, where a share of all would be 38."""
+    scores = scores_of("normal", 64)
+    ignored = torch.arange(64) % 8 > 4
+    got = emp.select(scores, 0.6, ignored=ignored, backend=backend)
+    assert len(got) == 24
+    assert torch.equal(got, counted_only(scores, 0.6, ignored))
+
+
+def test_nothing_counts(backend):
+    for keep in (0.3, 1.0, 1, 7):
+        got = emp.select(torch.ones(5), keep, ignored=torch.ones(5).bool(), backend=backend)
+        assert got.shape == (0,)
+        assert got.dtype == torch.int64
+    none = torch.zeros(0, dtype=torch.bool)
+    assert emp.select(torch.zeros(0), 3, ignored=none, backend=backend).shape == (0,)
+
+
+def test_ignored_of_any_layout_beside_scores_with_a_gradient(backend):
+    values = scores_of("few values", 400)
+    ignored = torch.arange(800) % 3 == 0
+    for own, mask in ((values[::2], ignored[::4]), (values[1:], ignored[:399])):
+        own = own.clone().requires_grad_()
+        got = emp.select(own * 1, 0.5, ignored=mask, backend=backend)
+        assert torch.equal(got, counted_only(own.detach(), 0.5, mask))
+        assert not got.requires_grad
+
+
+def test_float64_scores_with_ignored_rows():
+    scores = 1 + 2.0**-50 * torch.arange(1000, dtype=torch.float64)[torch.randperm(1000)]
+    ignored = torch.arange(1000) % 2 == 0
+    for backend in (None, "reference"):
+        got = emp.select(scores, 0.5, ignored=ignored, backend=backend)
+        assert torch.equal(got, counted_only(scores, 0.5, ignored))
+
+
+@pytest.mark.parametrize(
+    ("ignored", "keep", "error", "message"),
+    [
+        (None, 4, ValueError, "keep must be between 1 and the number of rows 3, got 4"),
+        (None, 0.0, ValueError, r"keep must be in \(0, 1\] when it is a float, got 0.0"),
+        (None, True, TypeError, "keep must be a float in"),
+        (torch.zeros(4), 1, TypeError, "ignored must be a torch.bool tensor, got torch.float32"),
+        ([True] * 4, 1, TypeError, "ignored must be a torch.bool tensor, got list"),
+        (torch.zeros(3).bool(), 1, ValueError, r"shape \(4,\) of scores, got \(3,\)"),
+        (torch.zeros(4, 1).bool(), 1, ValueError, r"shape \(4,\) of scores, got \(4, 1\)"),
+        (torch.zeros(4, device="meta").bool(), 1, ValueError, "device of scores"),
+        (torch.zeros(4).bool().to_sparse(), 1, TypeError, "layout torch.strided"),
+    ],
+)
+def test_wrong_ignored(ignored, keep, error, message, backend):
+    mask = torch.tensor([False, True, False, False]) if ignored is None else ignored
+    with pytest.raises(error, match=f"^select: .*{message}"):
+        emp.select(torch.ones(4), keep, ignored=mask, backend=backend)
+
+
 # ---- anything at all
 
 FLOATS = st.one_of(

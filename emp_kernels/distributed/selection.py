@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from .. import backends
-from ..keep import Keep, check_keep, check_keep_of, kept_count
+from ..keep import Keep, check_ignored, check_keep, check_keep_of, kept_count
 from ..order_keys import order_keys
 from ..validation import check_scores
 from .group import check_group, gather_equal, per_rank, sum_equal
@@ -21,7 +21,11 @@ _CHUNK = 1 << 26  # or as many as memory has room for
 
 
 def select(
-    local_scores: torch.Tensor, keep: Keep, *, group: dist.ProcessGroup | None = None
+    local_scores: torch.Tensor,
+    keep: Keep,
+    *,
+    ignored: torch.Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """This rank's part of the K highest scores of all ranks.
 
@@ -39,6 +43,8 @@ def select(
             on all ranks or on none).
         keep: as in :func:`emp_kernels.select`, the same on all ranks; N is the number of all
             ranks' scores.
+        ignored: (N_local,) bool; scores where it is True are neither counted nor returned. A rank
+            without such scores may leave it out.
         group: a process group, all of whose ranks must call; None is the default one.
 
     Returns:
@@ -46,21 +52,24 @@ def select(
         K_local add up to K.
 
     Raises:
-        TypeError: local_scores is no floating tensor, keep is a bool or no number, group is no
-            process group.
-        ValueError: local_scores is not 1-D, keep is out of range; keep is not the same on all
-            ranks, or one of them was given wrong arguments: on all ranks, before anything is
-            selected.
+        TypeError: local_scores is no floating tensor, keep is a bool or no number, ignored is no
+            bool tensor, group is no process group.
+        ValueError: local_scores is not 1-D, keep is out of range, ignored has another shape or
+            device; keep is not the same on all ranks, or one of them was given wrong arguments: on
+            all ranks, before anything is selected.
         RuntimeError: torch.distributed is not initialised; a rank died or did not call within the
             group's timeout.
     """
     ranks, rank = check_group(FUNCTION, group)
     wrong = None
     try:
-        keep = _check(local_scores, keep)
+        keep = _check(local_scores, keep, ignored)
     except (TypeError, ValueError) as error:  # the others must hear of it: they are waiting
-        wrong, local_scores, keep = error, torch.empty(0, device="cpu"), 1
+        wrong, local_scores, keep, ignored = error, torch.empty(0, device="cpu"), 1, None
     local_scores = local_scores.detach().resolve_neg()
+    rows = None if ignored is None else (~ignored).nonzero()[:, 0]
+    if rows is not None:
+        local_scores = local_scores[rows]
     terms = Terms(keep, local_scores.dtype == torch.float64, wrong is None)
     rounds = counting_rounds(_Keys(local_scores), terms, rank, ranks)
     try:
@@ -78,11 +87,13 @@ def select(
         raise ValueError(_worded(all_terms)) from None
     chosen = backends.resolve("select", None, local_scores)
     positions: torch.Tensor = chosen.select(local_scores, own)
-    return positions
+    return positions if rows is None else rows[positions]
 
 
-def _check(scores: torch.Tensor, keep: Keep) -> Keep:
+def _check(scores: torch.Tensor, keep: Keep, ignored: torch.Tensor | None) -> Keep:
     check_scores(FUNCTION, scores, "local_scores", "(N_local,)")
+    if ignored is not None:
+        check_ignored(FUNCTION, ignored, "local_scores", scores)
     keep = check_keep(FUNCTION, keep)
     return min(keep, 2**63 - 1) if isinstance(keep, int) else keep
 
