@@ -9,8 +9,10 @@ from .cautions import EMPWarning
 from .contrastive import score_contrastive
 from .dataset import IndexedDataset
 from .diagnostics import Diagnostics
+from .epoch_mask import EpochMask
 from .gathering import gather
 from .hidden_features import HiddenFeatures
+from .key_ids import KeyIds
 from .linear import linear_cross_entropy, linear_log_prob_and_entropy, score_linear
 from .log_probs import log_prob_and_entropy
 from .loss import cross_entropy
@@ -29,8 +31,10 @@ __all__ = [
     "EMPSampler",
     "EMPState",
     "EMPWarning",
+    "EpochMask",
     "HiddenFeatures",
     "IndexedDataset",
+    "KeyIds",
     "LogProbs",
     "Ranking",
     "SampleStatistics",

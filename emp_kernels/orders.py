@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .validation import check_size, check_strided, raise_id_out_of_range
+from .snapshot import one_tensor
+from .validation import check_size, raise_id_out_of_range
 
 
 class Order(NamedTuple):
@@ -54,7 +55,7 @@ def loaded_order(
             if drawn:
                 raise ValueError(f"{function}: {name} must be 0 where order is None, got {drawn}")
         return None
-    ids = _one_tensor(function, "order", saved["order"], torch.int64)
+    ids = one_tensor(function, "order", saved["order"], torch.int64)
     if len(ids) > num_samples:
         raise ValueError(
             f"{function}: order must hold at most the {num_samples} samples, got {len(ids)}"
@@ -79,7 +80,7 @@ def loaded_order(
         )
     weights = saved.get("weights")
     if weights is not None:
-        weights = _one_tensor(function, "weights", weights, torch.float32)
+        weights = one_tensor(function, "weights", weights, torch.float32)
         if len(weights) != num_samples:
             raise ValueError(
                 f"{function}: weights must have shape ({num_samples},), got {tuple(weights.shape)}"
@@ -92,21 +93,3 @@ def loaded_order(
             )
     start = min(start + position * ranks, len(ids))
     return Order(number, ids, start, resumed=True, weights=weights)
-
-
-def _one_tensor(function: str, name: str, entry: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor (L,) of a tuple of one, on the CPU."""
-    alone = isinstance(entry, tuple | list) and len(entry) == 1
-    if not alone or not isinstance(entry[0], torch.Tensor):
-        raise TypeError(
-            f"{function}: {name} must be a tuple of one tensor or None, got {type(entry).__name__}"
-        )
-    tensor: torch.Tensor = entry[0]
-    if tensor.dtype != dtype:
-        raise TypeError(f"{function}: {name} must hold {dtype}, got {tensor.dtype}")
-    check_strided(function, name, tensor)
-    if tensor.device.type == "meta":
-        raise TypeError(f"{function}: {name} must lie in memory, got a tensor on meta")
-    if tensor.dim() != 1:
-        raise ValueError(f"{function}: {name} must have shape (L,), got {tuple(tensor.shape)}")
-    return tensor.detach().cpu().contiguous()

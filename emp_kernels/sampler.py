@@ -88,6 +88,7 @@ class EMPSampler(Sampler[int]):
     epochs: int | None
     num_replicas: int
     rank: int
+    _function = "EMPSampler"
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class EMPSampler(Sampler[int]):
         rank: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        function = "EMPSampler"
+        function = self._function
         if not isinstance(state, EMPState):
             raise TypeError(f"{function}: state must be an EMPState, got {type(state).__name__}")
         self.state = state

@@ -1,4 +1,4 @@
-"""What a saved state must hold before a state takes it over: types first, values then."""
+"""What a checkpoint must hold before it is taken over: types first, values then."""
 
 from __future__ import annotations
 
@@ -79,3 +79,21 @@ def check_values(function: str, tensors: Mapping[str, torch.Tensor], synced_at: 
     if synced_at > clock:
         rule = f"synced_at must be at most the clock {clock}"
         raise ValueError(f"{function}: {rule}, got {synced_at}")
+
+
+def one_tensor(function: str, name: str, entry: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor (L,) of a tuple of one, on the CPU."""
+    alone = isinstance(entry, tuple | list) and len(entry) == 1
+    if not alone or not isinstance(entry[0], torch.Tensor):
+        raise TypeError(
+            f"{function}: {name} must be a tuple of one tensor or None, got {type(entry).__name__}"
+        )
+    tensor: torch.Tensor = entry[0]
+    if tensor.dtype != dtype:
+        raise TypeError(f"{function}: {name} must hold {dtype}, got {tensor.dtype}")
+    check_strided(function, name, tensor)
+    if tensor.device.type == "meta":
+        raise TypeError(f"{function}: {name} must lie in memory, got a tensor on meta")
+    if tensor.dim() != 1:
+        raise ValueError(f"{function}: {name} must have shape (L,), got {tuple(tensor.shape)}")
+    return tensor.detach().cpu().contiguous()

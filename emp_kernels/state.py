@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import backends, diagnostics
+from . import backends, diagnostics, growth
 from .keep import Keep
 from .results import Scores
 from .selection import select as select_scores
@@ -95,6 +95,7 @@ class EMPState:
             self._make_claims()
         self.warned = False  # of a collapse; a state says so once
         self.synced_at = 0  # the clock up to which all ranks' states are equal
+        self.rooms: dict[str, torch.Tensor] = {}  # what fields lie in that have grown
 
     @property
     def device(self) -> torch.device:
@@ -151,6 +152,21 @@ class EMPState:
         scores = Scores(*(field.detach().to(torch.float32) for field in scores))
         backend.update_state(self, indices.to(self.device), scores, function)
 
+    def grow(self, num_samples: int) -> EMPState:
+        """Make room for `num_samples` samples, in place, and return the state: those there are keep
+        their entries, the new ones are never seen.
+
+        Growing little by little costs no more than growing at once. The fields are other tensors
+        afterwards; a captured CUDA graph goes on writing to the old ones.
+
+        Raises:
+            TypeError: `num_samples` is no int.
+            ValueError: it is less than the samples there are.
+        """
+        growth.grow(self, num_samples)
+        self._make_claims()
+        return self
+
     def select(self, keep: Keep) -> torch.Tensor:
         """Ascending ids of the samples to train on: never-seen ones first, then by score.
 
@@ -197,7 +213,7 @@ class EMPState:
             )
         with torch.inference_mode(False):
             moved = {name: getattr(self, name).to(device) for name in _FIELDS}
-            vars(self).update(moved)
+            vars(self).update(moved | {"rooms": {}})
             self._make_claims()
         return self
 
@@ -235,6 +251,10 @@ class EMPState:
             own[name].copy_(tensor)
         vars(self).update(counters)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: without the room to grow, which a copy must not share."""
+        return vars(self) | {"rooms": {}}
+
     def __setstate__(self, entries: dict[str, Any]) -> None:
         """What pickle, ``copy`` and ``torch.load`` read. It may come from a file of anybody's, so
         types, dtypes and shapes are checked; memory stays shared where a process shares it."""
@@ -250,7 +270,8 @@ class EMPState:
             for name, tensor in tensors.items():
                 if tensor.is_inference() or not tensor.is_contiguous() or tensor.is_neg():
                     tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
-        vars(self).update(entries | tensors | check_counters(function, entries))
+        counters = check_counters(function, entries)
+        vars(self).update(entries | tensors | counters | {"rooms": {}})
 
 
 # Files with whole states are read by torch.load's default, weights_only=True, too.

@@ -297,9 +297,7 @@ def test_ignored_rows_are_neither_counted_nor_returned(family, dtype, backend):
             ignored = torch.rand(n, generator=generator) < share
             counted = n - int(ignored.sum())
             before = oracle.fingerprint(scores), oracle.fingerprint(ignored)
-            for keep in {0.3, 1.0, 1, counted // 2, counted} - {0}:
-                if not counted:
-                    continue
+            for keep in [0.3, 1.0, *{min(1, counted), counted // 2, counted} - {0}]:
                 got = emp.select(scores, keep, ignored=ignored, backend=backend)
                 assert got.dtype == torch.int64
                 assert torch.equal(got, counted_only(scores, keep, ignored)), (n, share, keep)
