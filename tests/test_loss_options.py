@@ -165,6 +165,18 @@ def test_rows_of_several_chunks(asked, classes, backend):
         check(*make(5, classes, asked, dtype, scale=6.0), backend)
 
 
+def test_rows_that_begin_or_end_with_whole_chunks_at_minus_infinity(backend):
+    logits, labels, _ = make(4, 5000, {}, scale=6.0)
+    logits[0, :2500], logits[1, 2500:], logits[2, :4999] = -INF, -INF, -INF
+    labels[:3] = torch.tensor([4000, 7, 4999])
+    options = {"temperature": 0.7, "weight": torch.rand(5000) + 0.5, "z_loss": 1e-3}
+    check(logits, labels, options, backend)
+    found = emp.log_prob_and_entropy(logits, labels, temperature=0.7, backend=backend)
+    truth = oracle.statistics(oracle.adjusted(logits, 0.7), labels)
+    assert oracle.relative_errors(-found.log_prob, truth.loss).max() <= 1e-5
+    assert oracle.relative_errors(found.entropy, truth.entropy).max() <= 1e-5
+
+
 @every_option
 @pytest.mark.parametrize("given_rows", [False, True])
 def test_the_state_remembers_the_plain_loss(asked, given_rows, backend):

@@ -68,10 +68,11 @@ def row_terms(
         new_whole, new_rest, _ = parts_of(against, to_cap, CAPPED)
         delta = distance(m_whole, m_rest, new_whole, new_rest, high, low, CAPPED)
         delta = tl.where((ties > 0) & grows, delta, 0.0)
-        f = exp_scaled(tl.maximum(delta, FLOOR), True) * UNSCALE
+        fall = tl.maximum(delta, FLOOR)  # -inf behind tiles of nothing else: f is 0
+        f = exp_scaled(fall, True) * UNSCALE
         joined = tl.where(grows, tl.fma(ties.to(tl.float32), SCALE, u), u)
         u = joined * f
-        t = (t + delta * tl.where(grows, joined, 0.0)) * f
+        t = (t + fall * tl.where(grows, joined, 0.0)) * f
         dot += tl.where(total == 0.0, 0.0, total * delta)
         label_dot += tl.where(label_total == 0.0, 0.0, label_total * delta)
 
