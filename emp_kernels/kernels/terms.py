@@ -107,8 +107,6 @@ def row_terms(
 
     u = (u + (tl.maximum(ties, 1) - 1).to(tl.float32) * SCALE) * UNSCALE
     broken = t != t
-    if not CAPPED:
-        broken = broken | (tl.abs(m) == INF)
     above = log1p(u)
     mean = tl.div_rn(t * UNSCALE, 1.0 + u)
     m_whole, m_rest, _ = parts_of(m, to_cap, CAPPED)
@@ -122,6 +120,8 @@ def row_terms(
         y_whole, y_rest, _ = parts_of(z_y, to_cap, CAPPED)
         loss = above - distance(y_whole, y_rest, m_whole, m_rest, high, low, CAPPED)
     bad = broken | (known == 0)
+    if not CAPPED:  # what is infinite has no softmax, unless finite columns are elsewhere
+        bad = bad | (tl.abs(m) == INF)
     column = n.to(tl.int64)
     for i in tl.static_range(9):
         value = (
@@ -173,10 +173,10 @@ def terms_gradient(
     d = distance(
         whole, small, m_whole[:, None], m_rest[:, None], high[:, None], low[:, None], CAPPED
     )
+    row_loss = tl.load(loss + rows, mask=trained, other=0.0)
+    row_above = tl.where(row_loss != row_loss, row_loss, row_above)  # no loss: no gradient
     if not SOFT:
         y = tl.load(labels + rows, mask=trained, other=0).to(tl.int64)
-        row_loss = tl.load(loss + rows, mask=trained, other=0.0)
-        row_above = tl.where(row_loss != row_loss, row_loss, row_above)  # no loss: no gradient
     p = tl.exp(d - row_above[:, None])
     g = a[:, None] * p
     if TARGETS:

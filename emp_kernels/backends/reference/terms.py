@@ -28,8 +28,8 @@ def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> Ro
 
 def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets) -> torch.Tensor:
     """Gradient (..., C) by the raw logits, in their dtype, as terms.py says; zero where all
-    coefficients of a row are, whatever it holds. Only the sums that float64 finds again are
-    used."""
+    coefficients of a row are, whatever it holds. Where the terms have no maximum, sums are found
+    again. A label outside [0, C) is one elsewhere."""
     gradient = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
     if gradient.numel() == 0:
         return gradient
@@ -40,7 +40,7 @@ def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets)
     for i in range(0, len(rows), step):
         part = slice(i, i + step)
         found = _gradient(
-            rows[part].double(), labels[part], coefficients, adjustment, targets, part
+            rows[part].double(), labels[part], terms, coefficients, adjustment, targets, part
         )
         trained = sum((x[part] != 0) for x in coefficients if x is not None) > 0
         out[part] = torch.where(trained[:, None], found, 0.0).to(out.dtype)
@@ -82,6 +82,7 @@ def _terms(z, labels, adjustment, targets, part, ignore_index) -> tuple[torch.Te
     a, _ = adjusted(z, adjustment, part)
     loss, entropy, lse = row_statistics(a, labels, None)[:3]
     m, u, t, top, _ = _exponentials(a)
+    u, t = (x.masked_fill(m.isinf(), 0) for x in (u, t))  # as row_sums; m is NaN for NaN
     above = u.log1p()
     target = total = None
     if targets is not None:
@@ -98,30 +99,37 @@ def _terms(z, labels, adjustment, targets, part, ignore_index) -> tuple[torch.Te
     return tuple(fields)
 
 
-def _gradient(z, labels, coefficients, adjustment, targets, part):
+def _gradient(z, labels, terms, coefficients, adjustment, targets, part):
     a, derivative = adjusted(z, adjustment, part)
-    m, u, t, top, e = _exponentials(a)
-    top, d = top[:, None], a - m[:, None]
+    if terms.maximum is None:  # lent
+        m, u, t, *_ = _exponentials(a)
+        raw, above, mean = z.amax(1), u.log1p(), t / (1 + u)
+    else:
+        raw, above, mean = (x[part].double() for x in (terms.maximum, terms.above, terms.mean))
+        m = adjusted(raw[:, None], adjustment, part)[0][:, 0]
+    loss = terms.loss[part].double()
+    above = torch.where(loss.isnan(), torch.nan, above)  # where there is no loss
+    d = a - m[:, None]
+    p = (d - above[:, None]).exp()
     big_a, big_b, big_s, rest = (
         None if x is None else x[part].double()[:, None] for x in coefficients
     )
-    s = (1 + u)[:, None]
-    p = (e / s).scatter(1, top, 1 / s)
-    less_one = (p - 1).scatter(1, top, -u[:, None] / s)
     g = big_a * p
     known = (labels >= 0) & (labels < z.shape[1])
-    y = torch.where(known, labels, 0)[:, None]
+    place, at_place, less_one = labels, known, torch.expm1(-loss)
     q = None
     if targets is not None and big_s is not None:
         q = _target_rows(targets, part, z).expand(z.shape)
         g = g - big_s * q
     if q is not None and targets.probabilities is not None:
-        others = q.scatter(1, top, 0.0).sum(1, keepdim=True)
-        place, value = top, rest + big_s * others
-    else:
-        place, value = y, rest
-    g = g.scatter(1, place, value + big_a * less_one.gather(1, place))
+        is_top = z == raw[:, None]  # nowhere, where the maximum is elsewhere
+        place, at_place, less_one = is_top.int().argmax(1), is_top.any(1), torch.expm1(-above)
+        others = q.scatter(1, place[:, None], 0.0).sum(1, keepdim=True)
+        rest = rest + big_s * others
+    place = torch.where(at_place, place, 0)[:, None]
+    value = rest + big_a * less_one[:, None] + (m - m)[:, None]
+    g = g.scatter(1, place, torch.where(at_place[:, None], value, g.gather(1, place)))
     if big_b is not None:
-        centred = d - (t[:, None] / s)
+        centred = d - mean[:, None]
         g = g + torch.where(p == 0, 0.0, big_b * p * centred)
     return g * derivative
