@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from . import backends
 from .compiling import outside_compiler
+from .distributed.columns import is_sharded, local_part, product_shard_of
+from .distributed.term_shards import whole_terms
 from .gradient import NotTwice, SomeRows
-from .options import check_adjustment, check_options
+from .options import LossOptions, check_adjustment, check_options
 from .results import LogProbs, Scores, Selection
 from .terms import scores_of
 from .trained_rows import check_reduction, check_rows, lent_scores, only
@@ -35,6 +38,8 @@ def score_linear(
     temperature: float | torch.Tensor = 1.0,
     softcap: float | None = None,
     ignore_index: int | None = None,
+    group: dist.ProcessGroup | None = None,
+    vocab_start: int | None = None,
     backend: str | None = None,
 ) -> Scores:
     """:func:`emp_kernels.score` of logits = hidden @ weightᵀ + bias, which are never materialised.
@@ -54,21 +59,37 @@ def score_linear(
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
         bias: (C,) of the same dtype, or None.
         beta, temperature, softcap, ignore_index, backend: as in :func:`emp_kernels.score`.
+        group, vocab_start: weight and bias are this rank's rows [vocab_start, vocab_start +
+            C_local) of the vocabulary, and so is a DTensor sharded on dimension 0, for which both
+            are None. The ranks' rows follow one another without gaps, in any order of the ranks;
+            C_local may differ and be 0. All ranks of `group` (None: the default one, or that of the
+            DTensor's mesh) must call, with hidden and everything else alike; with one collective,
+            each gets the scores of whole rows, the same bits.
 
     Returns:
         Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd
         (:func:`linear_cross_entropy` is the loss that carries a gradient).
 
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`emp_kernels.score`.
+        TypeError, ValueError, RuntimeError: as :func:`emp_kernels.score`, and with shards as
+            :func:`emp_kernels.distributed.score_vocab_parallel`.
     """
     function = "score_linear"
+    columns = None
+    if is_sharded(weight, vocab_start, group):
+        hidden, weight, bias, labels, columns = product_shard_of(
+            function, hidden, weight, bias, labels, vocab_start, group
+        )
     _check_product(function, hidden, weight, bias)
     check_labels(function, labels, hidden, "hidden")
     beta = check_beta(function, beta)
     ignore_index = check_ignore_index(function, ignore_index)
     adjustment = check_adjustment(function, temperature, softcap, labels)
     chosen = backends.resolve(function, backend, hidden)
+    if columns is not None:
+        product, options = (hidden, weight, bias), LossOptions(adjustment)
+        whole = whole_terms(function, chosen, product, labels, columns, options, ignore_index)
+        return scores_of(whole.terms, beta, labels, ignore_index)
     if not adjustment.changes_nothing:
         with torch.no_grad():
             terms = chosen.linear_terms(
@@ -95,6 +116,8 @@ def linear_cross_entropy(
     softcap: float | None = None,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    group: dist.ProcessGroup | None = None,
+    vocab_start: int | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """:func:`emp_kernels.cross_entropy` of logits = hidden @ weightᵀ + bias, never materialised.
@@ -121,6 +144,10 @@ def linear_cross_entropy(
             the others in :func:`emp_kernels.cross_entropy`.
         ignore_index: rows with this label take no part and do not count. None ignores nothing.
         reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
+        group, vocab_start: as in :func:`score_linear`: weight, bias and class_weight, (C_local,),
+            are this rank's rows of the vocabulary. Each rank gets the loss of whole rows with one
+            collective, and the gradients of its weight and bias; that of hidden, the same on all
+            ranks, is one reduction in the backward pass, of the trained rows in float32.
         backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
@@ -130,17 +157,25 @@ def linear_cross_entropy(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, a label or row out of range (on CPU), different devices.
-        RuntimeError: the named backend is not available; differentiated twice.
+        RuntimeError: the named backend is not available; differentiated twice; a rank of `group`
+            died or did not call.
     """
     function = "linear_cross_entropy"
+    columns = None
+    if is_sharded(weight, vocab_start, group):
+        class_weight = local_part(class_weight)
+        hidden, weight, bias, labels, columns = product_shard_of(
+            function, hidden, weight, bias, labels, vocab_start, group
+        )
     _check_product(function, hidden, weight, bias)
     check_labels(function, labels, hidden, "hidden")
     ignore_index = check_ignore_index(function, ignore_index)
+    adjustment = check_adjustment(function, temperature, softcap, labels)
     options = check_options(
         function,
         labels,
         weight.shape[0],
-        adjustment=check_adjustment(function, temperature, softcap, labels),
+        adjustment=adjustment,
         weight=class_weight,
         sample_weight=sample_weight,
         label_smoothing=label_smoothing,
@@ -149,17 +184,18 @@ def linear_cross_entropy(
     )
     check_reduction(function, reduction)
     chosen = backends.resolve(function, backend, hidden)
-    if options is not None:
+    if options is not None or columns is not None:
         return loss_with_options(
             function,
             chosen,
             (hidden, weight, bias),
             labels,
             weight.shape[0],
-            options,
+            options or LossOptions(adjustment),
             rows=rows,
             ignore_index=ignore_index,
             reduction=reduction,
+            columns=columns,
         )
     if isinstance(rows, Selection):
         positions = check_rows(function, rows.indices, labels.numel(), hidden)
@@ -190,6 +226,8 @@ def linear_log_prob_and_entropy(
     temperature: float | torch.Tensor = 1.0,
     softcap: float | None = None,
     ignore_index: int | None = None,
+    group: dist.ProcessGroup | None = None,
+    vocab_start: int | None = None,
     backend: str | None = None,
 ) -> LogProbs:
     """:func:`emp_kernels.log_prob_and_entropy` of logits = hidden @ weightᵀ + bias, which are never
@@ -203,6 +241,7 @@ def linear_log_prob_and_entropy(
         bias: (C,) of the same dtype, or None.
         temperature, softcap, ignore_index, backend: as in
             :func:`emp_kernels.log_prob_and_entropy`. Ignored rows take no part in a product.
+        group, vocab_start: as in :func:`linear_cross_entropy`.
 
     Returns:
         LogProbs(log_prob, entropy, lse), float32 nats of the labels' shape.
@@ -211,12 +250,18 @@ def linear_log_prob_and_entropy(
         TypeError, ValueError, RuntimeError: as :func:`emp_kernels.log_prob_and_entropy`.
     """
     function = "linear_log_prob_and_entropy"
+    columns = None
+    if is_sharded(weight, vocab_start, group):
+        hidden, weight, bias, labels, columns = product_shard_of(
+            function, hidden, weight, bias, labels, vocab_start, group
+        )
     _check_product(function, hidden, weight, bias)
     check_labels(function, labels, hidden, "hidden")
     ignore_index = check_ignore_index(function, ignore_index)
     adjustment = check_adjustment(function, temperature, softcap, labels)
     chosen = backends.resolve(function, backend, hidden)
     rows = Rows(function, chosen, labels, ignore_index, adjustment, product=True)
+    rows = rows.over(columns, (hidden, weight, bias))
     _, (loss, entropy, lse, _) = differentiable_terms(rows, hidden, weight, bias)
     return LogProbs(*(x.reshape(labels.shape) for x in (-loss, entropy, lse)))
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 
 from . import backends
+from .compiling import outside_compiler
+from .distributed.columns import Columns, is_sharded, shard_of
 from .options import check_adjustment
 from .results import LogProbs
 from .validation import check_ignore_index, check_labels, check_logits
@@ -18,6 +21,8 @@ def log_prob_and_entropy(
     temperature: float | torch.Tensor = 1.0,
     softcap: float | None = None,
     ignore_index: int | None = None,
+    group: dist.ProcessGroup | None = None,
+    vocab_start: int | None = None,
     backend: str | None = None,
 ) -> LogProbs:
     """Log-probability of each label and entropy of each row, both with a gradient.
@@ -33,7 +38,8 @@ def log_prob_and_entropy(
     keep their relative accuracy where a row is nearly certain.
 
     Differentiable once by `logits`, by ``backward``. ``torch.compile`` takes the call as an
-    operator, also with ``fullgraph=True``. Autocast changes nothing.
+    operator, also with ``fullgraph=True``; with columns on several ranks it is a graph break.
+    Autocast changes nothing.
 
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64: reference backend), any strides.
@@ -42,6 +48,11 @@ def log_prob_and_entropy(
             some models call logit_scale.
         softcap: a positive number, or None for none.
         ignore_index: rows with this label are not read: all results 0, without gradient.
+        group, vocab_start: logits are this rank's columns [vocab_start, vocab_start + C_local) of
+            the whole rows, as in :func:`emp_kernels.distributed.score_vocab_parallel`, and so is a
+            DTensor sharded on its last dimension. All ranks of `group` must call, with everything
+            else alike; with one collective, in the forward pass, each gets the results of whole
+            rows, the same bits, and the gradient of its columns.
         backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
@@ -50,9 +61,44 @@ def log_prob_and_entropy(
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or value, a label out of range (on CPU), different devices.
-        RuntimeError: the named backend is not available; differentiated twice.
+        RuntimeError: the named backend is not available; differentiated twice; a rank of `group`
+            died or did not call.
     """
     function = "log_prob_and_entropy"
+    if is_sharded(logits, vocab_start, group):
+        return _of_shard(
+            function, logits, labels, temperature, softcap, ignore_index, group, vocab_start,
+            backend,
+        )  # fmt: skip
+    return _found(function, logits, labels, temperature, softcap, ignore_index, backend, None)
+
+
+@outside_compiler
+def _of_shard(
+    function: str,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float | torch.Tensor,
+    softcap: float | None,
+    ignore_index: int | None,
+    group: dist.ProcessGroup | None,
+    vocab_start: int | None,
+    backend: str | None,
+) -> LogProbs:
+    logits, labels, columns = shard_of(function, logits, labels, vocab_start, group)
+    return _found(function, logits, labels, temperature, softcap, ignore_index, backend, columns)
+
+
+def _found(
+    function: str,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float | torch.Tensor,
+    softcap: float | None,
+    ignore_index: int | None,
+    backend: str | None,
+    columns: Columns | None,
+) -> LogProbs:
     check_logits(function, logits)
     check_labels(function, labels, logits)
     ignore_index = check_ignore_index(function, ignore_index)
@@ -61,5 +107,6 @@ def log_prob_and_entropy(
     if not torch.compiler.is_compiling():
         chosen = backends.resolve(function, backend, logits)
     rows = Rows(function, chosen, labels, ignore_index, adjustment, backend=backend)
+    rows = rows.over(columns, (logits,))
     _, (loss, entropy, lse, _) = differentiable_terms(rows, logits)
     return LogProbs(*(x.reshape(labels.shape) for x in (-loss, entropy, lse)))

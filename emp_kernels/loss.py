@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from . import backends
 from .distributed import vocab_parallel
-from .distributed.vocab_parallel import Shard
+from .distributed.columns import Shard, is_sharded, local_part, shard_of
 from .gradient import EveryRow, Sharded, SomeRows, differentiable
 from .options import LossOptions, check_adjustment, check_options, check_targets
 from .results import Scores, Selection
@@ -91,9 +91,11 @@ def cross_entropy(
         reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
         group, vocab_start: logits are this rank's columns [vocab_start, vocab_start + C_local) of
             the whole rows, as in :func:`emp_kernels.distributed.score_vocab_parallel`, and so is a
-            DTensor sharded on its last dimension. All ranks of `group` must call, with everything
-            else alike; with one collective, in the forward pass, each gets the loss and scores of
-            whole rows, and the gradient of its columns.
+            DTensor sharded on its last dimension; so are `weight`, (C_local,), and labels that are
+            probabilities, (..., C_local). All ranks of `group` must call, with everything else
+            alike; with one collective, in the forward pass, each gets the loss and scores of whole
+            rows, and the gradient of its columns. (Smoothed probabilities take one more read of the
+            logits, and on CUDA smoothing waits for the device.)
         backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
@@ -108,7 +110,7 @@ def cross_entropy(
             died or did not call.
     """
     traced = torch.compiler.is_compiling()
-    alone = state is None and group is None and vocab_start is None
+    alone = state is None and not is_sharded(logits, vocab_start, group)
     if traced and not (alone and (rows is None or isinstance(rows, torch.Tensor))):
         run = _outside_compiler()
     else:
@@ -165,12 +167,14 @@ def _cross_entropy(
 ) -> torch.Tensor:
     function = "cross_entropy"
     shard = None
-    if group is not None or vocab_start is not None or vocab_parallel.is_dtensor(logits):
-        shard = vocab_parallel.shard_of(function, logits, labels, vocab_start, group)
-        logits, labels = shard.logits, shard.labels
+    if is_sharded(logits, vocab_start, group):
+        shard = shard_of(function, logits, labels, vocab_start, group)
+        logits, labels, weight = shard.logits, shard.labels, local_part(weight)
     check_logits(function, logits)
     ignore_index = check_ignore_index(function, ignore_index)
-    labels, probabilities = check_targets(function, labels, logits, ignore_index)
+    labels, probabilities = check_targets(
+        function, labels, logits, ignore_index, all_columns=shard is None
+    )
     options = check_options(
         function,
         labels,
@@ -203,11 +207,6 @@ def _cross_entropy(
         indices = indices.reshape(-1) if indices.shape == leading else indices
     state, indices = check_ids_of_rows(function, state, indices, logits, n)
     if options is not None:
-        if shard is not None:
-            raise ValueError(
-                f"{function}: label_smoothing, weight, sample_weight, z_loss, temperature, softcap "
-                "and probabilities must be left out where logits are shards, got some of them"
-            )
         chosen = backends.resolve(function, backend, logits)
         return loss_with_options(
             function,
@@ -221,6 +220,7 @@ def _cross_entropy(
             rows=rows,
             ignore_index=ignore_index,
             reduction=reduction,
+            columns=None if shard is None else shard.columns,
         )
     chosen = backends.resolve(function, backend, logits)
     plan: EveryRow | SomeRows
@@ -231,7 +231,7 @@ def _cross_entropy(
         check_unremembered(function, state)
         scores = lent_scores(function, rows, labels, logits.dtype)
         if shard is not None:  # whose maxima nobody lends
-            sharded = Sharded(shard.start, scores.lse, torch.zeros_like(scores.lse))
+            sharded = Sharded(shard.columns.start, scores.lse, torch.zeros_like(scores.lse))
         positions = check_rows(function, rows.indices, n, logits)
         plan = SomeRows.of(chosen, scores, labels, positions, ignore_index, reduction, sharded)
     else:
@@ -267,7 +267,7 @@ def _score(
     else:
         shard = shard._replace(labels=labels)
         whole = vocab_parallel.score_shard(function, chosen, shard, beta, ignore_index)
-        scores, sharded = whole.scores, Sharded(shard.start, whole.maximum, whole.above)
+        scores, sharded = whole.scores, Sharded(shard.columns.start, whole.maximum, whole.above)
     scores = Scores(*(field.reshape(-1) for field in scores))
     if state is not None:
         if indices is None:

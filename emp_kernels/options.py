@@ -120,10 +120,15 @@ def check_options(
 
 
 def check_targets(
-    function: str, labels: torch.Tensor, logits: torch.Tensor, ignore_index: int | None
+    function: str,
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    ignore_index: int | None,
+    *,
+    all_columns: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Integer labels (...) and None; of labels that are probabilities (..., C), integers in their
-    place, all 0, and the probabilities (N, C)."""
+    place, all 0, and the probabilities (N, C). `all_columns` says that there are none elsewhere."""
     if not (
         isinstance(labels, torch.Tensor)
         and labels.dtype in FLOAT_DTYPES
@@ -144,7 +149,7 @@ def check_targets(
             f"got {ignore_index}"
         )
     classes = labels.shape[-1]
-    if classes == 1:
+    if classes == 1 and all_columns:
         caution(
             f"{function}: the softmax of one column is 1, whatever it holds, and nothing is "
             f"trained: {BINARY}, and probabilities of both",

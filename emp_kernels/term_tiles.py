@@ -135,9 +135,11 @@ def term_gradients(
     targets: Targets | None,
     wanted: Sequence[bool],
     dtype: torch.dtype,
+    add_up: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients by hidden, weight and bias, as far as they are `wanted`, of what terms.py says of
-    the product's rows; of rows whose coefficients are all 0 no product is made."""
+    the product's rows; of rows whose coefficients are all 0 no product is made. Labels outside
+    [0, C) are elsewhere, where the ranks `add_up` hidden's gradient."""
     wide = torch.promote_types(dtype, torch.float32)
     trained = torch.stack([x != 0 for x in coefficients if x is not None]).any(0)
     positions = trained.nonzero()[:, 0]
@@ -175,4 +177,4 @@ def term_gradients(
             g += p.mul_(b[rows]).mul_(d.clamp_(min=-1e4).sub_(mean[rows]))
         return g.mul_(slope)
 
-    return product_gradients(hidden, weight, bias, positions, wanted, dtype, of_tile)
+    return product_gradients(hidden, weight, bias, positions, wanted, dtype, of_tile, add_up)

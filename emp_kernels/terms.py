@@ -85,8 +85,9 @@ class Coefficients(NamedTuple):
         probability: A.
         entropy: B, or None for 0.
         target: S, or None for 0.
-        rest: what is left at the label, A - L - S q_y, of probabilities A - S * total: known
-            without a difference, so that a row whose p_y is nearly 1 keeps its gradient's accuracy.
+        rest: what is left at the label, A - L - S q_y, of probabilities A - S * total (of the
+            columns here): known without a difference, so that a row whose p_y is nearly 1 keeps its
+            gradient's accuracy.
     """
 
     probability: torch.Tensor
@@ -104,9 +105,11 @@ def coefficients_of(
     by_entropy: torch.Tensor | None,
     by_lse: torch.Tensor | None,
     by_target: torch.Tensor | None,
+    elsewhere: torch.Tensor | None = None,
 ) -> Coefficients | None:
     """From the gradients by loss, entropy, lse and target: of each of them p_j - [j = y],
-    -p_j (d_j - mean), p_j and total p_j - q_j."""
+    -p_j (d_j - mean), p_j and total p_j - q_j. Of rows with columns elsewhere targets and labels
+    are of those here, and `elsewhere` (N,) is what the total has of the others."""
     if targets is None:
         by_target = None
     elif targets.probabilities is not None:
@@ -127,8 +130,13 @@ def coefficients_of(
                 classes = len(targets.weight)
                 y = as_int64(labels).reshape(-1).clamp(0, max(0, classes - 1))
                 weight = targets.weight
-                others = targets.uniform * (weight.sum(dtype=torch.float64) - weight.double()[y])
+                others = weight.sum(dtype=torch.float64)
+                if classes:
+                    others = others - weight.double()[y]
+                others = targets.uniform * others + (0.0 if elsewhere is None else elsewhere)
             rest = rest + _product(by_target, others.to(rest.dtype))
+        elif elsewhere is not None:
+            rest = rest + _product(by_target, elsewhere)
     entropy = None if by_entropy is None else -by_entropy
     ignored = None
     if ignore_index is not None:

@@ -135,10 +135,12 @@ def product_gradients(
     wanted: Sequence[bool],
     dtype: torch.dtype,
     of_tile: Callable[[torch.Tensor, slice, slice], torch.Tensor],
+    add_up: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients by hidden, weight and bias, as far as they are `wanted`, from tiles of the gradient
     by the product's rows at `positions`: ``of_tile(tile, rows, columns)``, which may overwrite the
-    tile and answers in float32 (float64)."""
+    tile and answers in float32 (float64). Where other columns are elsewhere, `add_up` gives the sum
+    over the ranks, of hidden's gradient before it is rounded."""
     wide = torch.promote_types(dtype, torch.float32)
     product = Product(hidden, weight, bias, positions, dtype)
     by_hidden = None
@@ -167,6 +169,8 @@ def product_gradients(
         by_bias[columns] = bias_sum
     result = None
     if by_hidden is not None:
+        if add_up is not None:
+            by_hidden = add_up(by_hidden)
         result = hidden.new_zeros(hidden.shape)
         result.flatten(0, -2)[positions] = by_hidden.to(hidden.dtype)
     return result, by_weight if wanted[1] else None, by_bias if wanted[2] else None

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from . import term_ops
+from .distributed.columns import Columns
+from .distributed.term_shards import IGNORED, WholeRows, whole_terms
 from .gradient import NotTwice, SomeRows
 from .options import LossOptions
 from .results import Selection
@@ -25,6 +27,7 @@ class Rows(NamedTuple):
         chosen: the backend; None where the call is traced, whose operator chooses.
         labels: of the rows that are read; the others hold `ignore_index`.
         lent: terms that are known already: the forward pass then reads nothing.
+        whole: what else is known of rows with columns elsewhere.
     """
 
     function: str
@@ -37,6 +40,25 @@ class Rows(NamedTuple):
     product: bool = False
     backend: str | None = None  # what was asked for, for the operator that looks for it then
     weighted_only: bool = False  # the loss alone is differentiated, of logits as they are
+    whole: WholeRows | None = None
+
+    def over(
+        self,
+        columns: Columns | None,
+        inputs: Sequence[torch.Tensor | None],
+        options: LossOptions | None = None,
+    ) -> Rows:
+        """These rows, where only `columns` of theirs are here: read, and told to all ranks."""
+        if columns is None:
+            return self
+        whole = whole_terms(
+            self.function, self.chosen, inputs, self.labels, columns,
+            options or LossOptions(self.adjustment), self.ignore_index, self.lent,
+        )  # fmt: skip
+        return self._replace(
+            labels=whole.labels, ignore_index=IGNORED, targets=whole.targets, lent=whole.terms,
+            whole=whole, weighted_only=False,
+        )  # fmt: skip
 
     def terms(self, *inputs: torch.Tensor | None) -> RowTerms:
         if self.lent is not None:
@@ -67,8 +89,9 @@ class Rows(NamedTuple):
         found: Sequence[torch.Tensor | None]
         if self.product:
             hidden, weight, bias = inputs
+            add_up = None if self.whole is None else self.whole.add_up
             found = self.chosen.linear_terms_backward(
-                hidden, weight, self.labels, bias, terms, coefficients, *options, wanted
+                hidden, weight, self.labels, bias, terms, coefficients, *options, wanted, add_up
             )
         else:
             logits, labels = inputs[0], self.labels
@@ -111,8 +134,9 @@ class _Terms(torch.autograd.Function):
         found: Sequence[torch.Tensor | None] = [None] * ctx.inputs
         with torch.no_grad():
             coefficients = coefficients_of(
-                terms, rows.targets, rows.labels, rows.ignore_index, *gradients
-            )
+                terms, rows.targets, rows.labels, rows.ignore_index, *gradients,
+                None if rows.whole is None else rows.whole.elsewhere,
+            )  # fmt: skip
             if coefficients is not None:
                 found = rows.gradients(inputs, terms, coefficients, ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():  # create_graph=True
@@ -145,6 +169,8 @@ def losses_of(rows: Rows, options: LossOptions, values: tuple[torch.Tensor, ...]
 def class_weights(rows: Rows, options: LossOptions) -> torch.Tensor:
     """weight[y] (N,), 0 where the row is ignored."""
     assert options.weight is not None
+    if rows.whole is not None and rows.whole.label_weight is not None:
+        return rows.whole.label_weight
     y = as_int64(rows.labels).reshape(-1)
     weight = options.weight[y.clamp(0, max(0, len(options.weight) - 1))]
     return weight if rows.ignore_index is None else weight.masked_fill(y == rows.ignore_index, 0.0)
@@ -191,10 +217,12 @@ def loss_with_options(
     rows: torch.Tensor | Selection | None = None,
     ignore_index: int | None,
     reduction: str,
+    columns: Columns | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """The loss of checked arguments, `indices` too, from the terms of each row of logits or, of
-    hidden, weight and bias, of a product."""
+    hidden, weight and bias, of a product; `columns` are those here, where there are others
+    elsewhere."""
     first = inputs[0]
     assert first is not None
     n, lent, trained = labels.numel(), None, None
@@ -216,6 +244,7 @@ def loss_with_options(
     as_given = options.adjustment.changes_nothing and targets is None and options.z_loss == 0.0
     if as_given and not product and chosen is not None:  # the kernels of the plain loss
         plan = plan._replace(weighted_only=True)
+    plan = plan.over(columns, inputs, options)
     terms, values = differentiable_terms(plan, *inputs)
     if state is not None:
         if indices is None:

@@ -8,7 +8,6 @@ import numpy as np
 import oracle
 import pytest
 import torch
-import torch.distributed as dist
 from torch.nn import functional as F
 
 import emp_kernels as emp
@@ -583,16 +582,3 @@ def test_what_it_refuses(backend):
     ):
         with pytest.raises(error, match=r"^log_prob_and_entropy: .* must "):
             emp.log_prob_and_entropy(logits, labels, backend=backend, **options)
-
-
-def test_shards_of_logits_take_no_options_yet():
-    """They say so: nothing of them would be the loss of whole rows."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        logits, labels, options = make(6, 5, {"label_smoothing": 0.1})
-        plain = emp.cross_entropy(logits, labels, vocab_start=0)
-        torch.testing.assert_close(plain, F.cross_entropy(logits, labels))
-        with pytest.raises(ValueError, match=r"^cross_entropy: label_smoothing, .* must be left"):
-            emp.cross_entropy(logits, labels, vocab_start=0, **options)
-    finally:
-        dist.destroy_process_group()

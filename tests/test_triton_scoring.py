@@ -239,7 +239,7 @@ def test_cross_entropy(classes, dtype):
 def test_shards_of_rows(classes, dtype, parts, cut):
     """Scores merged from the sums of two shards, and the gradient of each; ignored rows are 0."""
     from emp_kernels.backends import load
-    from emp_kernels.distributed import vocab_parallel
+    from emp_kernels.distributed import columns, vocab_parallel
 
     triton, families = load("triton"), ["scale 30", "masked blocks", "tiny tail", "broken"]
     logits, labels, names = hard_rows.batch(classes, dtype, families, seed=classes)
@@ -249,7 +249,7 @@ def test_shards_of_rows(classes, dtype, parts, cut):
     middle = classes // 3
     shards = [(logits[:, :middle], labels), (logits[:, middle:], labels - middle)]
     m, u, t, z_y = torch.stack([triton.row_sums(*shard, None) for shard in shards], 1).double()
-    sums = (*vocab_parallel._merged(m, u, t), vocab_parallel._found(z_y))
+    sums = (*columns.merged(m, u, t), columns.found(z_y))
     scored = vocab_parallel._scored(sums, None, 1.0, torch.float32, labels.shape)
     assert_scores(scored.scores, truth, names=names)
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn import functional as F
 
 import emp_kernels as emp
-from emp_kernels.distributed import score_vocab_parallel, vocab_parallel
+from emp_kernels.distributed import columns, score_vocab_parallel, term_shards
 
 INF = float("inf")
 
@@ -41,26 +41,43 @@ def cuts_of(classes, world, seed=0):
 
 @pytest.fixture
 def on_threads(monkeypatch):
-    """Runs `target(rank, world)` on threads that are one another's ranks."""
-    own = threading.local()
+    """Runs `target(rank, world)` on threads that are one another's ranks. They take turns, as
+    Triton's interpreter needs it."""
+    own, turn = threading.local(), threading.Lock()
+
+    def wait(barrier):
+        turn.release()
+        try:
+            barrier.wait(60)
+        finally:
+            turn.acquire()
 
     def gather(function, tensor, group):
         sent, barrier = own.group
         sent[own.rank] = tensor.clone()
-        barrier.wait(60)
+        wait(barrier)
         parts = list(sent)
-        barrier.wait(60)
+        wait(barrier)
         return parts
 
-    monkeypatch.setattr(vocab_parallel, "gather_equal", gather)
-    monkeypatch.setattr(vocab_parallel, "check_group", lambda function, group: None)
+    def add(function, tensor, group):
+        return torch.stack(gather(function, tensor, group)).sum(0)
+
+    def place(function, group):
+        sent, _ = own.group
+        return len(sent), own.rank
+
+    monkeypatch.setattr(columns, "gather_equal", gather)
+    monkeypatch.setattr(columns, "check_group", place)
+    monkeypatch.setattr(term_shards, "sum_equal", add)
 
     def run(world, target):
         shared = [None] * world, threading.Barrier(world)
 
         def one(rank):
             own.rank, own.group = rank, shared
-            return target(rank, world)
+            with turn:
+                return target(rank, world)
 
         with ThreadPoolExecutor(world) as pool:
             return list(pool.map(one, range(world)))
@@ -357,7 +374,7 @@ def of_dtensors(rank, world):
     with pytest.raises(ValueError, match="a DTensor must be sharded once on its last dimension 1"):
         score_vocab_parallel(rows, labels)
     with pytest.raises(ValueError, match="vocab_start and group must be None for a DTensor"):
-        score_vocab_parallel(distribute_tensor(logits, mesh, [Shard(1)]), labels, vocab_start=0)
+        score_vocab_parallel(distribute_tensor(logits, mesh, [Shard(1)]), labels, vocab_start=9)
     own = DTensor.from_local(
         torch.zeros(4, rank + 1), mesh, [Shard(1)], run_check=False,
         shape=torch.Size([4, world * (world + 1) // 2]), stride=(world * (world + 1) // 2, 1),

@@ -74,13 +74,14 @@ def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index
 
 
 def linear_terms_backward(
-    hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted
+    hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted, add_up=None
 ):
     """Gradients by hidden, weight and bias: term_tiles."""
     dtype = _product_dtype(hidden.dtype)
     return term_gradients(
-        hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted, dtype
-    )
+        hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted, dtype,
+        add_up,
+    )  # fmt: skip
 
 
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:

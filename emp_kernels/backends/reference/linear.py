@@ -42,10 +42,10 @@ def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index
 
 
 def linear_terms_backward(
-    hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted
+    hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted, add_up=None
 ):
     """Gradients by hidden, weight and bias: term_tiles in float64."""
     return term_gradients(
         hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted,
-        torch.float64,
+        torch.float64, add_up,
     )  # fmt: skip

@@ -43,10 +43,10 @@ def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index
 
 
 def linear_terms_backward(
-    hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted
+    hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted, add_up=None
 ):
     """Gradients by hidden, weight and bias: term_tiles. How many rows are trained is read back."""
     return term_gradients(
         hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted,
-        hidden.dtype,
+        hidden.dtype, add_up,
     )  # fmt: skip

@@ -1,0 +1,267 @@
+"""Terms of losses with options (terms.py) of rows whose columns are shared out among ranks: found
+of the columns here, merged everywhere.
+
+Each rank reads its columns as if they were all, and sends what says where they stand: max a, lse -
+max a, the mean of d and -log p_y, and of each set of weights Σ q_j (lse - a_j) and Σ q_j. Of whole
+rows, then, with lse that of all columns and lse_r a rank's::
+
+    sum q_j (lse - a_j) = sum over ranks of (its own + its sum of q * (lse - lse_r))
+
+where nothing cancels, so that a nearly certain row keeps its accuracy. How large the uniform part
+of smoothed targets is says C, which nobody knows before: it travels by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..options import LossOptions
+from ..terms import Adjustment, RowTerms, Targets
+from ..validation import as_int64, check_label_range
+from .columns import Columns, exchange, found, merged
+from .group import sum_equal
+
+IGNORED, ELSEWHERE = -1, -2  # labels of rows that are ignored, and of columns on other ranks
+
+
+class WholeRows(NamedTuple):
+    """What is known of rows with columns elsewhere.
+
+    Attributes:
+        terms: of whole rows, the same bits on all ranks; but `others` is of the columns here.
+        targets: weights of the columns here; None for none.
+        labels: (...) int64, the label's column among those here, or IGNORED or ELSEWHERE.
+        elsewhere: sum q_j of the columns elsewhere, (N,); None without targets.
+        label_weight: the weight of each row's label, (N,); None where classes have none.
+        add_up: what the ranks' tensors, of one shape and dtype, are together.
+    """
+
+    terms: RowTerms
+    targets: Targets | None
+    labels: torch.Tensor
+    elsewhere: torch.Tensor | None
+    label_weight: torch.Tensor | None
+    add_up: Callable[[torch.Tensor], torch.Tensor]
+
+
+@torch.no_grad()
+def whole_terms(
+    function: str,
+    chosen: Any,
+    inputs: Sequence[torch.Tensor | None],
+    labels: torch.Tensor,
+    columns: Columns,
+    options: LossOptions,
+    ignore_index: int | None,
+    lent: RowTerms | None = None,
+) -> WholeRows:
+    """Of rows with labels (...) and logits (..., C_local), or of a product of hidden, weight and
+    bias, in one collective, which all ranks of the group must join. What is `lent` (loss, entropy
+    and lse of whole rows) is not found again, and nothing sent but the weights of labels.
+
+    Raises:
+        ValueError: a label out of range, or columns that do not follow one another (on CPU): on
+            all ranks.
+    """
+    places = _places(labels, columns, ignore_index)
+    product, soft = len(inputs) > 1, options.probabilities is not None
+    wide = _wide(inputs)
+    pieces: list[Targets] = []
+    fields: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
+    if lent is None:
+        pieces = _pieces(options)
+        read = []
+        if columns.count:
+            skipped = None if ignore_index is None else IGNORED
+            read = [
+                _read(function, chosen, inputs, places, options.adjustment, piece, skipped)
+                for piece in pieces or [None]
+            ]
+        others = [x.others for x in read if x.others is not None]
+        fields = _told(read, len(pieces), options, places, product=product, wide=wide)
+    weighted = options.weight is not None and not soft
+    if options.weight is not None and weighted:
+        fields.append(_weights_at(options.weight, places))
+    parts, classes = None, None
+    if fields:
+        packed = torch.stack([x.to(wide) for x in fields])
+        # What smoothing spreads depends on C.
+        tell = labels.is_cpu or (lent is None and options.label_smoothing > 0.0)
+        parts, classes = exchange(function, packed, columns, tell=tell)
+        if classes is not None and not soft:
+            check_label_range(function, labels, classes, ignore_index)
+    label_weight = None
+    if parts is not None and weighted:
+        label_weight, parts = parts[-1].sum(0).to(wide), parts[:-1]
+
+    def add_up(tensor: torch.Tensor) -> torch.Tensor:
+        return sum_equal(function, tensor, columns.group)
+
+    if lent is not None:
+        terms = lent if product else _lent_terms(lent, options.adjustment)
+        return WholeRows(terms, None, places, None, label_weight, add_up)
+    assert parts is not None
+    targets = options.targets(classes or 0)
+    scales = []
+    if targets is not None:
+        scales = [targets.uniform if x.probabilities is None else targets.share for x in pieces]
+    a = parts[0] if product else _adjusted(parts[0], options.adjustment)
+    terms = _merged_terms(parts, a, scales, soft=soft)
+    elsewhere = None
+    if scales:
+        totals = _weighted_sum(scales, [parts[5 + 2 * i] for i in range(len(scales))])
+        totals[columns.rank] = 0.0
+        elsewhere = totals.sum(0).to(wide)
+    if others:
+        terms = terms._replace(others=_weighted_sum(scales, others))
+    ignored = places.reshape(-1) == IGNORED
+    kept = (x if x is None else x.to(wide).masked_fill(ignored, 0.0) for x in terms)
+    return WholeRows(RowTerms(*kept), targets, places, elsewhere, label_weight, add_up)  # type: ignore[arg-type]
+
+
+def _wide(inputs: Sequence[torch.Tensor | None]) -> torch.dtype:
+    assert inputs[0] is not None
+    return torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+
+
+def _places(labels: torch.Tensor, columns: Columns, ignore_index: int | None) -> torch.Tensor:
+    """Labels (...) as WholeRows has them."""
+    y = as_int64(labels)
+    here = (y >= columns.start) & (y < columns.start + columns.count)
+    places = torch.where(here, y - columns.start, ELSEWHERE)
+    return places if ignore_index is None else places.masked_fill(y == ignore_index, IGNORED)
+
+
+def _pieces(options: LossOptions) -> list[Targets]:
+    """The weights q of which the options' targets are made, each times a number."""
+    pieces = []
+    if options.probabilities is not None:
+        pieces.append(Targets(options.weight, options.probabilities, 1.0, 0.0))
+    if options.label_smoothing > 0.0:
+        pieces.append(Targets(options.weight, None, 0.0, 1.0))
+    return pieces
+
+
+def _read(
+    function: str,
+    chosen: Any,
+    inputs: Sequence[torch.Tensor | None],
+    places: torch.Tensor,
+    adjustment: Adjustment,
+    piece: Targets | None,
+    ignore_index: int | None,
+) -> RowTerms:
+    """Terms of the columns here, as if they were all; of a label elsewhere the first column's."""
+    labels = places.masked_fill(places == ELSEWHERE, 0)
+    options = adjustment, piece, ignore_index, function
+    terms: RowTerms
+    if len(inputs) > 1:
+        hidden, weight, bias = inputs
+        terms = chosen.linear_terms(hidden, weight, labels, bias, *options)
+    else:
+        terms = chosen.row_terms(inputs[0], labels, *options)
+    return terms
+
+
+def _told(
+    read: list[RowTerms],
+    pieces: int,
+    options: LossOptions,
+    places: torch.Tensor,
+    *,
+    product: bool,
+    wide: torch.dtype,
+) -> list[torch.Tensor]:
+    """What other ranks need of the columns here, (N,) each: maximum, above, mean and loss, NaN
+    where the label is elsewhere; target and total of each piece; the sum of the probabilities."""
+    flat, soft = places.reshape(-1), options.probabilities
+    if not read:  # no column: not even a maximal one, above which u would be a sum
+        nothing = [-torch.inf, -torch.inf, 0.0, 0.0 if soft is not None else torch.nan]
+        nothing += [0.0] * (2 * pieces + (soft is not None))
+        return [torch.full(flat.shape, x, dtype=wide, device=flat.device) for x in nothing]
+    first = read[0]
+    loss, maximum = first.loss, first.maximum
+    assert maximum is not None
+    assert first.above is not None
+    assert first.mean is not None
+    if soft is None:
+        if product or options.adjustment.softcap is None:  # a label at -inf, as all columns here
+            loss = torch.where(maximum == -torch.inf, torch.inf, loss)
+        loss = torch.where(flat >= 0, loss, torch.nan)
+    fields = [maximum, first.above, first.mean, loss]
+    for terms in read[:pieces]:
+        assert terms.target is not None
+        assert terms.total is not None
+        fields += [terms.target, terms.total]
+    return fields if soft is None else [*fields, soft.sum(1, dtype=wide)]
+
+
+def _weights_at(weight: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """weight[y] (N,) where the label is here, else 0."""
+    flat = places.reshape(-1)
+    if not len(weight):
+        return torch.zeros(flat.shape, dtype=weight.dtype, device=weight.device)
+    return weight[flat.clamp(min=0)].masked_fill(flat < 0, 0.0)
+
+
+def _adjusted(z: torch.Tensor, adjustment: Adjustment) -> torch.Tensor:
+    """Adjusted logits of z (..., N) float64, of N rows."""
+    temperature, softcap = adjustment
+    if isinstance(temperature, torch.Tensor):
+        temperature = temperature.double()
+    return (z if softcap is None else softcap * (z / softcap).tanh()) / temperature
+
+
+def _weighted_sum(scales: list[float], values: list[torch.Tensor]) -> torch.Tensor:
+    products = [scale * value for scale, value in zip(scales, values, strict=True)]
+    return torch.stack(products).sum(0)
+
+
+def _merged_terms(
+    parts: torch.Tensor, a: torch.Tensor, scales: list[float], *, soft: bool
+) -> RowTerms:
+    """Terms (N,) of whole rows, float64, from _told's fields (F, R, N), whose maxima are `a` (R, N)
+    adjusted. A rank whose columns are all at -inf adds nothing."""
+    maximum, above, mean, loss = parts[:4]
+    infinite, lowest = a.isinf(), a == -torch.inf
+    u = above.expm1().masked_fill(infinite & ~above.isnan(), 0.0)
+    top, u, t = merged(a, u, (mean * (1 + u)).masked_fill(infinite, 0.0))
+    whole_above, whole_mean = u.log1p(), t / (1 + u)
+    below = (top - a) + (whole_above - above)  # lse - lse of the columns there
+
+    def joined(sums: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
+        none = totals == 0
+        own = torch.where(lowest, torch.where(none, 0.0, torch.inf), sums)
+        return (own + torch.where(none, 0.0, totals * below)).sum(0)
+
+    by_label = found((top - a) + (loss - above)) + whole_above
+    whole_loss = joined(loss, parts[-1]) if soft else by_label
+    target = total = None
+    if scales:
+        sums = [(parts[4 + 2 * i], parts[5 + 2 * i]) for i in range(len(scales))]
+        target = _weighted_sum(scales, [joined(*x) for x in sums])
+        total = _weighted_sum(scales, [x[1].sum(0) for x in sums])
+    entropy = whole_above - whole_mean + (top - top)  # NaN if top is not finite
+    return RowTerms(
+        whole_loss, entropy, top + whole_above, target, total, maximum.amax(0), whole_above,
+        whole_mean,
+    )  # fmt: skip
+
+
+def _lent_terms(lent: RowTerms, adjustment: Adjustment) -> RowTerms:
+    """With what the gradient of logits needs: a number whose adjusted logit is near lse, in the
+    maximum's place (with a softcap, 0), and what lse is above it."""
+    temperature, softcap = adjustment
+    lse = lent.lse.double()
+    maximum = torch.zeros_like(lent.lse)
+    if softcap is None:
+        if isinstance(temperature, torch.Tensor):
+            temperature = temperature.double()
+        maximum = (lse * temperature).to(lent.lse.dtype)
+        lse = lse - maximum.double() / temperature
+    above = lse.to(lent.lse.dtype)
+    return lent._replace(maximum=maximum, above=above, mean=torch.zeros_like(above))
