@@ -25,7 +25,7 @@ def select(
             of NumPy's, or anything that has DLPack or ``__array__``.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)), Python's round in float64; an
             int keeps that many, 1 <= keep <= N. N = 0 keeps nothing.
-        ignored: (N,) bool, like scores; rows where it is True are neither counted nor returned, so that N above
+        ignored: (N,) bool; rows where it is True are neither counted nor returned, so that N above
             is the number of the others. That number is read back to the host.
         backend: None for the fastest, or "reference", "cpu", "triton" or "cuda".
 
