@@ -114,6 +114,11 @@ struct Simd {
   }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
+  // kWidth elements in their order.
+  static F load(const BFloat16* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half(p)), 16));
+  }
+  static F load(const Float16* p) { return _mm256_cvtph_ps(load_half(p)); }
 
   // Writes what load2 would read back, rounded to nearest even. kStream goes past the caches: p is
   // then a multiple of 64 bytes, and other threads see it after fence().
@@ -126,6 +131,17 @@ struct Simd {
       put<kStream>(p, narrow(T{}, a, b));
     }
   }
+  // The same in their order.
+  template <bool kStream, class T>
+  static void store2_ordered(T* p, F a, F b) {
+    store2<kStream>(p, a, b);
+  }
+  template <bool kStream>
+  static void store2_ordered(BFloat16* p, F a, F b) {
+    const __m256i low = _mm256_srli_epi32(rounded_to_bfloat16(a), 16);
+    const __m256i high = _mm256_srli_epi32(rounded_to_bfloat16(b), 16);
+    put<kStream>(p, _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
+  }
   // The first n < 2 * kWidth elements.
   template <class T>
   static void store2_first(T* p, int n, F a, F b) {
@@ -136,6 +152,9 @@ struct Simd {
   static void fence() { _mm_sfence(); }
 
  private:
+  static __m128i load_half(const void* p) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(p));
+  }
   template <bool kStream>
   static void put(void* p, __m256i x) {
     if constexpr (kStream)

@@ -149,6 +149,12 @@ struct Simd {
     return _mm512_mask_loadu_epi16(_mm512_set1_epi16(int16_t(fill)), mask, p);
   }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
+  // kWidth elements in their order.
+  static F load(const BFloat16* p) {
+    const __m512i x = _mm512_cvtepu16_epi32(load_half(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+  }
+  static F load(const Float16* p) { return _mm512_cvtph_ps(load_half(p)); }
 
   // The first n <= kWidth elements from p in their order, the others 0.
   static F load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
@@ -201,6 +207,18 @@ struct Simd {
       put<kStream>(p, narrow(T{}, a, b));
     }
   }
+  // The same in their order.
+  template <bool kStream, class T>
+  static void store2_ordered(T* p, F a, F b) {
+    store2<kStream>(p, a, b);
+  }
+  template <bool kStream>
+  static void store2_ordered(BFloat16* p, F a, F b) {
+    const __m512i low = _mm512_srli_epi32(rounded_to_bfloat16(a), 16);
+    const __m512i high = _mm512_srli_epi32(rounded_to_bfloat16(b), 16);
+    const __m512i words = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(low));
+    put<kStream>(p, _mm512_inserti64x4(words, _mm512_cvtepi32_epi16(high), 1));
+  }
   // The first n < 2 * kWidth elements.
   static void store2_first(float* p, int n, F a, F b) {
     const uint32_t mask = (uint32_t(1) << n) - 1;
@@ -214,6 +232,9 @@ struct Simd {
   static void fence() { _mm_sfence(); }
 
  private:
+  static __m256i load_half(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
   static __mmask16 first(int n) { return __mmask16((uint32_t(1) << n) - 1); }
   template <bool kStream>
   static void put(void* p, __m512i x) {

@@ -153,6 +153,9 @@ struct Simd {
     return a;
   }
   static void store(float* p, F a) { std::memcpy(p, &a, sizeof a); }
+  // kWidth elements in their order.
+  static F load(const BFloat16* p) { return F(words(p) << 16); }
+  static F load(const Float16* p) { return float_of_half(words(p)); }
 
   // Writes what load2 would read back, rounded to nearest even. There are no streaming stores.
   template <bool kStream, class T>
@@ -163,6 +166,18 @@ struct Simd {
     } else {
       const Word bits = narrow(T{}, a) | narrow(T{}, b) << 16;
       std::memcpy(static_cast<void*>(p), &bits, sizeof bits);
+    }
+  }
+  // The same in their order.
+  template <bool kStream, class T>
+  static void store2_ordered(T* p, F a, F b) {
+    if constexpr (sizeof(T) == 4) {
+      store2<kStream>(p, a, b);
+    } else {
+      const Half low = __builtin_convertvector(narrow(T{}, a), Half);
+      const Half high = __builtin_convertvector(narrow(T{}, b), Half);
+      std::memcpy(static_cast<void*>(p), &low, sizeof low);
+      std::memcpy(static_cast<void*>(p + kWidth), &high, sizeof high);
     }
   }
   // The first n < 2 * kWidth elements.
@@ -177,7 +192,15 @@ struct Simd {
  private:
   typedef uint32_t Word __attribute__((vector_size(16)));
   typedef int16_t SignedBits __attribute__((vector_size(16)));
+  typedef uint16_t Half __attribute__((vector_size(8)));
   typedef double Double __attribute__((vector_size(32)));
+
+  template <class T>
+  static Word words(const T* p) {
+    Half bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return __builtin_convertvector(bits, Word);
+  }
 
   static bool any(M a) {
 #if defined(__aarch64__)
