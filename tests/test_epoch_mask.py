@@ -16,7 +16,7 @@ from ranks import on_ranks
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import emp_kernels as emp
-from emp_kernels.drawing import SAMPLINGS
+from emp_kernels.choosing import SAMPLINGS
 
 PACKAGES = Path(emp.__file__).parent.parent
 
