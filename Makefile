@@ -77,15 +77,14 @@ demo: $(if $(BUILDS),build,$(VENV)/demo)
 	$(RUN)/python -m emp_kernels demo
 
 # dist/: the source archive, and from it a wheel for each of PYTHONS, all built in environments of
-# their own and tried in bare ones. A wheel uses torch's libgomp: a second runtime would compete
-# with it for the cores.
+# their own and tried in bare ones.
 PYTHONS ?= $(PYTHON)
 wheels: $(VENV)/wheels build
 	rm -rf dist
 	PIP_CONSTRAINT=constraints.txt $(RUN)/python -m build --sdist
 	for python in $(PYTHONS); do PIP_CONSTRAINT=$(abspath constraints.txt) $$python -m pip wheel -qq \
 	    --no-deps --wheel-dir dist/linux dist/*.tar.gz || exit 1; done
-	$(RUN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist dist/linux/*.whl
+	$(RUN)/auditwheel repair --wheel-dir dist dist/linux/*.whl
 	rm -r dist/linux
 	$(RUN)/twine check --strict dist/*
 	EMP_WHEELS=dist EMP_PYTHONS="$(PYTHONS)" $(RUN)/python -m pytest tests/test_wheels.py

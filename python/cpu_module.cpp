@@ -209,6 +209,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("row_terms", &bindings::row_terms);
   module.def("row_terms_backward", &bindings::row_terms_backward);
   module.def("add_tile", &bindings::add_tile);
+  module.def("share_openmp_of", &emp::share_openmp_of,
+             "Threads come from the OpenMP runtime of this loaded library; False: it has none.");
   module.def("mark_forked", &emp::mark_forked,
              "This process was forked before it loaded the library: one thread from now on.");
   module.def(

@@ -119,6 +119,18 @@ def test_the_installed_wheel_scores_with_the_native_module(wheel: Path, tmp_path
     assert printed.split() == [str(tmp_path / "emp_kernels" / "__init__.py")]
 
 
+def test_the_module_is_linked_to_neither_torch_nor_openmp(wheel: Path, tmp_path: Path) -> None:
+    """Of torch it works beside any version, and of its OpenMP runtime under any name."""
+    if shutil.which("readelf") is None:
+        pytest.skip("needs readelf")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.startswith("emp_kernels/_cpu."))
+        module = archive.extract(name, tmp_path)
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", run("readelf", "--dynamic", module, cwd=tmp_path))
+    assert "libc.so.6" in needed
+    assert not [library for library in needed if re.match("lib(torch|c10|g?omp|iomp)", library)]
+
+
 @pytest.mark.usefixtures("wheel")
 def test_no_function_is_compiled_for_two_simd_levels() -> None:
     """The linker keeps one copy of an inline function: one for AVX-512 would crash older machines.

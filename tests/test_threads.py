@@ -1,5 +1,7 @@
 """The number of threads changes no bit of any result, and Python threads can share the library."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import oracle
@@ -84,3 +86,27 @@ def test_a_caller_with_more_threads_than_work(as_default):
         assert emp.select(torch.zeros(3), 2, backend=as_default).tolist() == [0, 1]
     finally:
         torch.set_num_threads(before)
+
+
+RUNTIMES = """
+import re, torch
+import emp_kernels as emp
+
+def runtimes():
+    return sorted(set(re.findall(r"/\\S*lib(?:g|i)?omp\\S*", open("/proc/self/maps").read())))
+
+torch.set_num_threads(2)
+torch.zeros(1 << 20).exp()
+before = runtimes()
+emp.score(torch.zeros(20000, 100), torch.arange(20000) % 100, backend="cpu")
+print(before, runtimes() == before)
+assert emp.backends.load("cpu").require().share_openmp_of("libtorch_cpu.so")
+"""
+
+
+def test_the_threads_are_torchs_own():
+    """A second OpenMP runtime would compete with it for the cores."""
+    done = subprocess.run([sys.executable, "-c", RUNTIMES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "omp" in done.stdout
+    assert done.stdout.endswith("True\n"), done.stdout

@@ -13,15 +13,21 @@
 #include <vector>
 #endif
 
-// Of libgomp, whichever the compiler: torch loads the same library, so that both share one pool of
-// threads. A pragma would do with gcc; clang's would bring LLVM's runtime and a second pool.
-extern "C" {
-void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
-int omp_in_parallel();
-int omp_get_thread_num();
-}
-
 namespace emp {
+
+// Functions of the process's OpenMP runtime, null where there is none. They are looked up, not
+// linked, whichever the compiler: the runtime that torch has loaded may go by any file name, and a
+// second one would be a second pool of threads.
+struct OpenMP {
+  void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+  int (*in_parallel)();
+  int (*thread_num)();
+};
+// The one that was shared, else the system's libgomp.
+const OpenMP& openmp();
+// From now on that of a loaded library, or of what it depends on; null: of the program. False where
+// there is none, which changes nothing.
+bool share_openmp_of(const char* library);
 
 // True in a process forked from one that had loaded this library: OpenMP's pool does not survive
 // a fork, and waiting for it would hang.
@@ -32,7 +38,9 @@ void mark_forked();
 // How many of `limit` threads to use for work that touches `bytes` bytes.
 inline int useful_threads(int limit, int64_t bytes) {
   constexpr int64_t kBytesPerThread = 128 * 1024;  // about 10 us of reading, twice a wake-up
-  if (limit <= 1 || bytes < 2 * kBytesPerThread || forked() || omp_in_parallel()) return 1;
+  if (limit <= 1 || bytes < 2 * kBytesPerThread || forked()) return 1;
+  const OpenMP& runtime = openmp();
+  if (runtime.parallel == nullptr || runtime.in_parallel()) return 1;
   return int(std::min<int64_t>(limit, bytes / kBytesPerThread));
 }
 
@@ -77,8 +85,13 @@ void parallel_tasks(int threads, int64_t tasks, Body&& body) {
   for (int thread = 0; thread < threads; ++thread) team.emplace_back(work, thread);
   for (std::thread& member : team) member.join();
 #else
-  GOMP_parallel([](void* data) { (*static_cast<decltype(&work)>(data))(omp_get_thread_num()); },
-                const_cast<void*>(static_cast<const void*>(&work)), unsigned(threads), 0);
+  const OpenMP& runtime = openmp();
+  if (runtime.parallel == nullptr)
+    work(0);
+  else
+    runtime.parallel(
+        [](void* data) { (*static_cast<decltype(&work)>(data))(openmp().thread_num()); },
+        const_cast<void*>(static_cast<const void*>(&work)), unsigned(threads), 0);
 #endif
   if (failure) std::rethrow_exception(failure);
 }

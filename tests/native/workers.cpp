@@ -6,11 +6,33 @@
 #include <atomic>
 #include <memory>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "cases.h"
 #include "cpu/scoring.h"
 #include "cpu/threads.h"
+
+// A runtime of this program's own, which notes how many threads it was asked for.
+namespace {
+std::atomic<unsigned> asked{0};
+thread_local int own_number = 0;
+}  // namespace
+extern "C" {
+[[gnu::visibility("default")]] void GOMP_parallel(void (*work)(void*), void* data, unsigned threads,
+                                                  unsigned) {
+  asked += threads;
+  std::vector<std::thread> team;
+  for (unsigned number = 0; number < threads; ++number)
+    team.emplace_back([=] {
+      own_number = int(number);
+      work(data);
+    });
+  for (std::thread& member : team) member.join();
+}
+[[gnu::visibility("default")]] int omp_in_parallel() { return 0; }
+[[gnu::visibility("default")]] int omp_get_thread_num() { return own_number; }
+}
 
 namespace {
 
@@ -87,6 +109,17 @@ void test_a_forked_process() {
 #endif
 }
 
+// Threads come from the runtime that is shared, whatever its file's name.
+void test_a_shared_runtime() {
+  check(!emp::share_openmp_of("libnone.so.1"), "a library that is not loaded", 0);
+#if !defined(__SANITIZE_THREAD__)
+  check(asked == 0, "the system's runtime before", asked);
+  check(emp::share_openmp_of(nullptr), "the program's runtime", 0);
+  test_each_task_once();
+  check(asked > 0, "threads of the shared runtime", asked);
+#endif
+}
+
 }  // namespace
 
 int main() {
@@ -94,5 +127,6 @@ int main() {
   test_an_exception_reaches_the_caller();
   test_useful_threads();
   test_a_forked_process();
+  test_a_shared_runtime();
   return report("workers");
 }

@@ -39,6 +39,7 @@ def require() -> ModuleType:
             f"EMP_SIMD must name an instruction set of this processor ({levels}), "
             f"got {wanted!r}; unset it or set it to {_cpu.simd_level()}"
         )
+    _cpu.share_openmp_of("libtorch_cpu.so")  # two pools of threads would compete for the cores
     if forked():  # the library notices only the forks that come after it is loaded
         _cpu.mark_forked()
     _cpu.use_torch(
