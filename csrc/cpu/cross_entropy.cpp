@@ -1,12 +1,11 @@
 #include "cross_entropy.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdint>
 
 #include "gathering.h"
 #include "gradient_rows.h"
+#include "pages.h"
 #include "targets.h"
 #include "threads.h"
 
@@ -21,20 +20,8 @@ GradientRows kernels(LogitDtype dtype) {
   return gradient_rows_portable(dtype);
 }
 
-// A gradient of this size comes fresh from the kernel: the faults of its first touch, 4 KB each,
-// would take longer than the work. Asks for pages of 2 MB.
-constexpr int64_t kFreshBytes = 32 << 20;
-void ask_for_huge_pages(void* out, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t address = reinterpret_cast<uintptr_t>(out);
-  const uintptr_t first = (address + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (address + uintptr_t(bytes)) / kPage * kPage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)out, (void)bytes;
-#endif
-}
+// A gradient of this size is larger than what a cache keeps.
+constexpr int64_t kLargeBytes = 32 << 20;
 
 }  // namespace
 
@@ -71,8 +58,10 @@ void cross_entropy_backward(const Logits& logits, const Labels& labels,
                             const RowGradients& gradients, void* out, int threads) {
   const int64_t rows = logits.rows, bytes = logits.bytes();
   if (bytes == 0) return;
-  const bool large = bytes >= kFreshBytes;  // larger than what a cache keeps
-  if (large) ask_for_huge_pages(out, bytes);
+  const bool large = bytes >= kLargeBytes;
+  // A large block may come fresh from the kernel: the faults of its first touch, 4 KB each, would
+  // take longer than the work.
+  prefer_huge_pages(out, bytes);
   const GradientRows kernel = kernels(logits.dtype);
   const auto write = large ? kernel.streamed : kernel.cached;
   threads = useful_threads(threads, 2 * bytes);

@@ -18,8 +18,7 @@ TermRowKernels kernels() {
   return term_row_kernels_portable();
 }
 
-constexpr int64_t kFreshBytes = int64_t(32)
-                                << 20;  // cross_entropy.cpp's: beyond what a cache keeps
+constexpr int64_t kLargeBytes = 64 << 20;  // of what is read and written: more than a cache keeps
 
 // Calls body(begin, end) over all rows, tasks of about `task_bytes` of them.
 template <class Body>
@@ -53,11 +52,13 @@ void row_terms_backward(const Logits& logits, const Labels& labels, const Adjust
                         int threads) {
   const int64_t bytes = logits.bytes();
   if (bytes == 0) return;
-  const bool stream = bytes >= kFreshBytes;
-  if (stream) prefer_huge_pages(out, bytes);
+  int64_t touched = 2 * bytes;
+  if (targets.has_probabilities()) touched += targets.probabilities.bytes();
+  const bool stream = touched >= kLargeBytes;
+  prefer_huge_pages(out, bytes);
   const auto gradient = kernels().gradient;
   // Tasks of a few huge pages, so that mostly one thread touches a page first.
-  for_tasks(logits, 2 * bytes, 8 << 20, threads, [&](int64_t begin, int64_t end) {
+  for_tasks(logits, touched, 8 << 20, threads, [&](int64_t begin, int64_t end) {
     gradient(logits, labels, adjustment, targets, gradients, out, stream, begin, end);
   });
 }
