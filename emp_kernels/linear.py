@@ -15,6 +15,7 @@ from .gradient import NotTwice, SomeRows
 from .options import LossOptions, check_adjustment, check_options
 from .results import LogProbs, Scores, Selection
 from .terms import scores_of
+from .tiles import KeptTiles
 from .trained_rows import check_reduction, check_rows, lent_scores, only
 from .validation import (
     check_beta,
@@ -124,7 +125,9 @@ def linear_cross_entropy(
 
     Equals ``torch.nn.functional.cross_entropy`` (of the logits at `rows` when they are given).
     Only rows that are trained on take part in a product, forward and backward, which makes each
-    tile of the logits once more: with G = (softmax - onehot) / rows that count, a tile at a time::
+    tile of the logits once more (on the CPU, tiles of no more rows than the weight's gradient has
+    columns wait in that gradient's memory instead): with G = (softmax - onehot) / rows that count,
+    a tile at a time::
 
         d loss / d hidden = G @ weight,   d loss / d weight = Gᵀ @ hidden,   d loss / d bias = Σ G
 
@@ -197,6 +200,9 @@ def linear_cross_entropy(
             reduction=reduction,
             columns=columns,
         )
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    kept = None
     if isinstance(rows, Selection):
         positions = check_rows(function, rows.indices, labels.numel(), hidden)
         scores = lent_scores(function, rows, labels, hidden.dtype)
@@ -205,13 +211,13 @@ def linear_cross_entropy(
         if rows is not None:
             positions = check_rows(function, rows, labels.numel(), hidden)
             read, skipped = only(labels, positions, ignore_index)
-        scores = chosen.score_linear(hidden, weight, read, bias, 1.0, skipped, function)
+        if wanted and weight.requires_grad:
+            kept = KeptTiles()
+        scores = chosen.score_linear(hidden, weight, read, bias, 1.0, skipped, function, kept)
         scores = Scores(*(field.reshape(-1) for field in scores))
     trained = SomeRows.of(chosen, scores, labels, positions, ignore_index, reduction)
-    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     if wanted or backends.forward_mode():
-        loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, trained)
+        loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, trained, kept)
         return loss
     return trained.forward(hidden, labels)[0]
 
@@ -275,25 +281,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         labels: torch.Tensor,
         trained: SomeRows,
+        kept: KeptTiles | None,
     ) -> torch.Tensor:
         result, loss, lse, _ = trained.forward(hidden, labels)
         ctx.save_for_backward(hidden, weight, bias, labels, loss, lse)
-        ctx.trained = trained
+        ctx.trained, ctx.kept = trained, kept
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, labels, loss, lse = ctx.saved_tensors
         trained: SomeRows = ctx.trained
+        kept, ctx.kept = ctx.kept, None  # the gradient is written over them
         with torch.no_grad():
             found = trained.chosen.linear_cross_entropy_backward(
                 hidden, weight, labels, bias, loss, lse, trained.scales(gradient, len(loss)),
-                ctx.needs_input_grad[:3],
+                ctx.needs_input_grad[:3], kept,
             )  # fmt: skip
         if torch.is_grad_enabled():  # create_graph=True
             name, inputs = "linear_cross_entropy", (hidden, weight, bias, gradient)
             found = [x if x is None else NotTwice.apply(name, x, *inputs) for x in found]
-        return (*found, None, None)
+        return (*found, None, None, None)
 
 
 def _check_product(

@@ -69,14 +69,57 @@ class Product:
         """Rows of weight (V, D): the columns of the product."""
         return self.weight[columns].to(self.dtype)
 
-    def tile(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
-        """hidden (R, D) @ weight[columns]ᵀ + bias[columns]: (R, V), until the next tile."""
-        shape = len(hidden), columns.stop - columns.start
-        out = self.memory[: shape[0] * shape[1]].view(shape)
+    def tile(
+        self, hidden: torch.Tensor, columns: slice, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """hidden (R, D) @ weight[columns]ᵀ + bias[columns]: (R, V), in `out`, or else until the
+        next tile."""
+        if out is None:
+            shape = len(hidden), columns.stop - columns.start
+            out = self.memory[: shape[0] * shape[1]].view(shape)
         weight = self.weight_of(columns).t()
         if self.bias is None:
             return torch.mm(hidden, weight, out=out)
         return torch.addmm(self.bias[columns].to(self.dtype), hidden, weight, out=out)
+
+
+class KeptTiles:
+    """Tiles of few rows' product, kept for the backward pass in memory that is needed then anyway:
+    that of the weight's gradient, which is written over them.
+
+    A gradient (C, D) has room for the tiles of up to D rows, at its end: column tiles are taken in
+    order, and each is read before the gradient grows into it.
+
+    Attributes:
+        gradient: (C, D), or None as long as no tiles were made room for.
+    """
+
+    def __init__(self) -> None:
+        self.gradient: torch.Tensor | None = None
+        self.positions: torch.Tensor | None = None
+        self.rows = 0
+
+    def make_room(self, product: Product) -> bool:
+        """Whether there is; all tiles of the product are then to be written."""
+        weight, size = product.weight, product.dtype.itemsize
+        free = weight.numel() * weight.dtype.itemsize - product.rows * product.classes * size
+        if free < 0 or free % size or not product.rows:
+            return False
+        self.positions, self.rows = product.positions, product.rows
+        self.gradient = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        self.memory = self.gradient.view(-1).view(torch.uint8)[free:].view(product.dtype)
+        return True
+
+    def hold(self, positions: torch.Tensor) -> bool:
+        """Whether these rows (K,) are what the tiles are of."""
+        if self.gradient is None or len(positions) != self.rows:
+            return False
+        return self.positions is None or torch.equal(self.positions, positions)
+
+    def tile(self, rows: slice, columns: slice) -> torch.Tensor:
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        start = self.rows * columns.start + rows.start * shape[1]
+        return self.memory[start : start + shape[0] * shape[1]].view(shape)
 
 
 def gradients(
@@ -136,35 +179,47 @@ def product_gradients(
     dtype: torch.dtype,
     of_tile: Callable[[torch.Tensor, slice, slice], torch.Tensor],
     add_up: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    by_weight: torch.Tensor | None = None,
+    kept: KeptTiles | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients by hidden, weight and bias, as far as they are `wanted`, from tiles of the gradient
     by the product's rows at `positions`: ``of_tile(tile, rows, columns)``, which may overwrite the
     tile and answers in float32 (float64). Where other columns are elsewhere, `add_up` gives the sum
-    over the ranks, of hidden's gradient before it is rounded."""
+    over the ranks, of hidden's gradient before it is rounded. The weight's is written to
+    `by_weight` if that is given, and tiles are read where they are `kept`."""
     wide = torch.promote_types(dtype, torch.float32)
     product = Product(hidden, weight, bias, positions, dtype)
     by_hidden = None
     if wanted[0]:
         shape = len(positions), product.width
         by_hidden = torch.zeros(shape, dtype=wide, device=hidden.device)
-    by_weight = torch.empty(
-        weight.shape if wanted[1] else 0, dtype=weight.dtype, device=weight.device
-    )
+    if by_weight is None:
+        shape = weight.shape if wanted[1] else weight.shape[:0]
+        by_weight = torch.empty(shape, dtype=weight.dtype, device=weight.device)
     by_bias = weight.new_empty(product.classes)
+    row_tiles = list(product.row_tiles())
+    hidden_tiles = [product.hidden_of(rows) for rows in row_tiles if len(row_tiles) == 1]
+    at_once = len(row_tiles) == 1 and weight.dtype == dtype == wide
     for columns in product.column_tiles():
         weight_tile = product.weight_of(columns)
-        weight_sum = torch.zeros(weight_tile.shape, dtype=wide, device=weight.device)
-        bias_sum = weight_sum.new_zeros(len(weight_tile))
-        for rows in product.row_tiles():
-            h = product.hidden_of(rows)
-            g = of_tile(product.tile(h, columns), rows, columns)
-            bias_sum += g.sum(0)
+        weight_sum = weight.new_empty(0)
+        if wanted[1] and not at_once:
+            weight_sum = torch.zeros(weight_tile.shape, dtype=wide, device=weight.device)
+        bias_sum = torch.zeros(len(weight_tile), dtype=wide, device=weight.device)
+        for i, rows in enumerate(row_tiles):
+            h = hidden_tiles[i] if hidden_tiles else product.hidden_of(rows)
+            z = product.tile(h, columns) if kept is None else kept.tile(rows, columns)
+            g = of_tile(z, rows, columns)
+            if wanted[2]:
+                bias_sum += g.sum(0)
             g = g.to(dtype)
             if by_hidden is not None:
                 _add_product(by_hidden[rows], g, weight_tile)
-            if wanted[1]:
+            if wanted[1] and at_once:
+                torch.mm(g.t(), h, out=by_weight[columns])
+            elif wanted[1]:
                 _add_product(weight_sum, g.t(), h)
-        if wanted[1]:
+        if wanted[1] and not at_once:
             by_weight[columns] = weight_sum
         by_bias[columns] = bias_sum
     result = None

@@ -333,6 +333,34 @@ def test_confident_rows_keep_their_gradient(backend):
     np.testing.assert_allclose(hidden.grad[0], [-3 * tail, tail, tail, tail], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 10, 20, 21])
+def test_tiles_kept_in_the_memory_of_the_gradient(n, dtype, cut, backend):
+    """Up to as many rows as the weight is wide (of 16 bits, half as many) leave their tiles there.
+    The second backward pass, whose first one has written over them, finds the same bits; one of
+    fewer rows finds those rows' gradient."""
+    hidden, weight, bias, labels = product(n, 20, 37, dtype)
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    losses = emp.linear_cross_entropy(
+        hidden, weight, labels, bias=bias, reduction="none", backend=backend
+    )
+    first = torch.autograd.grad(losses.sum(), leaves, retain_graph=True)
+    second = torch.autograd.grad(losses.sum(), leaves, retain_graph=True)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    fresh = emp.linear_cross_entropy(
+        hidden, weight, labels, bias=bias, reduction="none", backend=backend
+    )
+    one_row = torch.autograd.grad(fresh[n // 2], leaves)
+    for ours, theirs in zip(one_row, torch.autograd.grad(losses[n // 2], leaves), strict=True):
+        assert torch.equal(ours, theirs)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    truth = F.cross_entropy(exact_logits(*exact), labels, reduction="sum")
+    rtol = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 6e-2}[dtype]
+    for ours, theirs in zip(first, torch.autograd.grad(truth, exact), strict=True):
+        assert (ours.double() - theirs).norm() <= rtol * theirs.norm()
+
+
 def test_only_what_needs_a_gradient_gets_one(backend):
     hidden, weight, bias, labels = product(6, 4, 9)
     whole = derivatives(

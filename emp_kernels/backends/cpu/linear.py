@@ -4,16 +4,17 @@ import torch
 
 from ...results import Scores
 from ...term_tiles import product_terms, term_gradients
-from ...tiles import Product, gradients
+from ...tiles import Product, product_gradients
 from . import native
 from .native import DEVICE, raise_bad_label, readable_labels
 
 
 def score_linear(
-    hidden, weight, labels, bias, beta, ignore_index, function="score_linear"
+    hidden, weight, labels, bias, beta, ignore_index, function="score_linear", kept=None
 ) -> Scores:
     """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...): a tile of the
-    product at a time, whose sums are taken while it is in the cache."""
+    product at a time, whose sums are taken while it is in the cache. `kept` is given the tiles,
+    if it has room."""
     threads = torch.get_num_threads()
     labels = readable_labels(labels)
     bad = native.module.first_bad_label(labels, ignore_index, weight.shape[0])
@@ -27,10 +28,15 @@ def score_linear(
     parts = parts[:, None].repeat(1, len(trained))
     with torch.no_grad():
         product = Product(hidden, weight, bias, positions, _product_dtype(hidden.dtype))
+        if kept is not None and kept.make_room(product):
+            native.module.prefer_huge_pages(kept.gradient)
+        else:
+            kept = None
         for rows in product.row_tiles():
             hidden_tile = product.hidden_of(rows)
             for columns in product.column_tiles():
-                tile = product.tile(hidden_tile, columns)
+                out = None if kept is None else kept.tile(rows, columns)
+                tile = product.tile(hidden_tile, columns, out)
                 native.module.add_row_parts(
                     tile, trained[rows], columns.start, parts[:, rows], threads
                 )
@@ -49,10 +55,51 @@ def score_linear(
     )
 
 
-def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
-    """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients."""
+def linear_cross_entropy_backward(
+    hidden, weight, labels, bias, loss, lse, scales, wanted, kept=None
+):
+    """Gradients of sum scales * loss by hidden, weight and bias, as tiles.gradients says: tiles of
+    the product of the rows whose scale is not 0, or those that are `kept`, become cross_entropy's
+    gradient as those of rows with columns elsewhere."""
+    threads = torch.get_num_threads()
     dtype = _product_dtype(hidden.dtype)
-    return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, dtype)
+    positions = scales.nonzero()[:, 0]
+    y = labels.reshape(-1).to(torch.int64)[positions]
+    loss, lse, scales = (x[positions].to(torch.float32) for x in (loss, lse, scales))
+    scales = torch.where(loss.isnan(), torch.nan, scales)  # where there is no loss
+    above = torch.zeros_like(lse)
+    memory = torch.empty(0, dtype=torch.float32, device=DEVICE)
+
+    def of_tile(z, rows, columns):
+        nonlocal memory
+        if len(memory) < z.numel():
+            memory = torch.empty(z.numel(), dtype=torch.float32, device=DEVICE)
+        g = memory[: z.numel()].view(z.shape)
+        native.module.cross_entropy_backward(
+            z.to(torch.float32),
+            y[rows] - columns.start,
+            None,
+            loss[rows],
+            above[rows],
+            scales[rows],
+            1,
+            lse[rows],
+            g,
+            threads,
+        )
+        return g
+
+    by_weight = None
+    if kept is not None and kept.hold(positions):
+        by_weight = kept.gradient
+    else:
+        kept = None
+        if wanted[1]:
+            by_weight = torch.empty(weight.shape, dtype=weight.dtype, device=DEVICE)
+            native.module.prefer_huge_pages(by_weight)
+    return product_gradients(
+        hidden, weight, bias, positions, wanted, dtype, of_tile, None, by_weight, kept
+    )
 
 
 def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index, function):

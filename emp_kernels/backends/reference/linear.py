@@ -9,7 +9,7 @@ from .scoring import CHUNK, checked_labels, row_statistics, scores_of
 
 
 def score_linear(
-    hidden, weight, labels, bias, beta, ignore_index, function="score_linear"
+    hidden, weight, labels, bias, beta, ignore_index, function="score_linear", kept=None
 ) -> Scores:
     """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...)."""
     classes = weight.shape[0]
@@ -28,7 +28,9 @@ def score_linear(
     return scores_of(statistics, beta, labels, ignore_index)
 
 
-def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
+def linear_cross_entropy_backward(
+    hidden, weight, labels, bias, loss, lse, scales, wanted, kept=None
+):
     """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients in float64."""
     return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, torch.float64)
 

@@ -10,7 +10,7 @@ from . import runtime
 
 
 def score_linear(
-    hidden, weight, labels, bias, beta, ignore_index, function="score_linear"
+    hidden, weight, labels, bias, beta, ignore_index, function="score_linear", kept=None
 ) -> Scores:
     """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...); float32 products
     are exact ones, not TF32."""
@@ -26,7 +26,9 @@ def score_linear(
     return Scores(*values.view(4, *labels.shape).unbind())
 
 
-def linear_cross_entropy_backward(hidden, weight, labels, bias, loss, lse, scales, wanted):
+def linear_cross_entropy_backward(
+    hidden, weight, labels, bias, loss, lse, scales, wanted, kept=None
+):
     """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients. How many rows
     are trained is read back."""
     return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, hidden.dtype)
