@@ -23,13 +23,13 @@ def as_tensor(function: str, name: str, value: Any) -> Any:
     Raises:
         TypeError: an array of a dtype that torch does not have, or one that cannot be read.
     """
-    if isinstance(value, torch.Tensor) or isinstance(value, np.ma.MaskedArray):
+    if isinstance(value, torch.Tensor | np.ma.MaskedArray):
         return value
     if isinstance(value, np.ndarray):
         return _of_numpy(function, name, value)
     if hasattr(value, "__dlpack__") and not isinstance(value, np.generic):
         try:
-            return torch.from_dlpack(value)
+            return torch.utils.dlpack.from_dlpack(value)
         except (BufferError, NotImplementedError, RuntimeError, TypeError, ValueError):
             pass  # read-only or of other dtypes: as an array, where it can be one
     if not hasattr(value, "__array__") or isinstance(value, type):

@@ -21,8 +21,8 @@ def order_keys(scores: torch.Tensor) -> torch.Tensor:
 
 
 def values_of_keys(keys: torch.Tensor) -> torch.Tensor:
-    """The scores (...) that `order_keys` made keys of, float32 of int32 ones, float64 of int64 ones;
-    -0.0 comes back as 0.0."""
+    """The scores (...) of which `order_keys` made keys, float32 of int32 ones and float64 of int64
+    ones; -0.0 comes back as 0.0."""
     highest = torch.iinfo(keys.dtype).max
     bits = keys ^ ((keys >> (torch.iinfo(keys.dtype).bits - 1)) & highest)
     return bits.view(torch.float64 if keys.dtype == torch.int64 else torch.float32)

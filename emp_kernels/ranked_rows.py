@@ -102,10 +102,10 @@ class RankedRows:
         self.blocks, self.classes, self.per_class = blocks, classes, per_class
         self.rows_of_class, self.valid_of_class = rows_of_class, rows_of_class.clone()
         self.kept_of_class = torch.zeros_like(rows_of_class)
-        for first, keys in blocks():
-            invalid = keys == torch.iinfo(dtype).min
+        for first, block in blocks():
+            invalid = block == torch.iinfo(dtype).min
             if invalid.any():
-                found = classes(first, first + len(keys))[invalid]
+                found = classes(first, first + len(block))[invalid]
                 self.valid_of_class -= counted_classes(found, len(rows_of_class))
         counted = torch.stack([rows_of_class, self.valid_of_class])
         if not per_class:
@@ -120,8 +120,8 @@ class RankedRows:
             self.cut = find_cut(self._scores, ranks, dtype, grouped=True)
             whole = find_cut(self._all, wanted, dtype, grouped=False).keys
         else:  # one search for all
-            found = find_cut(self._all, torch.cat([ranks, wanted]), dtype, grouped=False)
-            self.cut, whole = Cut(found.keys[:1], found.ties[:1]), found.keys[1:]
+            keys, ties = find_cut(self._all, torch.cat([ranks, wanted]), dtype, grouped=False)
+            self.cut, whole = Cut(keys[:1], ties[:1]), keys[1:]
         self.threshold = values_of_keys(self.cut.keys).masked_fill(ranks == 0, torch.nan)
         self.quantiles = values_of_keys(whole).tolist() or [torch.nan] * len(shares)
 

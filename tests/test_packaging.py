@@ -167,6 +167,10 @@ def test_a_missing_cuda_compiler_is_one_clear_line(tmp_path: Path) -> None:
     ]
 
 
+def test_the_console_script_is_the_command_line() -> None:
+    assert PROJECT["scripts"] == {"emp-kernels": "emp_kernels.cli:main"}
+
+
 def test_every_pin_is_exact() -> None:
     for pin in PINS:
         (specifier,) = pin.specifier

@@ -160,7 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--beta", type=_beta, default=1.0, help="weight of emp's memory term")
     rank.add_argument("--per-class", action="store_true", help="keep the share of each class")
     rank.add_argument(
-        "--ignore-index", type=_label, metavar="LABEL", help="rows that are neither counted nor kept"
+        "--ignore-index",
+        type=_label,
+        metavar="LABEL",
+        help="rows that are neither counted nor kept",
     )
     rank.add_argument(
         "--out",

@@ -157,9 +157,7 @@ class _Run:
     def _classes(self, first: int, stop: int) -> torch.Tensor:
         labels = self.labels.read(first, stop)
         try:
-            return classes_of(
-                "LABELS", labels, self.num_classes, self.options.ignore_index, first
-            )
+            return classes_of("LABELS", labels, self.num_classes, self.options.ignore_index, first)
         except ValueError as error:
             raise InputError(str(error).replace(": labels", "", 1)) from None
 

@@ -109,14 +109,10 @@ def open_shards(kind: str, files: list[Path]) -> Shards:
     """The arrays of `files`, which must go together: logits (N, C), labels (N,)."""
     arrays = [open_array(path, kind) for path in files]
     for array in arrays:
-        if kind == "labels":
-            if array.shape[1:] == (1,):
-                raise InputError(
-                    f"{array.path} must have shape (N,), of labels[:, 0], got {array.shape}"
-                )
-            if len(array.shape) != 1:
-                raise InputError(f"{array.path} must have shape (N,), got {array.shape}")
-        elif len(array.shape) != 2 or array.shape[1] == 0:
+        if kind == "labels" and len(array.shape) != 1:
+            column = " (as labels[:, 0] has)" if array.shape[1:] == (1,) else ""
+            raise InputError(f"{array.path} must have shape (N,){column}, got {array.shape}")
+        if kind == "logits" and (len(array.shape) != 2 or array.shape[1] == 0):
             raise InputError(f"{array.path} must have shape (N, C), got {array.shape}")
         if array.shape[1:] != arrays[0].shape[1:]:
             raise InputError(

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from .file_arrays import Array, InputError, named
 SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"} | {
     f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)
 }
+
+
+BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)  # what archives raise
 
 
 class Header(NamedTuple):
@@ -66,14 +69,15 @@ class Streamed(Array):
         row = self.header.dtype.itemsize * int(np.prod(self.shape[1:], dtype=object))
         try:
             if self.stream is None or start < self.next:
-                self.stream, self.next = zipfile.ZipFile(self.path).open(self.member), 0
+                archive = zipfile.ZipFile(self.path)
+                self.stream, self.next = archive.open(self.member), 0
                 read_header(self.stream, self.path)
             while self.next < start:
                 skipped = min(start - self.next, max(1, (1 << 20) // max(1, row)))
                 self._exactly(skipped * row)
                 self.next += skipped
             content = self._exactly((stop - start) * row)
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, *BROKEN) as error:
             raise InputError(f"{self.path} cannot be read: {error}") from None
         self.next = stop
         rows = np.frombuffer(content, self.header.dtype).reshape(stop - start, *self.shape[1:])
@@ -87,7 +91,7 @@ class Streamed(Array):
         return content
 
 
-def read_header(file: BinaryIO, path: Path) -> Header:
+def read_header(file: IO[bytes], path: Path) -> Header:
     """The header at the place where `file` stands, which then stands at the numbers."""
     try:
         version = np.lib.format.read_magic(file)
@@ -120,7 +124,7 @@ def open_npz(path: Path, kind: str) -> Array:
             with archive.open(info) as member:
                 header = read_header(member, path)
                 before = member.tell()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except BROKEN as error:
         raise InputError(f"{path} must be an archive of np.savez ({error})") from None
     if info.compress_type != zipfile.ZIP_STORED:
         return Streamed(path, info.filename, header)

@@ -122,4 +122,3 @@ def _columns(path: Path, kind: str, schema: Any) -> list[str]:
         f"{path} must hold a column of lists, named logits where there are several, or a column "
         f"of floats for each class, got {', '.join(schema.names)}"
     )
-

@@ -1,4 +1,4 @@
-"""Order keys of the rows scored so far, in a file beside the result, from which a stopped run goes on."""
+"""Order keys of the rows scored so far, in a file beside the result, for a later run to go on."""
 
 import fcntl
 import hashlib
@@ -59,7 +59,7 @@ class Partial:
     def read(self, start: int, stop: int) -> torch.Tensor:
         """The keys of the rows from `start` to before `stop`."""
         keys = np.empty(stop - start, self.dtype)
-        rest = memoryview(keys.view(np.uint8))
+        rest = memoryview(keys.view(np.uint8).data)
         offset = self.begin + start * self.dtype.itemsize
         while rest:
             found = os.preadv(self.file, [rest], offset)

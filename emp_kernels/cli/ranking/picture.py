@@ -31,15 +31,16 @@ def picture(summary: Summary) -> Figure:
             values.axvline(
                 threshold, color=INK, linewidth=1, linestyle=(0, (4, 2)), label="threshold"
             )
-        values.set_yscale("log")
-        values.set_ylim(bottom=0.5)
+        if any(everything):
+            values.set_yscale("log")
+            values.set_ylim(bottom=0.5)
         values.set_title(f"{ranked.num_kept:,} rows kept")
         values.set_xlabel(summary.by)
         values.set_ylabel("rows")
         values.legend(loc="upper right")
         there = ranked.rows_of_class > 0
-        shares = 100 * (ranked.kept_of_class[there] / ranked.rows_of_class[there])
-        shares = shares.sort(descending=True).values.tolist()
+        share = ranked.kept_of_class[there] / ranked.rows_of_class[there]
+        shares = (100 * share).sort(descending=True).values.tolist()
         classes.stairs(shares, range(len(shares) + 1), color=colour, **fill)
         if ranked.num_kept:
             overall = 100 * ranked.num_kept / int(ranked.rows_of_class.sum())

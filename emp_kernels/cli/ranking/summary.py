@@ -18,7 +18,7 @@ CLASSES = 20  # a longer table is cut
 
 
 class Summary:
-    """Counts and quantiles of a ranking by the measure `by`; `noting` counts while it is written."""
+    """Counts and quantiles of a ranking by the measure `by`, some of them counted by `noting`."""
 
     def __init__(self, ranked: RankedRows, by: str, rows: int) -> None:
         self.ranked, self.by, self.rows = ranked, by, rows

@@ -52,4 +52,3 @@ class Saved(Array):
         if content.layout is not torch.strided or content.dim() == 0:
             raise InputError(f"{self.path} must hold a dense tensor with rows")
         return content
-
