@@ -77,6 +77,16 @@ class EpochMask:
         epoch = self._bits.epoch
         return None if epoch < 0 else epoch
 
+    @property
+    def state(self) -> EMPState | None:
+        """The state that chooses; None of a copy in another process."""
+        return None if self._choice is None else self._choice.state
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples the state held as the epoch began; 0 before the first."""
+        return self._bits.size
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's samples and count each as selected once. Between two epochs: what is
         reading the stream sees it at once.
