@@ -126,6 +126,16 @@ py::object shuffle(const Dense& ids, uint64_t seed, int threads) {
   return out.tensor();
 }
 
+// Of places that are in [0, n).
+py::object shuffled_at(int64_t n, uint64_t seed, const Dense& places, int threads) {
+  Result<int64_t> out(places);
+  {
+    py::gil_scoped_release released;
+    emp::shuffled_at(n, seed, places.data<const int64_t>(), places.size(0), out, threads);
+  }
+  return out.tensor();
+}
+
 // `fields` are the scores' (rows,) score, loss and entropy. The position of the first bad id,
 // before anything is written, or -1.
 int64_t update_state(const emp::State& state, const Dense& ids, const Dense& score,
@@ -205,6 +215,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("select", &bindings::select);
   module.def("select_rows", &bindings::select_rows);
   module.def("shuffle", &bindings::shuffle);
+  module.def("shuffled_at", &bindings::shuffled_at);
   module.def("draws", &bindings::draws);
   module.def("gather", &bindings::gather);
   module.attr("plain_gather") = bindings::plain_function<bindings::plain_gather, 2>("plain_gather");

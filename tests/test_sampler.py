@@ -168,6 +168,9 @@ def test_the_shuffle_is_the_same_permutation_on_every_backend(n, backend, thread
             assert torch.equal(got.sort().values, ids)
         if n > 1000:
             assert not torch.equal(want, ids)
+        if n:
+            places = torch.randint(n, (500,))
+            assert torch.equal(module.shuffled_at(n, seed, places) * 5 + 1, want[places])
 
 
 def test_the_shuffle_of_a_release_is_that_of_the_next(backend):

@@ -53,6 +53,14 @@ struct Places {
     return uint32_t(row) * p.columns + column;
   }
 
+  // The image of one place, which is below n.
+  static uint32_t at(const Permutation& p, uint32_t place) {
+    do {
+      place = once(p, uint16_t(place / p.columns), uint16_t(place % p.columns));
+    } while (place >= p.n);
+    return place;
+  }
+
   static void write(const Permutation& permutation, uint32_t first, uint32_t count, uint32_t* out) {
     const Permutation p = permutation;  // its own, so that the compiler sees that `out` is not it
     const uint32_t first_row = first / p.columns, first_column = first % p.columns;

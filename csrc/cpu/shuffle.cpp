@@ -1,6 +1,8 @@
 #include "shuffle.h"
 
 #include <algorithm>
+#include <numeric>
+#include <vector>
 
 #include "permuted_places.h"
 #include "targets.h"
@@ -88,6 +90,25 @@ void shuffle_many(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, in
 
 void shuffle(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, int threads) {
   (n <= kMostShuffled ? shuffle_few : shuffle_many)(ids, n, seed, out, threads);
+}
+
+void shuffled_at(int64_t n, uint64_t seed, const int64_t* places, int64_t count, int64_t* out,
+                 int threads) {
+  if (n <= kMostShuffled) {
+    std::vector<int64_t> positions(n), order(n);
+    std::iota(positions.begin(), positions.end(), 0);
+    shuffle_few(positions.data(), n, seed, order.data(), 1);
+    for (int64_t i = 0; i < count; ++i) out[i] = order[size_t(places[i])];
+    return;
+  }
+  constexpr int64_t kStep = 1 << 12;
+  const Permutation permutation = permutation_of(n, seed);
+  parallel_tasks(useful_threads(threads, 64 * count), (count + kStep - 1) / kStep,
+                 [&](int64_t task, int) {
+                   const int64_t end = std::min(count, (task + 1) * kStep);
+                   for (int64_t i = task * kStep; i < end; ++i)
+                     out[i] = Places<0>::at(permutation, uint32_t(places[i]));
+                 });
 }
 
 }  // namespace emp

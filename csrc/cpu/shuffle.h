@@ -18,4 +18,10 @@ namespace emp {
 // of the stream `seed`: term, factor and second factor, which are made odd.
 void shuffle(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, int threads);
 
+// Which position of `ids` that order has at each of `places` (count,), which are in [0, n): out[i]
+// is shuffle(0, 1, 2, ...)[places[i]], found without the rest of an order of more than 2^16 ids.
+// out may be places.
+void shuffled_at(int64_t n, uint64_t seed, const int64_t* places, int64_t count, int64_t* out,
+                 int threads);
+
 }  // namespace emp

@@ -16,6 +16,13 @@ def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     return shuffled
 
 
+def shuffled_at(n: int, seed: int, places: torch.Tensor) -> torch.Tensor:
+    """What `shuffle` of the ids 0 to n - 1 puts at each of `places` (L,) int64, which are in
+    [0, n), without the rest of that order where it is long."""
+    ids: torch.Tensor = native.module.shuffled_at(n, seed, places, torch.get_num_threads())
+    return ids
+
+
 def draws(
     ids: torch.Tensor,
     progress: array[int],

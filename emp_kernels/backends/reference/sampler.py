@@ -8,12 +8,20 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+_FEW = 2**16
+
 
 def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     """The ids (K,) int64 in an order that depends on K and `seed` (64 bits) alone; csrc/cpu/
     shuffle.h says how."""
     n = ids.shape[0]
-    return ids[(_shuffled if n <= 2**16 else _permuted)(n, seed)]
+    order = _shuffled(n, seed) if n <= _FEW else _permuted(n, seed, torch.arange(n, device="cpu"))
+    return ids[order]
+
+
+def shuffled_at(n: int, seed: int, places: torch.Tensor) -> torch.Tensor:
+    """As :func:`emp_kernels.backends.cpu.shuffled_at`."""
+    return _shuffled(n, seed)[places] if n <= _FEW else _permuted(n, seed, places)
 
 
 def _shuffled(n: int, seed: int) -> torch.Tensor:
@@ -27,8 +35,8 @@ def _shuffled(n: int, seed: int) -> torch.Tensor:
     return torch.tensor(order, dtype=torch.int64, device="cpu")
 
 
-def _permuted(n: int, seed: int) -> torch.Tensor:
-    """Places (n,) by a Feistel network over a table of rows and columns; csrc/cpu/
+def _permuted(n: int, seed: int, places: torch.Tensor) -> torch.Tensor:
+    """The images of `places` by a Feistel network over a table of rows and columns; csrc/cpu/
     permuted_places.h says how."""
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
@@ -43,7 +51,7 @@ def _permuted(n: int, seed: int) -> torch.Tensor:
             x, y, size, other = y, x, other, size
         return x * columns + y
 
-    places = once(torch.arange(n, device="cpu"))
+    places = once(places)
     while (outside := places >= n).any():
         places[outside] = once(places[outside])
     return places
