@@ -13,6 +13,7 @@ from .keep import Keep, kept_count
 from .selection import select
 from .state import EMPState
 
+_BLOCK = 1 << 16  # keys that are made at a time: a cache holds them
 _TINY = 1e-12  # what is below is drawn as if it were this: a logarithm has to exist
 _UNITS = 2**61  # importance sampling counts in integers; products of them are below 2**63
 _MOST = 2**31  # samples that it takes are fewer, so that each has a unit
@@ -21,17 +22,37 @@ _MOST = 2**31  # samples that it takes are fewer, so that each has a unit
 Chosen = tuple[torch.Tensor, torch.Tensor | None]
 
 
-def gumbel_keys(scores: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def gumbel_keys(scores: torch.Tensor, stream: int, first: int = 0) -> torch.Tensor:
     """Keys (N,) float32 of random draws from `scores` (N,), both on the CPU: the samples with the
     K highest are K draws without replacement, each with probability in proportion to its score
     among those that are left.
 
     ``log(score) + G`` with Gumbel noise G, which is minus the logarithm of an exponential variable
-    (Kool et al., 2019, arXiv 1903.06059). +inf stays the highest.
+    (Kool et al., 2019, arXiv 1903.06059). +inf stays the highest. Sample i, of the ids from
+    `first` on, draws element i of the 64-bit seed `stream`, so that any part of the scores has the
+    keys that it has in the whole.
     """
-    exponential = torch.empty(len(scores), dtype=torch.float32, device="cpu")
-    exponential.exponential_(generator=generator)
-    return scores.clamp_min(_TINY).log() - exponential.log()
+    keys = torch.empty(len(scores), dtype=torch.float32, device="cpu")
+    for start in range(0, len(scores), _BLOCK):
+        part = scores[start : start + _BLOCK]
+        gumbel = -(-_uniform(stream, first + start, len(part)).log()).log()
+        torch.add(part.clamp_min(_TINY).log(), gumbel.float(), out=keys[start : start + _BLOCK])
+    return keys
+
+
+def _uniform(stream: int, first: int, count: int) -> torch.Tensor:
+    """Elements [first, first + count) of the splitmix64 stream, as float64 between 0 and 1."""
+
+    def signed(x: int) -> int:
+        return (x + 2**63) % 2**64 - 2**63
+
+    def mixed(z: torch.Tensor, shift: int) -> torch.Tensor:
+        return z ^ ((z >> shift) & (2 ** (64 - shift) - 1))
+
+    z = torch.arange(first + 1, first + count + 1, device="cpu") * signed(0x9E3779B97F4A7C15)
+    z = mixed(z + signed(stream), 30) * signed(0xBF58476D1CE4E5B9)
+    z = mixed(mixed(z, 27) * signed(0x94D049BB133111EB), 31)
+    return ((z >> 12 & (2**52 - 1)).double() + 0.5) * 2.0**-52
 
 
 def importance_draw(scores: torch.Tensor, count: int, stream: int) -> Chosen:
@@ -108,8 +129,7 @@ def _top(state: EMPState, keep: Keep, stream: int) -> Chosen:
 
 
 def _gumbel(state: EMPState, keep: Keep, stream: int) -> Chosen:
-    generator = torch.Generator().manual_seed(stream)
-    return select(gumbel_keys(state.score.cpu(), generator), keep), None
+    return select(gumbel_keys(state.score.cpu(), stream), keep), None
 
 
 def _pool(state: EMPState, keep: Keep, stream: int) -> Chosen:

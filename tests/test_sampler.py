@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 import emp_kernels as emp
 from emp_kernels import backends
+from emp_kernels.choosing import gumbel_keys
 
 # Many loops here write no scores, of which samplers warn (tests/test_loop_checks.py).
 pytestmark = pytest.mark.filterwarnings("ignore::emp_kernels.EMPWarning")
@@ -98,6 +99,20 @@ def test_gumbel_draws_without_replacement_in_proportion_to_the_score():
     torch.testing.assert_close(
         pairs[:5, :5] / epochs, both.triu(1), rtol=0, atol=4 * 0.5 / epochs**0.5
     )
+
+
+def test_gumbel_keys_are_counted_by_id():
+    """Of any part of the scores they are those of the whole, across the blocks they are made in."""
+    scores = torch.rand(150_000)
+    scores[::1000] = float("inf")
+    keys = gumbel_keys(scores, 2**64 - 5)
+    for start, stop in ((0, 7), (65_530, 131_080), (149_999, 150_000), (3, 3)):
+        part = gumbel_keys(scores[start:stop], 2**64 - 5, start)
+        assert torch.equal(part, keys[start:stop])
+    assert not torch.equal(gumbel_keys(scores, 2**64 - 4), keys)
+    gumbel = (keys - scores.log())[scores < float("inf")].double()
+    assert abs(float(gumbel.mean()) - 0.57722) < 0.02  # Euler's constant
+    assert abs(float(gumbel.var()) - 1.64493) < 0.04  # pi**2 / 6
 
 
 def test_gumbel_draws_anew_each_epoch_and_the_same_on_every_rank():

@@ -91,7 +91,8 @@ class Ranking(Method):
         if self.beta is None:
             return torch.rand(len(scores), generator=draws)
         if self.draw == "gumbel":
-            return gumbel_keys(scores, draws)
+            stream = torch.randint(2**63 - 1, (), generator=draws)
+            return gumbel_keys(scores, int(stream))
         if self.draw == "mixed":
             keys = torch.rand(len(scores), generator=draws)
             keys[emp.select(scores, max(1, count // 2))] = 2.0
