@@ -62,14 +62,14 @@ class Diagnostics(NamedTuple):
 def close_window(state: EMPState) -> None:
     """Note what was drawn since the last call; nothing where nothing was."""
     drawn = state.selections != state.counted
-    count = int(torch.count_nonzero(drawn))  # many times as fast as a sum of bools
+    count = _total(state, drawn)
     if count == 0:
         return
-    seen = int(torch.count_nonzero(state.updates))
+    seen = _total(state, state.updates)
     row = (
         count / state.num_samples,
-        int(torch.count_nonzero(drawn & state.drawn)) / count,
-        float(state.loss.sum(dtype=torch.float64)) / max(1, seen),
+        _total(state, drawn & state.drawn) / count,
+        state.total(float(state.loss.sum(dtype=torch.float64))) / max(1, seen),
         1 - seen / state.num_samples,
     )
     windows = state.windows.roll(-1, 0)
@@ -77,6 +77,11 @@ def close_window(state: EMPState) -> None:
     state.windows.copy_(windows)
     state.drawn.copy_(drawn)
     state.counted.copy_(state.selections)
+
+
+def _total(state: EMPState, counted: torch.Tensor) -> int:
+    """How many are not 0, of all samples; many times as fast as a sum of bools."""
+    return int(state.total(int(torch.count_nonzero(counted))))
 
 
 def diagnose(state: EMPState) -> Diagnostics:

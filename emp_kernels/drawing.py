@@ -50,16 +50,11 @@ def iterator_of(epoch: Epoch, state: EMPState, ended: Callable[[], None]) -> Ite
         if position == 0:
             assert epoch.hold is not None
             epoch.hold.look()
-            if epoch.order.start == 0:
-                state.close_window()
-        counts = state.selections
-        if counts.is_cpu:
-            return counts
-        ahead = epoch.ids[position : position + _CHUNK].to(counts.device)
-        counts.index_add_(0, ahead, torch.ones_like(ahead, dtype=torch.int32))
-        return None
+            state.close_window_of(epoch.order.start)
+        return state.counts_of(epoch.ids[position : position + _CHUNK])
 
     backend = backends.resolve("EMPSampler", None, epoch.ids)
     iterator: Iterator[int] = backend.draws(epoch.ids, epoch.progress, _CHUNK, begin, ended)
+    state.follow(epoch.ids, epoch.progress, iterator)
     epoch.held_by(Hold(iterator, loader))
     return iterator

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from .loaders import Hold
-from .orders import Order
+from .orders import AnyOrder, share_size
 
 
 class Epoch:
@@ -22,7 +22,7 @@ class Epoch:
         older: the epoch of the same number that was running, and still is held, as this one began.
     """
 
-    def __init__(self, order: Order, ids: torch.Tensor, older: Epoch | None = None) -> None:
+    def __init__(self, order: AnyOrder, ids: torch.Tensor, older: Epoch | None = None) -> None:
         self.order, self.ids, self.older = order, ids, older
         self.progress = array("q", [0, 0])
         self.hold: Hold | None = None
@@ -127,7 +127,7 @@ class Epochs:
         self._named = number
         return self._first + number
 
-    def begin(self, draw: Callable[[int], Order]) -> Epoch:
+    def begin(self, draw: Callable[[int], AnyOrder]) -> Epoch:
         """The epoch of a new iterator: a resumed order's rest, or what `draw` makes of a number."""
         last = self.running
         if last is not None and last.order.resumed and not last.over:
@@ -135,23 +135,11 @@ class Epochs:
         else:
             order = draw(self.coming)
         beside = last is not None and last.held and last.order.number == order.number
-        self._epoch = Epoch(order, self._share(order), last if beside else None)
+        ids = order.share(self.ranks, self.rank, self.drop_last)
+        self._epoch = Epoch(order, ids, last if beside else None)
         return self._epoch
 
-    def _share(self, order: Order) -> torch.Tensor:
-        """This rank's ids of what an order has left: every R-th, all ranks equally many."""
-        rest, ranks = order.ids[order.start :], self.ranks
-        if ranks == 1:
-            return rest
-        whole = len(rest) // ranks * ranks
-        if self.drop_last or whole == len(rest):
-            rest = rest[:whole]
-        else:
-            padding = torch.arange(whole + ranks - len(rest), device=rest.device) % len(order.ids)
-            rest = torch.cat([rest, order.ids[padding]])
-        return rest[self.rank :: ranks].contiguous()
-
-    def snapshot(self, position: int | None) -> tuple[int, Order | None, int]:
+    def snapshot(self, position: int | None) -> tuple[int, AnyOrder | None, int]:
         """(epoch, its order, how many of this rank's ids are drawn of it) for a checkpoint."""
         running = self.running
         if running is None:
@@ -165,21 +153,24 @@ class Epochs:
             return order.number + 1, None, 0
         return order.number, order, drawn
 
-    def restore(self, number: int, order: Order | None) -> None:
+    def restore(self, number: int, order: AnyOrder | None) -> None:
         """Go on from a checkpoint: with the rest of `order`, or else at epoch `number`."""
         self._resume(number, order)
         self._resumed_at, self._first, self._named = number, 0, 0
 
-    def _resume(self, number: int, order: Order | None) -> None:
+    def _resume(self, number: int, order: AnyOrder | None) -> None:
         self._next = number
-        self._epoch = None if order is None else Epoch(order, self._share(order))
+        self._epoch = None
+        if order is not None:  # how many ids it has is known; which, the next iterator asks
+            size = share_size(order, self.ranks, self.drop_last)
+            self._epoch = Epoch(order, torch.zeros((), dtype=torch.int64).expand(size))
 
     def copy(self) -> Epochs:
         """For pickle and copy: epochs that go on where these are, with no iterator."""
         number, order, drawn = self.snapshot(None)
         if order is not None:
-            start = min(order.start + drawn * self.ranks, len(order.ids))
-            order = order._replace(start=start, resumed=True)
+            start = min(order.start + drawn * self.ranks, order.length)
+            order = order.resumed_at(start)
         other = Epochs(self.ranks, self.rank, self.drop_last)
         other.__dict__.update(self.__dict__)
         other._resume(number, order)

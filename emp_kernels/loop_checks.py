@@ -40,9 +40,9 @@ class Writes:
             return
         unwritten = self._progress[0] > 0 and clock == self._clock
         self._number, self._progress, self._clock = order.number, epoch.progress, clock
-        if unwritten and len(order.ids) < state.num_samples:
+        if unwritten and order.length < state.num_samples:
             caution(
-                f"EMPSampler: epoch {order.number} keeps {len(order.ids)} of {state.num_samples} "
+                f"EMPSampler: epoch {order.number} keeps {order.length} of {state.num_samples} "
                 f"samples, and nothing was written into the state since epoch {last} began, so "
                 "that it chooses by old scores or by chance: pass state, indices=ids to "
                 "emp.cross_entropy or emp.score_and_select with every batch",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -28,6 +28,49 @@ class Order(NamedTuple):
     resumed: bool = False
     weights: torch.Tensor | None = None
 
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+    def share(self, ranks: int, rank: int, drop_last: bool) -> torch.Tensor:
+        """One rank's ids of what is left: every R-th, all ranks equally many."""
+        rest = self.ids[self.start :]
+        if ranks == 1:
+            return rest
+        count = share_size(self, ranks, drop_last)
+        missing = count * ranks - len(rest)
+        if missing > 0:
+            padding = torch.arange(missing, device=rest.device) % len(self.ids)
+            rest = torch.cat([rest, self.ids[padding]])
+        return rest[: count * ranks][rank::ranks].contiguous()
+
+    def resumed_at(self, start: int) -> Order:
+        """The order as a checkpoint would bring it back, with `start` ids drawn."""
+        return self._replace(start=start, resumed=True)
+
+
+class AnyOrder(Protocol):
+    """An Order, or what a sampler of a shared-out state has in its place."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def resumed(self) -> bool: ...
+    @property
+    def weights(self) -> torch.Tensor | None: ...
+    @property
+    def length(self) -> int: ...
+    def share(self, ranks: int, rank: int, drop_last: bool) -> torch.Tensor: ...
+    def resumed_at(self, start: int) -> AnyOrder: ...
+
+
+def share_size(order: AnyOrder, ranks: int, drop_last: bool) -> int:
+    """How many ids each rank draws of what is left."""
+    left = order.length - order.start
+    return left // ranks if drop_last else -(-left // ranks)
+
 
 def saved_order(order: Order | None) -> dict[str, Any]:
     """An order in a checkpoint."""
@@ -45,15 +88,8 @@ def loaded_order(
     function: str, saved: Mapping[str, Any], number: int, num_samples: int
 ) -> Order | None:
     """The order of a checkpoint, begun where all ranks had come; all of it is checked."""
-    start, position, ranks = (
-        check_size(function, name, saved[name]) for name in ("start", "position", "num_replicas")
-    )
-    if ranks < 1:
-        raise ValueError(f"{function}: num_replicas must be at least 1, got {ranks}")
     if saved["order"] is None:
-        for name, drawn in (("start", start), ("position", position)):
-            if drawn:
-                raise ValueError(f"{function}: {name} must be 0 where order is None, got {drawn}")
+        loaded_start(function, saved, None)
         return None
     ids = one_tensor(function, "order", saved["order"], torch.int64)
     if len(ids) > num_samples:
@@ -68,16 +104,39 @@ def loaded_order(
     seen[ids] = True
     if int(seen.sum()) != len(ids):
         raise ValueError(f"{function}: order must hold each id once, got one of them twice")
-    if start > len(ids):
+    start = loaded_start(function, saved, len(ids))
+    return Order(number, ids, start, True, loaded_weights(function, saved, num_samples))
+
+
+def loaded_start(function: str, saved: Mapping[str, Any], length: int | None) -> int:
+    """Where all ranks had come in the order of a checkpoint, of `length` ids or None."""
+    start, position, ranks = (
+        check_size(function, name, saved[name]) for name in ("start", "position", "num_replicas")
+    )
+    if ranks < 1:
+        raise ValueError(f"{function}: num_replicas must be at least 1, got {ranks}")
+    if length is None:
+        for name, drawn in (("start", start), ("position", position)):
+            if drawn:
+                raise ValueError(f"{function}: {name} must be 0 where order is None, got {drawn}")
+        return 0
+    if start > length:
         raise ValueError(
-            f"{function}: start must be at most the order's length {len(ids)}, got {start}"
+            f"{function}: start must be at most the order's length {length}, got {start}"
         )
-    longest = -(-(len(ids) - start) // ranks)
+    longest = -(-(length - start) // ranks)
     if position > longest:
         raise ValueError(
             f"{function}: position must be at most the {longest} ids that a rank draws, "
             f"got {position}"
         )
+    return min(start + position * ranks, length)
+
+
+def loaded_weights(
+    function: str, saved: Mapping[str, Any], num_samples: int
+) -> torch.Tensor | None:
+    """The samples' weights in a checkpoint."""
     weights = saved.get("weights")
     if weights is not None:
         weights = one_tensor(function, "weights", weights, torch.float32)
@@ -91,5 +150,4 @@ def loaded_order(
             raise ValueError(
                 f"{function}: weights must be finite, got {float(weights[at])} at position {at}"
             )
-    start = min(start + position * ranks, len(ids))
-    return Order(number, ids, start, resumed=True, weights=weights)
+    return weights

@@ -14,7 +14,7 @@ from .drawing import SHUFFLED, iterator_of, shuffled, stream_of
 from .epochs import Epochs
 from .keep import Keep, check_keep_of, kept_count
 from .loop_checks import Writes, check_keep_of_one, check_not_wrapped, check_position
-from .orders import Order, loaded_order, saved_order
+from .orders import AnyOrder, Order
 from .state import EMPState
 from .validation import check_int, check_size, check_snapshot
 
@@ -134,7 +134,8 @@ class EMPSampler(Sampler[int]):
             raise ValueError(
                 f"{function}: anneal_epochs must be at most epochs={epochs}, got {anneal_epochs}"
             )
-        self.num_replicas, self.rank = distributed.ranks(function, num_replicas, rank)
+        group = getattr(state, "group", None)
+        self.num_replicas, self.rank = distributed.ranks(function, num_replicas, rank, group)
         self._epochs = Epochs(self.num_replicas, self.rank, drop_last)
         self._writes = Writes()
 
@@ -212,9 +213,14 @@ class EMPSampler(Sampler[int]):
 
         return iterator_of(epoch, self.state, ended)
 
-    def _order(self, epoch: int) -> Order:
+    def _order(self, epoch: int) -> AnyOrder:
         """What all ranks draw in an epoch that begins."""
         self.state.epoch = max(self.state.epoch, epoch)
+        if isinstance(self.state, distributed.ShardedState):
+            keep = None if self._draws_all(epoch) else self.keep
+            stream = stream_of(self.seed, epoch)
+            how = keep, self.sampling, stream, self.shuffle
+            return distributed.shared_order(self.state, epoch, *how)
         if self.num_replicas > 1 and distributed.initialised():
             distributed.sync(self.state)
         stream = stream_of(self.seed, epoch)
@@ -261,7 +267,7 @@ class EMPSampler(Sampler[int]):
             "version": _VERSION,
             "num_samples": self.state.num_samples,
             "epoch": epoch,
-            **saved_order(order),
+            **distributed.saved_order(order, self.state),
             "position": drawn,
             "num_replicas": self.num_replicas,
         }
@@ -286,7 +292,8 @@ class EMPSampler(Sampler[int]):
                 f"got {state_dict['num_samples']}"
             )
         epoch = _checked(function, state_dict["epoch"])
-        self._epochs.restore(epoch, loaded_order(function, state_dict, epoch, size))
+        order = distributed.loaded_order(function, state_dict, epoch, self.state)
+        self._epochs.restore(epoch, order)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the copy goes on where this sampler is."""

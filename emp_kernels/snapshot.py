@@ -13,6 +13,17 @@ from .validation import check_int, check_size, check_strided, describe
 _LARGEST = torch.iinfo(torch.int64).max
 
 
+def whole_tensors(entries: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`entries` with whole tensors in the place of DTensors, of which the ranks hold parts; where
+    there are some, all ranks of their mesh must call."""
+    if not isinstance(entries, Mapping):
+        return entries  # and be told
+    return {
+        name: entry.full_tensor() if hasattr(entry, "full_tensor") else entry
+        for name, entry in entries.items()
+    }
+
+
 def check_tensors(
     function: str, entries: Mapping[str, Any], like: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:

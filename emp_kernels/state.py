@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from . import backends, diagnostics, growth
+from .holding import Whole
 from .keep import Keep
 from .results import Scores
 from .selection import select as select_scores
-from .snapshot import check_counters, check_same, check_tensors, check_values
+from .snapshot import check_counters, check_same, check_tensors, check_values, whole_tensors
 from .validation import (
     check_beta,
     check_ids,
@@ -30,7 +31,7 @@ _FIELDS: tuple[str, ...] = (
 _COUNTERS = ("epoch", "warned", "synced_at")
 
 
-class EMPState:
+class EMPState(Whole):
     """What is known of each of `num_samples` samples: its last scores and how often it was used.
 
     A sample that was never scored has score +inf, so that it is selected before every other.
@@ -132,7 +133,7 @@ class EMPState:
             ValueError: a wrong shape, an id out of range (on CPU), different devices; raised
                 before anything is written.
         """
-        function = "EMPState.update"
+        function = f"{type(self).__name__}.update"
         if not isinstance(scores, Scores):
             raise TypeError(f"{function}: scores must be Scores, got {type(scores).__name__}")
         check_ids(function, "indices", indices)
@@ -148,9 +149,10 @@ class EMPState:
             check_same_device(function, f"scores.{name}", field, "the state", self.score)
         if recomputing():
             return
-        backend = backends.resolve(function, None, self.score)
+        backend = backends.resolve("EMPState.update", None, self.score)
         scores = Scores(*(field.detach().to(torch.float32) for field in scores))
-        backend.update_state(self, indices.to(self.device), scores, function)
+        rows, ids = self.rows_of(function, indices.to(self.device), len(indices))
+        backend.update_state(rows, ids, scores, function)
 
     def grow(self, num_samples: int) -> EMPState:
         """Make room for `num_samples` samples, in place, and return the state: those there are keep
@@ -234,7 +236,9 @@ class EMPState:
                 state can hold (a NaN score, a loss that is not finite, a negative count, a sample
                 seen after the clock). Whatever is raised, nothing has been written.
         """
-        function = "EMPState.load_state_dict"
+        self._load("EMPState.load_state_dict", whole_tensors(state_dict))
+
+    def _load(self, function: str, state_dict: Mapping[str, Any]) -> None:
         entries = (*_FIELDS, "num_samples", "beta", *_COUNTERS)
         check_snapshot(function, state_dict, _VERSION, entries)
         check_same(function, "num_samples", state_dict["num_samples"], self.num_samples)
@@ -315,4 +319,4 @@ def check_ids_of_rows(
         )
     if recomputing():
         return EMPState(n, beta=state.beta, device=logits.device), None
-    return state, indices
+    return state.rows_of(function, indices, n)

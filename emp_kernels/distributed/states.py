@@ -6,7 +6,9 @@ import torch
 import torch.distributed as dist
 
 from ..state import EMPState
-from .group import check_group, gather_equal, message_device, per_rank
+from .group import agreed, check_group, gather_equal, max_equal
+from .sharded import ShardedState
+from .sharing import sync_shared
 
 _ROWS = 1 << 20  # entries that a rank sends at a time, 28 bytes each
 
@@ -23,55 +25,53 @@ def sync(state: EMPState, group: dist.ProcessGroup | None = None) -> None:
 
     Only entries written since the last call travel, as int64 ids and float32 bits, so that ids
     above 2**24 and scores arrive unrounded; besides them, 4 bytes a sample of `selections`.
+    Nothing is written before everything has arrived: where a rank dies or stays away, the others
+    raise, name it, and have their states as they were.
+
+    A :class:`emp_kernels.distributed.ShardedState` brings its entries to the ranks that own their
+    samples instead, 20 bytes an entry and 4 a drawn id, and keeps of them what is said here.
 
     Args:
         state: of the same num_samples and beta on all ranks; all of them must call.
-        group: a process group; None is the default one.
+        group: a process group; None is the default one, or that of a ShardedState.
 
     Raises:
         TypeError: `state` is no EMPState.
         ValueError: the ranks' states are of different sizes or betas; raised on all ranks, before
             anything is written.
-        RuntimeError: torch.distributed is not initialised.
+        RuntimeError: torch.distributed is not initialised; a rank died or did not call within the
+            group's timeout.
     """
     function = "distributed.sync"
     if not isinstance(state, EMPState):
         raise TypeError(f"{function}: state must be an EMPState, got {type(state).__name__}")
+    if isinstance(state, ShardedState):
+        if group is not None and group != state.whole_group:
+            raise ValueError(
+                f"{function}: group must be the state's own or None, got another one of "
+                f"{dist.get_world_size(group)} ranks"
+            )
+        sync_shared(state, function)
+        return
     ranks, _ = check_group(function, group)
     if ranks == 1:
         return
-    clock, epoch, base = _agree(function, state, group)
+    clock, epoch, base, _ = agreed(function, state, group)
     changed = (state.seen_at > base).nonzero()[:, 0]
     counts = gather_equal(function, torch.tensor([len(changed)], device=state.device), group)
-    for start in range(0, max(int(count) for count in counts), _ROWS):
-        ids = changed[start : start + _ROWS]
-        rows = min(_ROWS, max(int(count) for count in counts) - start)
-        for entries, count in zip(
-            gather_equal(function, _packed(state, ids, rows), group), counts, strict=True
-        ):
-            _merge(state, entries[: max(0, int(count) - start)])
-    selections = state.selections.to(message_device(state.selections, group))
-    if selections is state.selections:
-        selections = selections.clone()
-    dist.all_reduce(selections, dist.ReduceOp.MAX, group=group)
+    most = max(int(count) for count in counts)
+    heard = []  # of each round, each rank's entries: kept until there is nothing left to fail
+    for start in range(0, most, _ROWS):
+        sent = _packed(state, changed[start : start + _ROWS], min(_ROWS, most - start))
+        heard.append(gather_equal(function, sent, group))
+    selections = max_equal(function, state.selections, group)
+    for rank, count in enumerate(counts):
+        for start, entries in zip(range(0, most, _ROWS), heard, strict=True):
+            _merge(state, entries[rank][: max(0, int(count) - start)])
     state.selections.copy_(selections)
     state.clock.fill_(clock)
     state.epoch = epoch
     state.synced_at = clock
-
-
-def _agree(function: str, state: EMPState, group: dist.ProcessGroup | None) -> tuple[int, int, int]:
-    """(largest clock, largest epoch, the clock up to which all states are equal)."""
-    beta = torch.tensor([state.beta], dtype=torch.float64, device="cpu").view(torch.int64)
-    own = [state.num_samples, int(beta), int(state.clock), state.epoch, state.synced_at]
-    facts = torch.stack(gather_equal(function, torch.tensor(own, device=state.device), group)).cpu()
-    sizes, betas = facts[:, 0].tolist(), facts[:, 1].contiguous().view(torch.float64).tolist()
-    for name, values in (("num_samples", sizes), ("beta", betas)):
-        if len(set(values)) > 1:
-            raise ValueError(
-                f"{function}: state must have one {name} on all ranks, got {per_rank(values)}"
-            )
-    return int(facts[:, 2].max()), int(facts[:, 3].max()), int(facts[:, 4].min())
 
 
 def _packed(state: EMPState, ids: torch.Tensor, rows: int) -> torch.Tensor:

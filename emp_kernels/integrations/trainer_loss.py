@@ -18,7 +18,7 @@ from ..results import Scores, Selection
 from ..selection import select
 from ..state import EMPState
 from ..tokens import _means
-from .trainer_logits import IGNORED, Logits, OutputHead
+from .trainer_logits import IGNORED, Logits, OutputHead, Product
 from .trainer_model import balance_of, logits_of, shifts_labels
 
 

@@ -1,0 +1,165 @@
+"""Who owns which samples, and the messages that bring entries and counts to their owners.
+
+A rank's round of messages is one block of its log and one piece of what it drew. To each owner go
+20 bytes for an entry and 4 for a drawn id, and, of ids that were written or drawn more than once,
+8 bytes that say how often more.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from .group import exchange, exchange_counts
+from .write_log import Entries
+
+_WIDTHS = (5, 2, 1, 2)  # int32 a row of each field of Message
+
+
+class Owners(NamedTuple):
+    """Rank r owns the ids [r * share, min((r + 1) * share, num_samples))."""
+
+    num_samples: int
+    ranks: int
+
+    @property
+    def share(self) -> int:
+        return max(1, -(-self.num_samples // self.ranks))
+
+    def range_of(self, rank: int) -> range:
+        first, n = rank * self.share, self.num_samples
+        return range(min(first, n), min(first + self.share, n))
+
+    def counts(self, ids: torch.Tensor) -> list[int]:
+        """How many of ascending ids (N,) each rank owns."""
+        ends = torch.arange(1, self.ranks + 1, device=ids.device) * self.share
+        before = torch.searchsorted(ids, ends.clamp(max=self.num_samples).to(ids.dtype))
+        counts: list[int] = before.diff(prepend=before.new_zeros(1)).tolist()
+        return counts
+
+
+class Message(NamedTuple):
+    """What one rank tells another, as int32 whose ids count from the owner's first.
+
+    Attributes:
+        entries: (E, 5) id, the bits of score, loss and entropy, and seen_at: each id's last.
+        rewritten: (R, 2) id, and how many calls wrote it besides the last.
+        drawn: (D, 1) ids that were drawn or selected.
+        redrawn: (S, 2) id, and how often it was so besides once.
+    """
+
+    entries: torch.Tensor
+    rewritten: torch.Tensor
+    drawn: torch.Tensor
+    redrawn: torch.Tensor
+
+
+def messages(owners: Owners, entries: Entries | None, drawn: torch.Tensor) -> list[Message]:
+    """To each rank what it owns of a block of the log, and of ids drawn (M,)."""
+    fields = []
+    if entries is None:
+        empty = torch.empty(0, dtype=torch.int32, device=drawn.device)
+        fields += [[empty.view(0, 5)] * owners.ranks, [empty.view(0, 2)] * owners.ranks]
+    else:
+        ids, order = entries.ids.sort(stable=True)
+        seen_at = entries.seen_at[order]
+        ended = _ends(ids)
+        calls = None if ended is None else _ends(ids, seen_at)
+        if ended is not None:
+            order, seen_at = order[ended], seen_at[ended]
+        values = [field[order].view(torch.int32) for field in entries[1:4]]
+        fields += _shared_out(owners, ids, ended, calls, [*values, seen_at])
+    ids = drawn.sort().values
+    fields += _shared_out(owners, ids, _ends(ids), None, [])
+    return [Message(*of_rank) for of_rank in zip(*fields, strict=True)]
+
+
+def _ends(*columns: torch.Tensor) -> torch.Tensor | None:
+    """Where a run of equal rows ends, (N,) bool; None where each row is a run."""
+    ended = torch.ones(len(columns[0]), dtype=torch.bool, device=columns[0].device)
+    if len(ended):
+        ended[:-1] = False
+        for column in columns:
+            ended[:-1] |= column[1:] != column[:-1]
+    return None if ended.all() else ended
+
+
+def _shared_out(
+    owners: Owners,
+    ids: torch.Tensor,
+    ended: torch.Tensor | None,
+    counted: torch.Tensor | None,
+    columns: list[torch.Tensor],
+) -> list[list[torch.Tensor]]:
+    """For each rank a row of each of its ids with `columns` behind it, and (id, how often more than
+    once) of those that stand there more often. `ids` ascend and are in runs; of each the rows that
+    are `counted` count."""
+    more = ids.new_empty(0, 2)
+    if ended is not None:
+        reached = (
+            torch.arange(1, len(ids) + 1, device=ids.device)
+            if counted is None
+            else (counted.cumsum(0))
+        )
+        often = reached[ended].diff(prepend=reached.new_zeros(1)) - 1
+        ids = ids[ended]
+        more = torch.stack([ids, often.to(ids.dtype)], 1)[often > 0]
+    rows = torch.stack([(ids % owners.share).int(), *columns], 1)
+    more_counts = owners.counts(more[:, 0].contiguous())
+    more = torch.stack([more[:, 0] % owners.share, more[:, 1]], 1).int()
+    return [list(rows.split(owners.counts(ids))), list(more.split(more_counts))]
+
+
+def exchange_messages(
+    function: str, sent: list[Message], group: dist.ProcessGroup | None
+) -> list[Message]:
+    """What the ranks tell this one; sent[r] goes to rank r."""
+    sizes = torch.tensor(
+        [[len(field) for field in message] for message in sent], device=sent[0].drawn.device
+    )
+    heard = exchange_counts(function, sizes, group)
+    widths = torch.tensor(_WIDTHS, device=sizes.device)
+    lengths = (sizes * widths).sum(1).tolist(), (heard * widths).sum(1).tolist()
+    words = torch.cat([field.reshape(-1) for message in sent for field in message])
+    received = exchange(function, words, *lengths, group)
+    pieces = iter(received.split((heard * widths).reshape(-1).tolist()))
+    return [Message(*(next(pieces).view(-1, width) for width in _WIDTHS)) for _ in range(len(sent))]
+
+
+class Tally(NamedTuple):
+    """How often each of different `ids` (N,) counts, (N,) int32."""
+
+    ids: torch.Tensor
+    counts: torch.Tensor
+
+
+def tally(once: list[torch.Tensor], more: list[torch.Tensor]) -> Tally:
+    """Of one rank's rounds: ids that count once, and (id, how often more) rows of some of them."""
+    ids = torch.cat(once).long()
+    counts = torch.ones_like(ids, dtype=torch.int32)
+    if len(once) == 1 and not len(more[0]):
+        return Tally(ids, counts)
+    further = torch.cat(more)
+    ids, place = torch.cat([ids, further[:, 0].long()]).unique(return_inverse=True)
+    counts = torch.cat([counts, further[:, 1]])
+    return Tally(ids, torch.zeros_like(ids, dtype=torch.int32).index_add_(0, place, counts))
+
+
+def raise_counts(counts: torch.Tensor, tallies: list[Tally]) -> None:
+    """Add to `counts` (samples,), in place, the largest count that any rank has of a sample."""
+    reached = [counts[each.ids] + each.counts for each in tallies]
+    for each, value in zip(tallies, reached, strict=True):
+        counts[each.ids] = torch.maximum(counts[each.ids], value)
+
+
+def write_entries(state: dict[str, torch.Tensor], entries: torch.Tensor) -> None:
+    """Write one rank's entries (E, 5) where they are no older than the state's."""
+    ids = entries[:, 0].long()
+    newer = entries[:, 4] >= state["seen_at"][ids]
+    if not newer.all():
+        ids, entries = ids[newer], entries[newer]
+    for column, name in enumerate(("score", "loss", "entropy"), 1):
+        state[name][ids] = entries[:, column].contiguous().view(torch.float32)
+    state["seen_at"][ids] = entries[:, 4]

@@ -1,0 +1,230 @@
+"""A state that is shared out among ranks, of which each holds a part of the samples."""
+
+from __future__ import annotations
+
+import weakref
+from array import array
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from ..keep import Keep, check_keep_of
+from ..state import EMPState
+from ..validation import check_beta, check_id_range, check_size
+from . import sharing
+from .group import check_group, named, sum_equal
+from .owners import Owners
+from .selection import select
+from .write_log import Entries, WriteLog
+
+_LARGEST_SHARE = 2**31  # an owner's ids travel as int32
+
+
+class ShardedState(EMPState):
+    """An :class:`emp_kernels.EMPState` of which each rank of a group holds a part.
+
+    Of R ranks, rank r owns the ids [r * s, min((r + 1) * s, num_samples)), s = ceil(num_samples /
+    R), and keeps 29 bytes for each of these and no others. What a rank trains it writes into a log
+    of its own, 20 bytes a row (24 from 2**31 samples on), without any communication: `update`,
+    :func:`emp_kernels.score_and_select` and :func:`emp_kernels.cross_entropy` take the ids of any
+    samples. :func:`emp_kernels.distributed.sync` brings what is logged to the owners; it, `select`,
+    `close_window`, `diagnostics` and `state_dict` are *collective*: every rank of the group must
+    call them, and the others wait for it.
+
+    Behind a sync, state, selection and the order of an :class:`emp_kernels.EMPSampler`, which takes
+    this state as any other and syncs it at each epoch's start, are bit for bit those of states that
+    are held whole by each rank. Until then `score` and the like do not know what is logged.
+
+    The log grows by as much as is trained between two syncs and empties in the next one. A rank
+    never empties it by itself, for the others would have to take part: where it gets too large
+    (``state.pending`` rows), call ``sync(state)`` every so many steps, on all ranks alike.
+
+    Calls cannot be captured in a CUDA graph, which would write into the same piece of the log again
+    and again. A state cannot be pickled: its group is of this process alone.
+
+    Args:
+        num_samples: size of the data set, the same on all ranks.
+        group: the process group; None is the default one.
+        beta, device: as of an EMPState.
+
+    Attributes:
+        owned: range of the ids that this rank owns.
+        score, loss, entropy, updates, selections, seen_at, counted, drawn: of these,
+            (len(owned),), as of an EMPState; so are clock, windows, epoch and beta.
+        num_samples: of the data set.
+        pending: rows in this rank's log.
+
+    Raises:
+        TypeError: a wrong type.
+        ValueError: a value out of range, 2**31 samples or more to a rank, or a process that is not
+            in the group.
+        RuntimeError: torch.distributed is not initialised.
+    """
+
+    SHARED: ClassVar = frozenset(
+        {"score", "loss", "entropy", "updates", "selections", "seen_at", "counted", "drawn"}
+    )
+
+    def __init__(
+        self,
+        num_samples: int,
+        group: dist.ProcessGroup | None = None,
+        *,
+        beta: float = 1.0,
+        device: torch.device | str | int | None = None,
+    ) -> None:
+        function = "ShardedState"
+        num_samples = check_size(function, "num_samples", num_samples)
+        beta = check_beta(function, beta)
+        ranks, rank = check_group(function, group)
+        self.group = group
+        self.owners = Owners(num_samples, ranks)
+        if self.owners.share >= _LARGEST_SHARE:
+            raise ValueError(
+                f"{function}: num_samples must give each of {ranks} ranks fewer than "
+                f"{_LARGEST_SHARE}, got {num_samples}"
+            )
+        self.owned = self.owners.range_of(rank)
+        super().__init__(len(self.owned), beta=beta, device=device)
+        self.num_samples = num_samples
+        self._log = WriteLog(num_samples, self.device)
+        self._draws: list[_Draw] = []
+
+    def _make_claims(self) -> None:
+        """Rows have claims of their own."""
+        self.claims = torch.empty(0, dtype=torch.int32, device=self.device)
+
+    def __repr__(self) -> str:
+        return (
+            f"ShardedState(num_samples={self.num_samples}, owned={self.owned}, beta={self.beta}, "
+            f"epoch={self.epoch}, device='{self.device}')"
+        )
+
+    @property
+    def whole_group(self) -> dist.ProcessGroup:
+        """The group, also where it is the default one."""
+        return named(self.group)
+
+    @property
+    def pending(self) -> int:
+        return len(self._log)
+
+    def rows_of(
+        self, function: str, indices: torch.Tensor | None, n: int
+    ) -> tuple[Any, torch.Tensor | None]:
+        """A piece of the log, in which row i is sample i."""
+        if indices is None:
+            indices = torch.arange(n, device=self.device)
+        else:
+            check_id_range(function, indices, self.num_samples)
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{function}: state must be an EMPState in a CUDA graph (the log of a ShardedState "
+                "goes on with each call), got a ShardedState"
+            )
+        rows = self._log.rows(indices, self.clock, self.beta, function == "score_and_select")
+        places = torch.arange(n, device=self.device)
+        if not places.is_cpu:  # where ids out of range make invalid rows
+            places[(indices < 0) | (indices >= self.num_samples)] = -1
+        return rows, places
+
+    def follow(self, ids: torch.Tensor, progress: array[int], iterator: Iterator[int]) -> None:
+        """What is drawn is looked up in the next sync."""
+        self._draws.append(_Draw(ids, progress, array("q", [0]), weakref.ref(iterator)))
+
+    def counts_of(self, ids: torch.Tensor) -> None:
+        return None
+
+    def close_window_of(self, start: int) -> None:
+        """The ranks closed it together as their shares were made."""
+
+    def logged(self) -> Iterator[Entries]:
+        """What is written and not yet with its owners, a block at a time."""
+        return self._log.entries()
+
+    @property
+    def num_blocks(self) -> int:
+        return self._log.num_blocks
+
+    def drawn_ids(self) -> torch.Tensor:
+        """The ids (M,) int64 that were drawn or selected since the last sync, as often."""
+        found = [draw.ids[draw.taken[0] : draw.progress[0]] for draw in self._draws]
+        return torch.cat([self._log.picked(), *(ids.to(self.device) for ids in found)])
+
+    def forget_logged(self) -> None:
+        """All that is logged is with its owners."""
+        self._log.clear()
+        for draw in self._draws:
+            draw.taken[0] = draw.progress[0]
+        self._draws = [draw for draw in self._draws if draw.goes_on]
+
+    def select(self, keep: Keep) -> torch.Tensor:
+        """The owned part of the samples to train on: ascending ids. Collective.
+
+        Those of :meth:`emp_kernels.EMPState.select` of the whole state, behind a sync. Nothing is
+        counted. `keep` is the same on all ranks.
+        """
+        keep = check_keep_of("ShardedState.select", keep, self.num_samples)
+        sharing.sync_shared(self, "ShardedState.select")
+        return select(self.score, keep, group=self.group) + self.owned.start
+
+    def total(self, value: float) -> float:
+        own = torch.tensor([value], dtype=torch.float64, device=self.device)
+        return float(sum_equal("ShardedState", own, self.group))
+
+    def to(self, device: torch.device | str | int) -> ShardedState:
+        """Move this rank's part to `device`, in place, and return it; its log must be empty.
+
+        Raises:
+            TypeError: `device` is no device; a state's dtypes are fixed.
+            RuntimeError: the log holds entries; :func:`emp_kernels.distributed.sync` empties it.
+        """
+        if self.pending or len(self.drawn_ids()):
+            raise RuntimeError(
+                f"ShardedState.to: the log must be empty (call emp.distributed.sync(state) first), "
+                f"got {self.pending} rows in it"
+            )
+        super().to(device)
+        self._log = WriteLog(self.num_samples, self.device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot of the whole state as that of an EMPState, behind a sync, with a DTensor
+        sharded on dimension 0 in the place of each tensor of all samples. Collective."""
+        sharing.sync_shared(self, "ShardedState.state_dict")
+        return sharing.whole_entries(self, super().state_dict())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore this rank's part of a snapshot: of a ShardedState on as many ranks, or of an
+        EMPState, from plain tensors; of any other DTensors it is collective
+        (``torch.distributed.checkpoint`` brings them on as many ranks). What is logged is dropped.
+
+        Raises:
+            TypeError, ValueError: as :meth:`EMPState.load_state_dict`; nothing has been written on
+                this rank.
+        """
+        function = "ShardedState.load_state_dict"
+        super()._load(function, sharing.own_entries(function, self, state_dict))
+        self.forget_logged()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "ShardedState: a state must stay in its process (save its state_dict() with "
+            "torch.distributed.checkpoint), got pickle or copy"
+        )
+
+
+class _Draw(NamedTuple):
+    """What a sampler's iterator draws: ids (L,), how many it has drawn, how many of these a sync
+    has counted, and who draws."""
+
+    ids: torch.Tensor
+    progress: array[int]
+    taken: array[int]
+    iterator: weakref.ref[Iterator[int]]
+
+    @property
+    def goes_on(self) -> bool:
+        return self.iterator() is not None and self.taken[0] < len(self.ids)

@@ -1,0 +1,118 @@
+"""How the parts of a shared-out state become one: entries brought to their owners, and parts in a
+checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .group import agreed, max_equal
+from .owners import Message, exchange_messages, messages, raise_counts, tally, write_entries
+
+if TYPE_CHECKING:
+    from .sharded import ShardedState
+
+_DRAWN = 1 << 20  # drawn ids that a rank sends at a time
+
+
+def sync_shared(state: ShardedState, function: str) -> None:
+    """Bring what the ranks have logged to its owners.
+
+    Of each sample the owner keeps what :func:`emp_kernels.distributed.sync` would keep of whole
+    states. Nothing is written before a last message has said that every rank has heard everything,
+    and nothing is sent from there on: where a rank fails, the others raise with state and log as
+    they were.
+    """
+    drawn = state.drawn_ids().split(_DRAWN)
+    rounds = max(state.num_blocks, len(drawn) if len(drawn[0]) else 0)
+    clock, epoch, _, rounds = agreed(function, state, state.group, rounds)
+    logged, heard = state.logged(), []
+    for turn in range(rounds):
+        piece = drawn[turn] if turn < len(drawn) else drawn[0][:0]
+        sent = messages(state.owners, next(logged, None), piece)
+        heard.append(exchange_messages(function, sent, state.group))
+    if rounds:
+        max_equal(function, torch.zeros(1, dtype=torch.int32, device=state.device), state.group)
+        _merge(state, heard)
+    state.forget_logged()
+    state.clock.fill_(clock)
+    state.epoch = epoch
+    state.synced_at = clock
+
+
+def _merge(state: ShardedState, heard: list[list[Message]]) -> None:
+    """Write what was heard in each round, of each rank; of equally recent entries the highest
+    rank's counts."""
+    ranks = [[message[rank] for message in heard] for rank in range(state.owners.ranks)]
+    written = [
+        tally([m.entries[:, 0] for m in of_rank], [m.rewritten for m in of_rank])
+        for of_rank in ranks
+    ]
+    raise_counts(state.updates, written)
+    del written
+    drawn = [
+        tally([m.drawn[:, 0] for m in of_rank], [m.redrawn for m in of_rank]) for of_rank in ranks
+    ]
+    raise_counts(state.selections, drawn)
+    del drawn
+    fields = {name: getattr(state, name) for name in ("score", "loss", "entropy", "seen_at")}
+    for of_rank in ranks:
+        for message in of_rank:
+            write_entries(fields, message.entries)
+
+
+def _mesh(state: ShardedState) -> Any:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return DeviceMesh.from_group(state.whole_group, state.device.type)
+
+
+def sharded_tensor(state: ShardedState, part: torch.Tensor) -> Any:
+    """A tensor (num_samples,) of which this rank holds `part` (len(owned),), as a DTensor."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    shape = torch.Size([state.num_samples])
+    return DTensor.from_local(
+        part, _mesh(state), [Shard(0)], run_check=False, shape=shape, stride=(1,)
+    )
+
+
+def whole_entries(state: ShardedState, entries: dict[str, Any]) -> dict[str, Any]:
+    """A snapshot's entries with the parts of samples as DTensors."""
+    return {
+        name: sharded_tensor(state, entry) if name in state.SHARED else entry
+        for name, entry in entries.items()
+    }
+
+
+def own_entries(function: str, state: ShardedState, entries: Any) -> Any:
+    """A snapshot's entries with this rank's parts in the place of tensors of all samples; those
+    that are of another state or are no tensors are left for who checks them."""
+    size = (state.num_samples,)
+    if not isinstance(entries, Mapping) or entries.get("num_samples") != state.num_samples:
+        return entries
+    own = dict(entries)
+    for name in state.SHARED & own.keys():
+        if isinstance(own[name], torch.Tensor):
+            if own[name].shape != size:
+                raise ValueError(
+                    f"{function}: {name} must have shape {size}, got {tuple(own[name].shape)}"
+                )
+            own[name] = own_part(state, own[name])
+    return own
+
+
+def own_part(state: ShardedState, tensor: Any) -> torch.Tensor:
+    """What this rank owns of a tensor (num_samples,), also of a DTensor."""
+    if hasattr(tensor, "full_tensor"):
+        from torch.distributed.tensor import Shard
+
+        mesh = tensor.device_mesh
+        alike = mesh.ndim == 1 and tuple(tensor.placements) == (Shard(0),)
+        if alike and mesh.get_group() == state.whole_group:
+            local: torch.Tensor = tensor.to_local()
+            return local
+        tensor = tensor.full_tensor()
+    return tensor[state.owned.start : state.owned.stop]
