@@ -19,6 +19,7 @@ from .owners import Owners
 from .selection import select
 from .write_log import Entries, WriteLog
 
+_ORDERED = frozenset({torch.int64, torch.int32})  # ids whose extremes are found at once
 _LARGEST_SHARE = 2**31  # an owner's ids travel as int32
 
 
@@ -114,21 +115,30 @@ class ShardedState(EMPState):
     def rows_of(
         self, function: str, indices: torch.Tensor | None, n: int
     ) -> tuple[Any, torch.Tensor | None]:
-        """A piece of the log, in which row i is sample i."""
+        """A block of the log, and which of its rows the call may write."""
         if indices is None:
             indices = torch.arange(n, device=self.device)
-        else:
-            check_id_range(function, indices, self.num_samples)
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if indices.is_cpu:
+            if n and not self._holds(indices):
+                check_id_range(function, indices, self.num_samples)
+        elif torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{function}: state must be an EMPState in a CUDA graph (the log of a ShardedState "
                 "goes on with each call), got a ShardedState"
             )
-        rows = self._log.rows(indices, self.clock, self.beta, function == "score_and_select")
-        places = torch.arange(n, device=self.device)
-        if not places.is_cpu:  # where ids out of range make invalid rows
-            places[(indices < 0) | (indices >= self.num_samples)] = -1
+        selects = function == "score_and_select"
+        rows, places = self._log.append(indices, self.clock, self.beta, selects)
+        if not indices.is_cpu:  # where ids out of range make invalid rows
+            outside = (indices < 0) | (indices >= self.num_samples)
+            places = places.masked_fill(outside, -1)
         return rows, places
+
+    def _holds(self, indices: torch.Tensor) -> bool:
+        """Whether ids on the CPU are surely in range."""
+        if indices.dtype not in _ORDERED:
+            return False
+        lowest, highest = indices.aminmax()
+        return lowest.item() >= 0 and highest.item() < self.num_samples
 
     def follow(self, ids: torch.Tensor, progress: array[int], iterator: Iterator[int]) -> None:
         """What is drawn is looked up in the next sync."""
