@@ -102,7 +102,7 @@ def whole_terms(
         return sum_equal(function, tensor, columns.group)
 
     if lent is not None:
-        terms = lent if product else _lent_terms(lent, options.adjustment)
+        terms = lent if product else _lent_terms(lent)
         return WholeRows(terms, None, places, None, label_weight, add_up)
     assert parts is not None
     targets = options.targets(classes or 0)
@@ -227,9 +227,8 @@ def _merged_terms(
     """Terms (N,) of whole rows, float64, from _told's fields (F, R, N), whose maxima are `a` (R, N)
     adjusted. A rank whose columns are all at -inf adds nothing."""
     maximum, above, mean, loss = parts[:4]
-    infinite, lowest = a.isinf(), a == -torch.inf
-    u = above.expm1().masked_fill(infinite & ~above.isnan(), 0.0)
-    top, u, t = merged(a, u, (mean * (1 + u)).masked_fill(infinite, 0.0))
+    lowest, u = a == -torch.inf, above.expm1()
+    top, u, t = merged(a, u, (mean * (1 + u)).masked_fill(a.isinf(), 0.0))
     whole_above, whole_mean = u.log1p(), t / (1 + u)
     below = (top - a) + (whole_above - above)  # lse - lse of the columns there
 
@@ -252,16 +251,8 @@ def _merged_terms(
     )  # fmt: skip
 
 
-def _lent_terms(lent: RowTerms, adjustment: Adjustment) -> RowTerms:
-    """With what the gradient of logits needs: a number whose adjusted logit is near lse, in the
-    maximum's place (with a softcap, 0), and what lse is above it."""
-    temperature, softcap = adjustment
-    lse = lent.lse.double()
-    maximum = torch.zeros_like(lent.lse)
-    if softcap is None:
-        if isinstance(temperature, torch.Tensor):
-            temperature = temperature.double()
-        maximum = (lse * temperature).to(lent.lse.dtype)
-        lse = lse - maximum.double() / temperature
-    above = lse.to(lent.lse.dtype)
-    return lent._replace(maximum=maximum, above=above, mean=torch.zeros_like(above))
+def _lent_terms(lent: RowTerms) -> RowTerms:
+    """With what the gradient of logits needs: a logit that every adjustment leaves at 0, in the
+    maximum's place, and what lse is above it."""
+    zero = torch.zeros_like(lent.lse)
+    return lent._replace(maximum=zero, above=lent.lse, mean=zero)
