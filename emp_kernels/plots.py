@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, GRID, LEFT_OUT = "#22262e", "#6f7682", "#e4e7ec", "#b4bac4"
-COLOURS = {"EMP": "#1f6fd6", "LFL": "#d9661f", "random": "#7a828e"}
+# Okabe and Ito's colours, which those tell apart who do not see red or green.
+COLOURS = {"EMP": "#0072b2", "LFL": "#d55e00", "random": "#000000"}
+OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # methods of other names, in order
 MARKERS = {"EMP": "o", "LFL": "s", "random": "D"}
+OTHER_MARKERS = ("^", "v", "P", "X", "<")
+LINES: dict[str, Any] = {"EMP": "-", "LFL": (0, (6, 2)), "random": (0, (1, 1.5))}
+OTHER_LINES: tuple[Any, ...] = ((0, (6, 2, 1, 2)), (0, (3, 1)), (0, (6, 2, 1, 2, 1, 2)))
 LABELS = {"LFL": "loss only (LFL)"}
-OTHERS = ("#2a9d6f", "#8b5cc7", "#c2417c", "#9a7d0a")  # methods of other names, in order
 FLOOR = 1e-6  # losses and entropies below this many nats are drawn here
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -43,8 +47,18 @@ STYLE: Any = {
 }
 
 
+class Look(NamedTuple):
+    """What a method is told by in every figure, in colour or without."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
 def accuracy_against_keep(rows: Iterable[Mapping[str, Any]]) -> Figure:
     """Test accuracy against the kept share: a line a method, mean and deviation over seeds.
+
+    Of one keep there are points without lines, of one seed no deviations.
 
     Args:
         rows: of the demo or a benchmark, each with `method`, `keep`, `seed` and `accuracy` (in
@@ -64,38 +78,35 @@ def accuracy_against_keep(rows: Iterable[Mapping[str, Any]]) -> Figure:
         raise ValueError("accuracy_against_keep: rows must hold at least one run, got none")
     with _style():
         figure, (axes,) = _figure(1, 6.6, 4.2)
-        for i, (method, colour) in enumerate(_colours(found).items()):
+        ticks = sorted({keep for runs in found.values() for keep in runs})
+        seeds = max(len(values) for runs in found.values() for values in runs.values())
+        for i, (method, look) in enumerate(_looks(found).items()):
             keeps = sorted(found[method])
             dodge = 1.025 ** (i - (len(found) - 1) / 2)  # so that no error bar hides another
             axes.errorbar(
                 [keep * dodge for keep in keeps],
                 [statistics.fmean(found[method][keep]) for keep in keeps],
-                [_deviation(found[method][keep]) for keep in keeps],
-                color=colour,
-                marker=MARKERS.get(method, "o"),
+                [_deviation(found[method][keep]) for keep in keeps] if seeds > 1 else None,
+                color=look.colour,
+                marker=look.marker,
                 markersize=5.5,
+                linestyle=look.line if len(ticks) > 1 else "none",
                 linewidth=1.8,
                 elinewidth=1.2,
                 capsize=3,
                 label=LABELS.get(method, method),
             )
-        ticks = sorted({keep for runs in found.values() for keep in runs})
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{100 * keep:g} %" for keep in ticks])
         axes.minorticks_off()
-        axes.margins(x=0.07)
+        axes.margins(x=0.07 if len(ticks) > 1 else 2)
         axes.grid(axis="y")
         axes.set_xlabel("share of the training set that an epoch trains on")
         axes.set_ylabel("test accuracy (%)")
         axes.legend(loc="lower right")
-        seeds = max(len(values) for runs in found.values() for values in runs.values())
-        figure.suptitle(
-            f"Accuracy against keep  (mean ± standard deviation, {seeds} "
-            f"seed{'s' if seeds > 1 else ''})",
-            x=0.01,
-            ha="left",
-            fontsize=12,
-        )
+        title = "Accuracy against keep" if len(ticks) > 1 else f"Accuracy at keep {ticks[0]:g}"
+        over = f"  (mean ± standard deviation, {seeds} seeds)" if seeds > 1 else ""
+        figure.suptitle(title + over, x=0.01, ha="left", fontsize=12)
     return figure
 
 
@@ -118,7 +129,7 @@ def training_counts(counts: Mapping[Keep, Mapping[str, torch.Tensor]]) -> Figure
     """
     if not counts or not all(counts.values()):
         raise ValueError("training_counts: counts must hold at least one method a keep, got none")
-    colours = _colours(itertools.chain.from_iterable(counts.values()))
+    looks = _looks(itertools.chain.from_iterable(counts.values()))
     with _style():
         figure, panels = _figure(len(counts), 1.6 + 3.4 * len(counts), 4.0, sharey=True)
         for axes, (keep, methods) in zip(panels, counts.items(), strict=True):
@@ -128,7 +139,8 @@ def training_counts(counts: Mapping[Keep, Mapping[str, torch.Tensor]]) -> Figure
                     ordered,
                     [100 * i / len(ordered) for i in range(len(ordered) + 1)],
                     baseline=None,
-                    color=colours[method],
+                    color=looks[method].colour,
+                    linestyle=looks[method].line,
                     linewidth=1.5 + 1.2 * (len(methods) - 1 - i),  # so that none hides another
                     label=LABELS.get(method, method),
                 )
@@ -162,13 +174,13 @@ def loss_entropy_plane(states: Mapping[str, EMPState], keep: Keep) -> Figure:
     """
     if not states:
         raise ValueError("loss_entropy_plane: states must hold at least one method, got none")
-    colours = _colours(states)
+    looks = _looks(states)
     with _style():
         figure, panels = _figure(
             len(states), 1.0 + 4.3 * len(states), 4.6, sharex=True, sharey=True
         )
         for axes, (method, state) in zip(panels, states.items(), strict=True):
-            _plane(axes, state, keep, colours[method])
+            _plane(axes, state, keep, looks[method])
             axes.set_title(
                 f"{LABELS.get(method, method)}, β = {state.beta:g}: "
                 f"{len(state.select(keep)):,} of {state.num_samples:,} selected"
@@ -185,18 +197,19 @@ def loss_entropy_plane(states: Mapping[str, EMPState], keep: Keep) -> Figure:
     return figure
 
 
-def _plane(axes: Axes, state: EMPState, keep: Keep, colour: str) -> None:
+def _plane(axes: Axes, state: EMPState, keep: Keep, look: Look) -> None:
     """One panel: points, the selected ones marked, and the border between them."""
     selected = torch.zeros(state.num_samples, dtype=torch.bool, device="cpu")
     selected[state.select(keep).cpu()] = True
     seen = state.updates.cpu() > 0
     loss, entropy = (x.cpu().clamp(min=FLOOR) for x in (state.loss, state.entropy))
-    for mask, shade, size, label in (
-        (seen & ~selected, LEFT_OUT, 9, "left out"),
-        (seen & selected, colour, 13, "selected"),
+    for mask, shade, marker, size, label in (
+        (seen & ~selected, LEFT_OUT, ".", 16, "left out"),
+        (seen & selected, look.colour, look.marker, 13, "selected"),
     ):
         points = loss[mask].tolist(), entropy[mask].tolist()
-        axes.scatter(*points, s=size, c=shade, alpha=0.65, linewidths=0, label=label)
+        style: Any = {"alpha": 0.65, "linewidths": 0, "label": label}
+        axes.scatter(*points, s=size, c=shade, marker=marker, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.grid(axis="both")
@@ -221,10 +234,15 @@ def _border(threshold: float, beta: float) -> tuple[list[float], list[float]]:
     return losses[inside].tolist(), entropies[inside].tolist()
 
 
-def _colours(methods: Iterable[str]) -> dict[str, str]:
-    """A colour for each method, the same in every figure for the names known here."""
-    others = itertools.cycle(OTHERS)
-    return {name: COLOURS.get(name) or next(others) for name in dict.fromkeys(methods)}
+def _looks(methods: Iterable[str]) -> dict[str, Look]:
+    """How each method looks, the same in every figure for the names known here."""
+    others = itertools.cycle(OTHERS), itertools.cycle(OTHER_MARKERS), itertools.cycle(OTHER_LINES)
+    return {
+        name: Look(COLOURS[name], MARKERS[name], LINES[name])
+        if name in COLOURS
+        else Look(*map(next, others))
+        for name in dict.fromkeys(methods)
+    }
 
 
 def _deviation(values: list[float]) -> float:

@@ -174,13 +174,12 @@ class EMPSampler(Sampler[int]):
         """
         return self._length(_checked("EMPSampler.epoch_length", epoch))
 
-    def total_steps(self, batch_size: int) -> int:
-        """Optimiser steps of all epochs on this rank: the sum of ceil(len / batch_size).
-
-        What a learning-rate schedule must span.
+    def total_steps(self, batch_size: int, *, drop_last: bool = False) -> int:
+        """Optimiser steps of all epochs on this rank, which a learning-rate schedule must span: the
+        sum of ceil(len / batch_size), or of floor where the loader has ``drop_last=True``.
 
         Raises:
-            TypeError: `batch_size` is no int.
+            TypeError: `batch_size` is no int, `drop_last` no bool.
             ValueError: it is below 1, or the sampler was not given `epochs`.
         """
         function = "EMPSampler.total_steps"
@@ -188,7 +187,10 @@ class EMPSampler(Sampler[int]):
             raise ValueError(f"{function}: batch_size must be at least 1, got {batch_size}")
         if self.epochs is None:
             raise ValueError(f"{function}: epochs must be given to EMPSampler, got None")
-        return sum(-(-self._length(epoch) // batch_size) for epoch in range(self.epochs))
+        if not isinstance(drop_last, bool):
+            raise TypeError(f"{function}: drop_last must be a bool, got {type(drop_last).__name__}")
+        rest = 0 if drop_last else batch_size - 1
+        return sum((self._length(epoch) + rest) // batch_size for epoch in range(self.epochs))
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one; without this call, epochs follow one another.

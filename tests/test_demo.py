@@ -1,6 +1,9 @@
 """The demo: one training run, its tables, and the command from end to end."""
 
+import io
 import json
+import os
+import re
 import statistics
 import subprocess
 import sys
@@ -230,6 +233,61 @@ def test_rows_of_several_origins_make_no_table(name):
 
 
 # The command
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_the_demo_fits_the_terminal(tmp_path, columns):
+    """Without a terminal there is a line a run; an earlier demo's files stay."""
+    for package in ("sklearn", "rich", "matplotlib"):
+        pytest.importorskip(package)  # optional packages
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "rows.jsonl").write_text("earlier\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "emp_kernels", "demo", "--epochs", "1", "--seeds", "3", "--keep"]
+        + [".5", "--out", "demo"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": str(columns)},
+    )
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert max(len(line) for line in lines if not line.startswith("wrote ")) <= columns
+    assert (tmp_path / "demo" / "rows.jsonl").read_text() == "earlier\n"
+    rows = [json.loads(line) for line in (tmp_path / "demo-2" / "rows.jsonl").open()]
+    for i, row in enumerate(rows):
+        words = f"{i + 1}/3 {row['method']}, keep 0.5, seed 3: {row['accuracy']:.1f} %"
+        assert lines.count(words) == 1
+    _, (cells,) = summary.table(rows)
+    for cell in cells:
+        assert any(cell in line for line in lines)
+
+
+def test_a_terminal_gets_a_table_and_bars(monkeypatch):
+    """At any width, and no line a run; the last picture has the table alone."""
+    console = pytest.importorskip("rich.console")
+    from emp_kernels.cli import display
+
+    plan = [(method, 0.3, 0) for method in (RANDOM, LFL, EMP)]
+    rows = [row | {"keep": 0.3, "seed": 0} for row in rows_for(seeds=(0,))[3:6]]
+    for width in (40, 120):
+        drawn = io.StringIO()
+        terminal = console.Console(file=drawn, force_terminal=True, width=width, color_system=None)
+        monkeypatch.setattr(display, "Console", lambda terminal=terminal: terminal)
+        with display.Display(stripes(), RECIPE, plan) as shown:
+            for i, (method, keep, seed) in enumerate(plan):
+                step = shown.start(method, keep, seed)
+                step()
+                shown.live.refresh()
+                shown.show(rows[: i + 1])
+        text = re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", drawn.getvalue())
+        assert "1/3 random" not in text
+        assert "keep 0.3, seed 0" in text
+        assert max(map(len, text.replace("\r", "\n").splitlines())) <= width
+        _, (cells,) = summary.table(rows)
+        for cell in cells:
+            assert cell in text
 
 
 def test_the_demo_from_end_to_end(tmp_path):

@@ -49,10 +49,32 @@ def test_accuracy_shows_mean_and_deviation_of_each_method():
     assert len(set(colours)) == 3
 
 
-def test_accuracy_of_a_single_seed_has_bars_of_no_length():
-    (axes,) = plots.accuracy_against_keep([row for row in ROWS if row["seed"] == 0]).axes
-    for _, _, (bars,) in axes.containers:
-        assert all(segment[0, 1] == segment[1, 1] for segment in bars.get_segments())
+def test_a_single_seed_has_no_deviations_and_a_single_keep_no_lines():
+    figure = plots.accuracy_against_keep([row for row in ROWS if row["seed"] == 0])
+    assert figure.get_suptitle() == "Accuracy against keep"
+    assert all(not bars for _, _, bars in figure.axes[0].containers)
+    figure = plots.accuracy_against_keep([row for row in ROWS if row["keep"] == 0.3])
+    assert figure.get_suptitle() == "Accuracy at keep 0.3  (mean ± standard deviation, 3 seeds)"
+    for line, _, bars in figure.axes[0].containers:
+        assert line.get_linestyle() == "None"
+        assert bars
+    several = plots.accuracy_against_keep(ROWS)
+    words = "Accuracy against keep  (mean ± standard deviation, 3 seeds)"
+    assert several.get_suptitle() == words
+
+
+def test_methods_differ_without_colour():
+    names = ["EMP", "LFL", "random", "a", "b", "c"]
+    looks = plots._looks(names)
+    assert len({look.colour for look in looks.values()}) == len(names)
+    assert len({look.marker for look in looks.values()}) == len(names)
+    assert len({look.line for look in looks.values()}) == len(names)
+    rows = [row | {"method": name} for row in ROWS[:9] for name in names]
+    lines = [container[0] for container in plots.accuracy_against_keep(rows).axes[0].containers]
+    assert [line.get_marker() for line in lines] == [looks[name].marker for name in names]
+    counts = plots.training_counts({0.3: {name: torch.arange(5) for name in names}})
+    styles = {str(patch.get_linestyle()) for patch in counts.axes[0].patches}
+    assert len(styles) == len(names)
 
 
 def test_training_counts_are_sorted_and_complete():

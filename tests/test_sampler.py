@@ -326,14 +326,18 @@ def test_total_steps(drop_last):
     for count, batch_size in itertools.product((1, 2, 3), (1, 7, 16, 1000)):
         state = seen_state(101)
         sampler = emp.EMPSampler(state, 0.3, num_replicas=count, rank=count - 1, **options)
-        want = sampler.total_steps(batch_size)
-        steps = sum(len(list(BatchSampler(sampler, batch_size, False))) for _ in range(7))
-        assert steps == want
+        for of_loader in (False, True):
+            want = sampler.total_steps(batch_size, drop_last=of_loader)
+            batches = BatchSampler(sampler, batch_size, of_loader)
+            sampler.set_epoch(0)
+            assert sum(len(list(batches)) for _ in range(7)) == want
     with pytest.raises(ValueError, match=r"EMPSampler.total_steps: epochs must be given"):
         emp.EMPSampler(state).total_steps(5)
     for error, wrong in ((ValueError, 0), (TypeError, 2.0)):
         with pytest.raises(error, match=r"EMPSampler.total_steps: batch_size must "):
             sampler.total_steps(wrong)
+    with pytest.raises(TypeError, match=r"EMPSampler.total_steps: drop_last must be a bool"):
+        sampler.total_steps(5, drop_last=1)
 
 
 def saved(state_dict):

@@ -133,7 +133,10 @@ def _parser() -> argparse.ArgumentParser:
         "--epochs", type=_integer(1), default=15, help="epochs a run, the warm-up one included"
     )
     demo.add_argument(
-        "--out", type=Path, default=Path("out/demo"), help="folder for the rows and the plots"
+        "--out",
+        type=Path,
+        default=Path("out/demo"),
+        help="folder for the rows and the plots; numbered where it has an earlier demo's",
     )
 
     rank = commands.add_parser(

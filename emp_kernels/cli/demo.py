@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from .. import backends, plots
+from ..cautions import EMPWarning
 from . import images, provenance
 from .experiment import Recipe, Run, methods, run
 from .requirements import CommandError, require_packages
@@ -19,7 +21,8 @@ PLANE_KEEP = 0.3  # the plane is drawn at the keep nearest to this
 
 
 def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train every method at every keep with every seed; write rows and plots into `options.out`.
+    """Train every method at every keep with every seed; write rows and plots into `options.out`,
+    or into a numbered folder beside it where that has an earlier demo's.
 
     Returns:
         The rows, one a run, as they stand in ``rows.jsonl``.
@@ -42,8 +45,8 @@ def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
         for method in methods(options.beta)
     ]
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        rows_file = (options.out / ROWS).open("w", encoding="utf-8")
+        out = _new_folder(options.out)
+        rows_file = (out / ROWS).open("x", encoding="utf-8")
     except OSError as error:
         raise CommandError(f"--out must be a folder to write into: {error}") from None
 
@@ -53,14 +56,27 @@ def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
         origin = _origin(data, recipe, device)
         for method, keep, seed in plan:
             step = display.start(method, keep, seed)
-            runs.append(run(method, keep, seed, data, recipe, device=device, on_step=step))
+            with warnings.catch_warnings():
+                if method.beta is None:  # no score is written, and that is meant
+                    warnings.simplefilter("ignore", EMPWarning)
+                runs.append(run(method, keep, seed, data, recipe, device=device, on_step=step))
             rows.append(_row(runs[-1]) | origin)
             rows_file.write(json.dumps(rows[-1]) + "\n")
             rows_file.flush()
             display.show(rows)
-    written = _draw(rows, runs, options.out)
-    display.close(rows, [options.out / ROWS, *written])
+    written = _draw(rows, runs, out)
+    display.close(rows, [out / ROWS, *written])
     return rows
+
+
+def _new_folder(wanted: Path) -> Path:
+    """`wanted`, or where an earlier demo's rows are in it `wanted`-2 and so on, made."""
+    folder, number = wanted, 1
+    while (folder / ROWS).exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _row(done: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The demo's terminal: a table that fills up above two progress bars."""
+"""The demo's terminal: a table that fills up above two progress bars; elsewhere a line a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -22,6 +23,7 @@ from . import summary
 from .experiment import Method, Recipe
 from .images import Images
 
+WIDE = 100  # columns; narrower terminals get fewer of the progress bars' columns
 TITLE = "Test accuracy in percent, mean ± standard deviation over seeds:"
 
 
@@ -33,15 +35,13 @@ class Display:
     ) -> None:
         self.console = Console()
         self.num_samples, self.recipe, self.runs = len(data.train_labels), recipe, len(plan)
-        self.progress = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=30),
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
+        wide = self.console.width >= WIDE
+        columns: list[ProgressColumn] = [TaskProgressColumn(), TimeRemainingColumn()]
+        if wide:
+            columns[1:1] = [MofNCompleteColumn(), TimeElapsedColumn()]
+            columns.insert(0, BarColumn(bar_width=30))
+        label = TextColumn("{task.description:<28}" if wide else "{task.description}")
+        self.progress = Progress(label, *columns, console=self.console)
         total = sum(recipe.steps(self.num_samples, keep) for _, keep, _ in plan)
         self.all = self.progress.add_task(f"{len(plan)} runs, steps", total=total)
         self.current = self.progress.add_task("", total=None)
@@ -70,6 +70,8 @@ class Display:
 
     def start(self, method: Method, keep: float, seed: int) -> Callable[[], None]:
         """Announce a run; the returned function is to be called after each of its steps."""
+        if not self.console.is_terminal:
+            return lambda: None
         self.progress.reset(
             self.current,
             description=f"{method.name}, keep {keep:g}, seed {seed}",
@@ -83,21 +85,30 @@ class Display:
         return step
 
     def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the table by that of `rows`; with the last run the progress bars go."""
-        headings, lines = summary.table(rows, self.titles)
-        table = Table()
-        for heading in headings:
-            table.add_column(heading, justify="right")
-        for line in lines:
-            table.add_row(*line)
+        """Replace the table by that of `rows`; with the last run the progress bars go. Without a
+        terminal, a line for the last run; the table stands at the end."""
         done = len(rows) == self.runs
+        if not self.console.is_terminal:
+            self.console.print(summary.run(rows[-1], len(rows), self.runs), highlight=False)
+        table = self._table(*summary.table(rows, self.titles))
         parts: list[RenderableType] = [TITLE, table] if done else [TITLE, table, self.progress]
         self.live.update(Group(*parts), refresh=done)
+
+    def _table(self, headings: list[str], lines: list[list[str]]) -> RenderableType:
+        """A line a keep, or where that is too wide for the terminal a line a cell."""
+        table = Table()
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        room = self.console.options.update(max_width=1000)
+        needed = self.console.measure(table, options=room).maximum
+        return table if needed <= self.console.width else summary.narrow(headings, lines)
 
     def close(self, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
         """After the context: say where the numbers come from and what was written."""
         if not self.console.is_terminal:
             self.console.line()  # which Live ends with on terminals only
-        self.console.print(summary.origin(rows), highlight=False, soft_wrap=True)
+        self.console.print(summary.origin(rows), highlight=False)
         for file in files:
             self.console.print(f"wrote {file}", highlight=False, soft_wrap=True)

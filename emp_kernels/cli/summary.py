@@ -60,6 +60,25 @@ def table(
     return headings, lines
 
 
+def narrow(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """The table as one line a cell, below a line for each keep."""
+    width = max(map(len, headings))
+    blocks = []
+    for keep, steps, *cells in lines:
+        blocks.append(f"keep {keep}, {steps} steps")
+        for heading, text in zip(headings[2:], cells, strict=True):
+            blocks.append(f"  {heading:<{width}}  {text}")
+    return "\n".join(blocks)
+
+
+def run(row: Row, number: int, runs: int) -> str:
+    """One run as a line."""
+    return (
+        f"{number}/{runs} {row['method']}, keep {row['keep']:g}, seed {row['seed']}: "
+        f"{row['accuracy']:.1f} %"
+    )
+
+
 def _at(rows: Sequence[Row], keep: float, method: str) -> list[Row]:
     return [row for row in rows if row["keep"] == keep and row["method"] == method]
 
