@@ -4,8 +4,13 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -230,13 +235,13 @@ def test_signals_follow_the_recipe(monkeypatch):
     monkeypatch.setattr(signals, "TRANSLATION", 1)
     monkeypatch.setattr(signals, "PADDING", (60, 60))
     plain, labels = signals.signals(10, 0)
-    for signal, label in zip(plain[:, 0, 0], labels, strict=True):
+    for drawn, label in zip(plain[:, 0, 0], labels, strict=True):
         template = signals.TEMPLATES[label]
         template = (template - template[0]) / template.std() / 6
         wanted = np.interp(np.arange(40) * 71 / 39, np.arange(12), template)
         inside = np.arange(40) * 71 / 39 <= 11  # 12 points of 72, of which 40 are read off
-        np.testing.assert_allclose(signal[inside], wanted[inside], atol=1e-6)
-        assert abs(signal[8:]).max() < 1e-6
+        np.testing.assert_allclose(drawn[inside], wanted[inside], atol=1e-6)
+        assert abs(drawn[8:]).max() < 1e-6
 
 
 def test_wrong_labels_are_a_share_and_never_right():
@@ -346,11 +351,8 @@ def tiny(monkeypatch):
         def __init__(self, workers, context, initializer, arguments):
             initializer(*arguments)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            pass
+        def shutdown(self, **options):
+            assert options == {"wait": True, "cancel_futures": True}
 
         def submit(self, call, *arguments):
             future = Future()
@@ -358,7 +360,39 @@ def tiny(monkeypatch):
             return future
 
     monkeypatch.setattr(command, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)  # this process's stays
     return command.main
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_many(tmp_path):
+    """A terminal sends it to every process; no run is waited for."""
+    for package in ("rich", "sklearn"):
+        pytest.importorskip(package)  # optional packages
+    arguments = ["--data", "digits", "--quick", "--methods", "random", "LFL", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.methods", *arguments, "--rows", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    file = tmp_path / "methods-digits.jsonl"
+    try:
+        while not file.exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    rows = harness.read_rows(file)
+    found = re.fullmatch(
+        r"python -m bench\.methods: stopped: (\d+) of (\d+) runs are finished and in \S+; the same "
+        r"command goes on from there\n",
+        said,
+    )
+    assert found, said
+    assert int(found[1]) == len(rows) < int(found[2])
+    assert process.returncode == 1
 
 
 def test_the_command_resumes_where_it_stopped(tiny, tmp_path, capsys):

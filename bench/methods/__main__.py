@@ -44,19 +44,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("every run is there already")
         return
     spawn = multiprocessing.get_context("spawn")  # forked processes have no OpenMP threads
-    steps = spawn.Value("q", 0)
+    steps, stop = spawn.Value("q", 0), spawn.Event()
     origin = harness.origin() | {
         "commit": provenance.commit("bench/methods"),
         "alone": options.alone,
         "workers": options.workers,
     }
-    with ProcessPoolExecutor(options.workers, spawn, worker.begin, (steps,)) as pool:
-        tasks = {pool.submit(worker.measure, found, options.data_dir): found for found in plan}
-        try:
-            _collect(tasks, steps, options, origin)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(options.workers, spawn, worker.begin, (steps, stop))
+    tasks = {pool.submit(worker.measure, found, options.data_dir): found for found in plan}
+    unwritten = set(tasks)
+    try:
+        _collect(tasks, unwritten, steps, options, origin)
+    except KeyboardInterrupt:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        for future in [found for found in unwritten if _finished(found)]:
+            _write(future, unwritten, options, origin)
+        raise CommandError(
+            f"stopped: {len(tasks) - len(unwritten)} of {len(tasks)} runs are finished and in "
+            f"{options.rows}; the same command goes on from there"
+        ) from None
+    finally:
+        stop.set()  # a run ends with its step
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def rows_file(options: argparse.Namespace, data: str) -> Path:
@@ -72,8 +82,29 @@ def _key(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in KEY}
 
 
+def _finished(future: Future[dict[str, Any]]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _write(
+    future: Future[dict[str, Any]],
+    unwritten: set[Future[dict[str, Any]]],
+    options: argparse.Namespace,
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    """Append the row of a run that has ended, and return it."""
+    row = origin | future.result()
+    unwritten.discard(future)
+    file = rows_file(options, row["data"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as rows:
+        rows.write(json.dumps(row) + "\n")
+    return row
+
+
 def _collect(
     tasks: dict[Future[dict[str, Any]], Trial],
+    unwritten: set[Future[dict[str, Any]]],
     steps: Any,
     options: argparse.Namespace,
     origin: dict[str, Any],
@@ -97,11 +128,7 @@ def _collect(
             ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             bar.update(task, completed=steps.value)
             for future in ended:
-                row = origin | future.result()
-                file = rows_file(options, row["data"])
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("a", encoding="utf-8") as rows:
-                    rows.write(json.dumps(row) + "\n")
+                row = _write(future, unwritten, options, origin)
                 left = (time.monotonic() - start) * (total / max(1, steps.value) - 1)
                 bar.update(task, description=f"{len(pending)} of {len(tasks)} runs to go")
                 console.print(

@@ -1,5 +1,7 @@
 """A process that does one run after the other."""
 
+import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +9,24 @@ import torch
 
 from bench.methods.plan import STUDIES, Trial
 from bench.methods.trial import measured
+from emp_kernels import EMPWarning
 
 STEPS_AT_ONCE = 10  # the shared counter is advanced by so many
 
 
-class _Counter:
-    """Counts steps into a value that processes share."""
+class Stopped(Exception):
+    """The run's process was told to stop."""
 
-    def __init__(self, shared: Any) -> None:
-        self.shared, self.pending = shared, 0
+
+class _Counter:
+    """Counts steps into a value that processes share, and ends the run where `stop` is set."""
+
+    def __init__(self, shared: Any, stop: Any) -> None:
+        self.shared, self.stop, self.pending = shared, stop, 0
 
     def advance(self) -> None:
+        if self.stop.is_set():
+            raise Stopped
         self.pending += 1
         if self.pending == STEPS_AT_ONCE:
             with self.shared.get_lock():
@@ -25,10 +34,13 @@ class _Counter:
             self.pending = 0
 
 
-def begin(steps: Any) -> None:
-    """Once a process: count steps into the shared value `steps`."""
+def begin(steps: Any, stop: Any) -> None:
+    """Once a process: count steps into the shared value `steps`, until the event `stop`. Ctrl-C,
+    which a terminal sends to every process, is the first one's to act on."""
     global _counter
-    _counter = _Counter(steps)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore", EMPWarning)  # methods that score nothing are meant
+    _counter = _Counter(steps, stop)
 
 
 def measure(trial: Trial, directory: Path | None) -> dict[str, Any]:
