@@ -89,9 +89,8 @@ def diagnose(state: EMPState) -> Diagnostics:
     close_window(state)
     windows = state.windows.cpu()
     windows = windows[windows[:, 0] >= 0]
-    seen = state.updates > 0
-    num_seen = int(seen.sum())
-    ages = state.age()[seen]
+    ages = state.counts(state.age()[state.updates > 0]).cumsum(0)  # up to each age
+    num_seen = int(ages[-1]) if len(ages) else 0
     nan = torch.nan
     warning = _collapse(windows)
     if warning is not None and not state.warned:
@@ -99,11 +98,11 @@ def diagnose(state: EMPState) -> Diagnostics:
         warnings.warn(f"EMPState: {warning}", EMPWarning, stacklevel=3)
     return Diagnostics(
         never_seen=1 - num_seen / state.num_samples if state.num_samples else 0.0,
-        median_age=float(ages.median()) if num_seen else nan,
+        median_age=float((ages <= (num_seen - 1) // 2).sum()) if num_seen else nan,
         share=float(windows[-1, 0]) if len(windows) else nan,
         overlap=float(windows[-1, 1]) if len(windows) > 1 else nan,
         expected_overlap=float(windows[-2, 0]) if len(windows) > 1 else nan,
-        training_counts=torch.bincount(state.selections.cpu()),
+        training_counts=state.counts(state.selections),
         windows=windows,
         warning=warning,
     )

@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
+
+from .cautions import caution
 
 
 class Whole:
     """A state with an entry for every sample."""
 
     selections: torch.Tensor
+    clock: torch.Tensor
+    synced_at: int
 
     def rows_of(
         self, function: str, indices: torch.Tensor | None, n: int
@@ -42,6 +47,23 @@ class Whole:
         ahead = ids.to(counts.device)
         counts.index_add_(0, ahead, torch.ones_like(ahead, dtype=torch.int32))
         return None
+
+    def check_synced(self) -> None:
+        """Warn of a snapshot that has this rank's entries alone."""
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if several and int(self.clock) > self.synced_at:
+            caution(
+                f"EMPState.state_dict: {int(self.clock) - self.synced_at} calls wrote into this "
+                f"rank's state since the states of {dist.get_world_size()} ranks were merged, so "
+                "that a checkpoint of one of them has lost what the others wrote: call "
+                "emp.distributed.sync(state) on all ranks before it is saved",
+                self,
+                "unsynced",
+            )
+
+    def counts(self, values: torch.Tensor) -> torch.Tensor:
+        """How many of all samples have each of `values`, ints from 0 on: (M,) int64 on the CPU."""
+        return torch.bincount(values.cpu())
 
     def total(self, value: float) -> float:
         """The sum of a number over all who hold a part of the state."""

@@ -220,7 +220,9 @@ class EMPState(Whole):
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot (copies) of everything that :meth:`load_state_dict` restores."""
+        """A snapshot (copies) of everything that :meth:`load_state_dict` restores. Warns where
+        several ranks' states were written since :func:`emp_kernels.distributed.sync`."""
+        self.check_synced()
         snapshot: dict[str, Any] = {name: getattr(self, name).clone() for name in _FIELDS}
         snapshot |= {"num_samples": self.num_samples, "beta": self.beta}
         snapshot |= {name: getattr(self, name) for name in _COUNTERS}

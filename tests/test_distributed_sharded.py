@@ -1,11 +1,14 @@
 """distributed.ShardedState on several gloo processes: bit for bit what states held whole have."""
 
+import copy
 import random
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.utils.checkpoint
 from ranks import on_ranks
+from torch.utils.data import DataLoader
 
 import emp_kernels as emp
 from emp_kernels.choosing import SAMPLINGS
@@ -25,6 +28,10 @@ def differences(shared, state):
 
 def same(got, want):
     return got.dtype == want.dtype and torch.equal(got, want)
+
+
+def same_bits(got, want):
+    return torch.equal(torch.nan_to_num(got), torch.nan_to_num(want))
 
 
 def own_of(shared, ids):
@@ -140,3 +147,148 @@ def test_a_long_order():
     """More ids than a shuffle that needs all of them takes."""
     options = [{"sampling": "top"}, {"sampling": "gumbel", "warmup_epochs": 0}]
     assert on_ranks(3, orders, 100_003, 0.7, 2, options) == [[]] * 3
+
+
+def writing_calls(x, ids, logits, labels):
+    """The results of every call that writes into state `x`."""
+    tokens, of_tokens = logits.reshape(3, 4, 7), labels.reshape(3, 4)
+    options = {"indices": ids, "ignore_index": -100}
+    select = emp.score_and_select
+    return [
+        emp.cross_entropy(logits, labels, x, **options),
+        emp.cross_entropy(logits, labels, x, label_smoothing=0.1, **options),
+        emp.cross_entropy(logits, labels, x, rows=torch.tensor([0, 5]), **options),
+        emp.cross_entropy(tokens, of_tokens, x, **options | {"indices": ids.int()}),
+        select(logits, labels, x, 0.4, **options).indices,
+        select(logits, labels, x, 3, backend="reference", **options).indices,
+        select(tokens, of_tokens, x, 0.5, per="row", **options).indices,
+        select(tokens, of_tokens, x, 2, per="sequence", **options | {"indices": ids[:3]}).indices,
+    ]
+
+
+def calls_of_training(rank, world):
+    """What differs behind calls on rows of which some are ignored and some stand twice."""
+    draw = torch.Generator().manual_seed(rank)
+    shared, state = emp.distributed.ShardedState(50, None, beta=0.5), emp.EMPState(50, beta=0.5)
+    wrong = []
+    for turn in range(3):
+        ids = torch.randint(50, (12,), generator=draw)
+        logits = torch.randn(12, 7, generator=draw)
+        labels = torch.randint(7, (12,), generator=draw)
+        labels[turn] = -100
+        logits[turn + 1, 0] = torch.inf
+        got, want = (writing_calls(x, ids, logits, labels) for x in (shared, state))
+        wrong += [(turn, i) for i, value in enumerate(got) if not same_bits(value, want[i])]
+        assert shared.pending > 0
+        emp.distributed.sync(shared, dist.group.WORLD)
+        emp.distributed.sync(state)
+        assert shared.pending == 0
+        wrong += [(turn, name) for name in differences(shared, state)]
+    assert state.selections.sum() > 0
+    return wrong
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_every_call_that_writes(world):
+    assert on_ranks(world, calls_of_training, timeout=30) == [[]] * world
+
+
+def all_samples(rank, world):
+    """Without indices a call is of all samples; a backward pass that runs forward again is not."""
+    shared, state = emp.distributed.ShardedState(6, None), emp.EMPState(6)
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.arange(6) % 3
+    for x in (shared, state):
+        loss = torch.utils.checkpoint.checkpoint(
+            lambda z, x=x: emp.cross_entropy(z, labels, x), logits, use_reentrant=False
+        )
+        loss.backward()
+        emp.distributed.sync(x)
+    assert int(shared.clock) == 1
+    with pytest.raises(ValueError, match="pass indices="):
+        emp.cross_entropy(logits[:5], labels[:5], shared)
+    return differences(shared, state)
+
+
+def test_without_indices_and_under_checkpointing():
+    assert on_ranks(2, all_samples) == [[], []]
+
+
+def loaders(rank, world):
+    """A look at one batch and a loop that is left count what they drew."""
+    kinds = []
+    for x in (emp.distributed.ShardedState(60, None), emp.EMPState(60)):
+        sampler = emp.EMPSampler(x, 0.5, seed=1)
+        loader = DataLoader(emp.IndexedDataset(torch.arange(60)), batch_size=4, sampler=sampler)
+        seen = [next(iter(loader))[0].tolist()]
+        for epoch in range(3):
+            for step, (ids, _) in enumerate(loader):
+                x.update(ids, values_of(ids, epoch))
+                seen.append(ids.tolist())
+                if epoch == 1 and step == 2:
+                    break
+        emp.distributed.sync(x)
+        kinds.append((x, seen, sampler.epoch))
+    (shared, *got), (state, *want) = kinds
+    return [] if got == want and not differences(shared, state) else [got, want]
+
+
+def test_loops_that_look_and_leave():
+    assert on_ranks(2, loaders) == [[], []]
+
+
+def bounds(rank, world):
+    """What is wrong is said before anything is logged, and what a rank does alone sends nothing."""
+    make = emp.distributed.ShardedState
+    for error, pattern, arguments in [
+        (TypeError, "ShardedState: num_samples must be an int, got str", ("3",)),
+        (ValueError, "ShardedState: num_samples must .*, got -1", (-1,)),
+        (
+            ValueError,
+            rf"give each of {world} ranks fewer than 2147483648, got {world * 2**31}",
+            (world * 2**31,),
+        ),
+        (TypeError, "ShardedState: group must be a torch.distributed.ProcessGroup", (3, "gloo")),
+    ]:
+        with pytest.raises(error, match=pattern):
+            make(*arguments)
+    state = make(10, None)
+    if rank == 0:  # alone: a collective would wait for the others
+        for ids in ([3, 10], [-1, 2]):
+            with pytest.raises(ValueError, match=r"ShardedState.update: indices must be in \[0"):
+                state.update(torch.tensor(ids), values_of(torch.tensor(ids), 0))
+            with pytest.raises(ValueError, match=r"cross_entropy: indices must be in \[0, 10\)"):
+                emp.cross_entropy(
+                    torch.zeros(2, 3), torch.tensor([0, 1]), state, indices=torch.tensor(ids)
+                )
+        with pytest.raises(ValueError, match="labels must be in"):
+            emp.cross_entropy(
+                torch.zeros(2, 3), torch.tensor([0, 7]), state, indices=torch.tensor([1, 2])
+            )
+        with pytest.raises(ValueError, match=r"scores\.score must have the shape"):
+            state.update(torch.tensor([1]), values_of(torch.tensor([1, 2]), 0))
+        assert int(state.clock) == 0
+        state.update(torch.tensor([9]), values_of(torch.tensor([9]), 0))
+        assert state.pending > 0
+        assert (state.score == float("inf")).all()
+        with pytest.raises(RuntimeError, match=r"ShardedState\.to: the log must be empty"):
+            state.to("cpu")
+        with pytest.raises(TypeError, match="ShardedState: a state must stay in its process"):
+            copy.deepcopy(state)
+        with pytest.raises(ValueError, match="keep must be between 1 and the number of rows 10"):
+            state.select(11)
+    before = [getattr(state, name).clone() for name in SHARED]
+    with pytest.raises(ValueError, match="state must have one num_samples on all ranks"):
+        emp.distributed.sync(state if rank == 0 else make(9, None))
+    assert all(same(getattr(state, x), y) for x, y in zip(SHARED, before, strict=True))
+    emp.distributed.sync(state)
+    assert state.to("cpu") is state
+    return int(state.updates.sum()), repr(state)
+
+
+def test_what_is_wrong_is_said_in_words():
+    first, second = on_ranks(2, bounds, timeout=20)
+    assert (first[0], second[0]) == (0, 1)
+    assert second[1] == (
+        "ShardedState(num_samples=10, owned=range(5, 10), beta=1.0, epoch=0, device='cpu')"
+    )

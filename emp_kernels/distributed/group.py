@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _NAMED = 8  # ranks that an error lists
 _PATIENCE = 60.0  # seconds that others have to say that a call failed for them, too,
 _GRACE = 2.0  # and so many behind the group's timeout
-_failures: dict[str, int] = {}  # of a group's calls, by its name
+_failures: dict[str, int] = {}  # of a group's calls, by its name,
+_lost: dict[str, set[int]] = {}  # and the ranks that were missing in one: nobody waits again
 
 
 def initialised() -> bool:
@@ -128,19 +129,24 @@ def missing_ranks(group: dist.ProcessGroup | None, started: float) -> list[int] 
     whole = named(group)
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     number = _failures[whole.group_name] = _failures.get(whole.group_name, 0) + 1
+    lost = _lost.setdefault(whole.group_name, set())
     keys = [f"emp_kernels/{whole.group_name}/failed/{number}/{other}" for other in range(size)]
     patience = min(_timeout(whole), _PATIENCE)
     deadline = max(started + patience, time.monotonic()) + _GRACE
+    missing = set(range(size))
     try:
         store = dist.distributed_c10d._get_default_store()  # nothing public gives it
         store.set(keys[rank], "")
         while True:
-            missing = [other for other in range(size) if not store.check([keys[other]])]
-            if not missing or time.monotonic() > deadline:
-                return missing
+            missing = {other for other in missing if not store.check([keys[other]])}
+            if missing <= lost or time.monotonic() > deadline:
+                lost |= missing
+                return sorted(missing)
             time.sleep(0.05)
-    except (AttributeError, RuntimeError):  # the store is the first rank's, unless a launcher's
-        return [0] if rank else None
+    except (AttributeError, RuntimeError):  # it is the first rank's, unless a launcher keeps it
+        if rank == 0:
+            return None
+        return [0] if 0 in missing else sorted(missing)  # or that rank has said so, and has gone
 
 
 def _timeout(group: dist.ProcessGroup) -> float:

@@ -14,7 +14,7 @@ from ..keep import Keep, check_keep_of
 from ..state import EMPState
 from ..validation import check_beta, check_id_range, check_size
 from . import sharing
-from .group import check_group, named, sum_equal
+from .group import check_group, max_equal, named, sum_equal
 from .owners import Owners
 from .selection import select
 from .write_log import Entries, WriteLog
@@ -179,6 +179,16 @@ class ShardedState(EMPState):
         keep = check_keep_of("ShardedState.select", keep, self.num_samples)
         sharing.sync_shared(self, "ShardedState.select")
         return select(self.score, keep, group=self.group) + self.owned.start
+
+    def check_synced(self) -> None:
+        """A snapshot syncs."""
+
+    def counts(self, values: torch.Tensor) -> torch.Tensor:
+        own, function = torch.bincount(values), "ShardedState.diagnostics"
+        size = max_equal(function, torch.tensor([len(own)], device=self.device), self.group)
+        padded = torch.zeros(int(size), dtype=torch.int64, device=self.device)
+        padded[: len(own)] = own
+        return sum_equal(function, padded, self.group).cpu()
 
     def total(self, value: float) -> float:
         own = torch.tensor([value], dtype=torch.float64, device=self.device)
