@@ -27,8 +27,10 @@ class IndexedDataset(Dataset):
             hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         ):
             raise TypeError(
-                "IndexedDataset: dataset must be map-style (__getitem__ and __len__), "
-                f"got {type(dataset).__name__}"
+                "IndexedDataset: dataset must be map-style (__getitem__ and __len__; what reads a "
+                "stream asks an emp.EpochMask which ids it keeps: "
+                "emp_kernels.integrations.streams.Kept, or .mosaicml for StreamingDataset), got "
+                f"{type(dataset).__name__}"
             )
         self.dataset = dataset
 

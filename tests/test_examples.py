@@ -18,6 +18,9 @@ EXPECTED = {
     "ddp.py": "rank 1: 1000 samples scored",
     "accelerate_loop.py": "20 steps; 1000 samples scored",
     "torchtnt_loop.py": "shares [1.0, 0.3, 0.3, 0.3, 0.3]; the same when stopped at batch 20: True",
+    "mosaicml_stream.py": "44 steps; the same when stopped at step 23: True",
+    "webdataset_stream.py": "44 steps; the same when stopped at step 23: True",
+    "huggingface_stream.py": "48 steps; the same when stopped at step 23: True",
     "huggingface.py": "45 steps; shares [1.0, 0.3, 0.3, 0.3, 1.0]",
     "causal_lm.py": "25 steps; shares [1.0, 0.5, 0.5, 0.5]",
     "vocab_parallel.py": "rank 1: state restored True",
@@ -29,6 +32,9 @@ NEEDS = {
     "accelerate_loop.py": ("accelerate",),
     "causal_lm.py": ("accelerate", "transformers"),
     "huggingface.py": ("accelerate", "transformers"),
+    "huggingface_stream.py": ("datasets", "torchdata"),
+    "mosaicml_stream.py": ("streaming", "torchvision"),  # which streaming imports
+    "webdataset_stream.py": ("webdataset",),
     "lightning_module.py": ("lightning",),
     "torchtnt_loop.py": ("torchtnt", "pkg_resources"),  # nothing installs it
 }
