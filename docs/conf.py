@@ -15,6 +15,7 @@ copyright = "the emp_kernels authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["streaming"]  # what one page's class derives from
 autodoc_typehints = "none"  # docstrings say dtypes and shapes, signatures the rest
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
