@@ -222,6 +222,7 @@ def state():
         "age": state.age(),
         "diagnostics": state.diagnostics(),
         "moved": _held(state.to("cpu")),
+        "grown": _held(state.grow(N + 3)),
     }
 
 
@@ -232,6 +233,29 @@ def sampler():
     sampler = emp.EMPSampler(state, 0.3, epochs=3, num_replicas=1, rank=0)
     found = {f"epoch {epoch}": list(sampler) for epoch in range(3)}
     return found | {"steps": sampler.total_steps(4), "held": _held(state)}
+
+
+@call("EpochMask")
+def epoch_mask():
+    state = _state()
+    state.update(IDS, SCORES)
+    mask, resumed = (emp.EpochMask(state, 0.3, warmup_epochs=0) for _ in range(2))
+    mask.set_epoch(1)
+    resumed.load_state_dict(mask.state_dict())
+    return {
+        "ids": [mask.ids(), resumed.ids()],
+        "asked": mask[IDS],
+        "one": [i in mask for i in range(N + 2)],
+        "length": len(mask),
+        "held": _held(state),
+    }
+
+
+@call("KeyIds")
+def key_ids():
+    ids, resumed = emp.KeyIds(["a", "b"]), emp.KeyIds()
+    resumed.load_state_dict(ids.state_dict())
+    return {"given": [ids["b"], ids["c"], resumed["b"], resumed["d"]], "keys": list(ids)}
 
 
 @call("IndexedDataset")

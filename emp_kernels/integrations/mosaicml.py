@@ -102,7 +102,8 @@ class PrunedStreamingDataset(StreamingDataset):
             torch.bincount(shard, field.cpu()[seen].double(), self.num_shards).div(number).float()
             for field in (state.score, state.loss, state.entropy)
         ]
-        return emp.Scores(*fields, torch.zeros(self.num_shards))
+        score, loss, entropy = fields
+        return emp.Scores(score, loss, entropy, torch.zeros(self.num_shards))
 
     def __len__(self) -> int:
         """How many samples this rank reads in the epoch."""
