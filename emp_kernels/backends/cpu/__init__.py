@@ -14,7 +14,7 @@ from .linear import (
 from .loss import cross_entropy, cross_entropy_backward
 from .native import DEVICE, DTYPES, describe, require, serves_device
 from .pruning import plain_score_and_select, score_and_select
-from .sampler import draws, shuffle, shuffled_at
+from .sampler import draws, shuffle, shuffled_at, systematic
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
@@ -47,6 +47,7 @@ __all__ = [
     "serves_device",
     "shuffle",
     "shuffled_at",
+    "systematic",
     "update_state",
 ]
 

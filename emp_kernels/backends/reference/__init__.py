@@ -15,7 +15,7 @@ from .linear import (
 )
 from .loss import cross_entropy_backward
 from .pruning import score_and_select
-from .sampler import draws, shuffle, shuffled_at
+from .sampler import draws, shuffle, shuffled_at, systematic
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
@@ -44,6 +44,7 @@ __all__ = [
     "serves_device",
     "shuffle",
     "shuffled_at",
+    "systematic",
     "update_state",
 ]
 
