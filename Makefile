@@ -19,14 +19,15 @@ unexport PYTHONDONTWRITEBYTECODE
 # The environment grows with what is asked of it, and is made anew when either description changes.
 # The demo's has no build tools: pip compiles the modules with tools that it removes. Any other
 # begins with the tools, then has one extra of pyproject.toml after the other, with the package
-# itself, editable.
+# itself, editable. The demo compiles _cuda only where there is a GPU.
 $(VENV)/made: constraints.txt pyproject.toml
 	@echo "Making $(VENV): torch, what '$(or $(MAKECMDGOALS),build)' needs beside it, and the C++" \
 	    "modules. About a minute on two cores, and what the downloads take."
 	$(PYTHON) -m venv --clear $(VENV)
 	touch $@
 $(VENV)/demo: $(VENV)/made
-	PIP_CONSTRAINT=$(abspath constraints.txt) $(INSTALL) --editable '.[demo]'
+	EMP_CUDA=$${EMP_CUDA-$(if $(wildcard /dev/nvidia*),1,0)} PIP_CONSTRAINT=$(abspath constraints.txt) \
+	    $(INSTALL) --editable '.[demo]'
 	touch $@
 $(VENV)/tools: $(VENV)/made
 	$(INSTALL) setuptools cmake ninja pybind11
