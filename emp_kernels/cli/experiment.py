@@ -9,6 +9,7 @@ whatever the method.
 import contextlib
 import itertools
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -103,7 +104,9 @@ class Course:
         with self.timed("choosing"):
             remembered = self.state.score.clone()
             self.state.score.copy_(keys)
-            ids = iter(sampler)  # fixes the order
+            with warnings.catch_warnings():  # a method that remembers nothing means it
+                warnings.simplefilter("ignore", emp.EMPWarning)
+                ids = iter(sampler)  # fixes the order
             self.state.score.copy_(remembered)
         while drawn := list(itertools.islice(ids, self.recipe.batch_size)):
             yield self.batch(torch.tensor(drawn))
