@@ -1,6 +1,6 @@
 """SimCLR pre-training with EMP pruning, then a linear probe, against random and loss-only choice.
 
-    python examples/simclr.py                      # scikit-learn's digits
+    python examples/simclr.py                      # handwritten digits
     python examples/simclr.py --data-dir DIR       # CIFAR-100 at 16x16, from a folder of yours
     python examples/simclr.py --quick              # a few steps: whether it runs
 

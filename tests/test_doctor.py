@@ -205,10 +205,10 @@ def test_doctor_returns_success(capsys):
 
 
 def test_doctor_needs_no_optional_package():
-    """sklearn, rich, matplotlib and triton cannot even be found."""
+    """rich, matplotlib, pillow and triton cannot even be found."""
     block = (
         "import sys\n"
-        "for name in ('sklearn', 'rich', 'matplotlib', 'PIL', 'triton'): sys.modules[name] = None\n"
+        "for name in ('rich', 'matplotlib', 'PIL', 'triton'): sys.modules[name] = None\n"
         "from emp_kernels.cli import main\n"
         "raise SystemExit(main(['doctor']))"
     )

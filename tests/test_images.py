@@ -30,6 +30,12 @@ def test_digits_are_a_partition_of_the_whole_set():
     assert got == want
 
 
+def test_digits_are_split_by_class():
+    data = images.load("digits")
+    train, test = (torch.bincount(labels) for labels in (data.train_labels, data.test_labels))
+    assert ((test - (train + test) * 500 / 1797).abs() < 1).all()
+
+
 TRAIN, TEST = 30, 20
 
 

@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         choices=("digits", "cifar100"),
         default="digits",
-        help="digits comes with scikit-learn; cifar100 is read from --data-dir",
+        help="digits is part of the package; cifar100 is read from --data-dir",
     )
     demo.add_argument(
         "--data-dir",

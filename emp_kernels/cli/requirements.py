@@ -2,7 +2,7 @@
 
 import importlib.util
 
-PIP_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow"}
+PIP_NAMES = {"PIL": "pillow"}
 
 
 class CommandError(Exception):
