@@ -12,17 +12,29 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def outside_compiler_where(
+    condition: Callable[..., bool],
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: the function is a graph break under ``torch.compile`` where `condition` of its
+    arguments holds. The break is made on first use: ``torch.compiler.disable`` imports the whole
+    compiler."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        made: list[Callable[P, R]] = []
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not torch.compiler.is_compiling() or not condition(*args, **kwargs):
+                return function(*args, **kwargs)
+            if not made:
+                made.append(torch.compiler.disable(function))
+            return made[0](*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
 def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` as a graph break under ``torch.compile``. The break is made on first use:
-    ``torch.compiler.disable`` imports the whole compiler."""
-    made: list[Callable[P, R]] = []
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.compiler.is_compiling():
-            return function(*args, **kwargs)
-        if not made:
-            made.append(torch.compiler.disable(function))
-        return made[0](*args, **kwargs)
-
-    return call
+    """`function` as a graph break under ``torch.compile``."""
+    return outside_compiler_where(lambda *_, **__: True)(function)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from . import backends
+from .tracing import check_no_tracing, records, running
 from .validation import check_ids, describe, transforming
 
 
@@ -39,7 +39,7 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
         ValueError: an index out of range (on CPU; under ``torch.compile`` the error is torch's),
             a wrong shape, device or aliasing in `out`.
     """
-    if out is None and not is_compiling():  # a compiler sees the operations below
+    if out is None and running():  # what records sees the operations below
         plain = backends.plain("gather")
         gathered = plain and plain(batch, indices)
         if gathered is not None:
@@ -62,7 +62,9 @@ def _gather_leaves(
     """Gathered leaves in order: one backend call for each place where they lie."""
     if not sources:
         return []
-    if is_compiling() and outputs is None:  # the compiler has rules for torch's own
+    if outputs is not None:
+        check_no_tracing("gather")
+    elif records("gather"):  # compilers have rules for torch's own
         positions = indices.to(torch.int64)
         return [_compiled_rows(source, positions.to(source.device)) for source in sources]
     derivatives = torch.is_grad_enabled(), backends.forward_mode() or transforming() is not None

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from . import backends
-from .compiling import outside_compiler
+from . import backends, term_ops
+from .compiling import outside_compiler_where
 from .distributed.columns import is_sharded, local_part, product_shard_of
 from .distributed.term_shards import whole_terms
 from .gradient import NotTwice, SomeRows
@@ -16,6 +16,7 @@ from .options import LossOptions, check_adjustment, check_options
 from .results import LogProbs, Scores, Selection
 from .terms import scores_of
 from .tiles import KeptTiles
+from .tracing import records
 from .trained_rows import check_reduction, check_rows, lent_scores, only
 from .validation import (
     check_beta,
@@ -28,7 +29,18 @@ from .validation import (
 from .weighted_loss import Rows, differentiable_terms, loss_with_options
 
 
-@outside_compiler
+def _is_shard(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    *_: Any,
+    group: dist.ProcessGroup | None = None,
+    vocab_start: int | None = None,
+    **__: Any,
+) -> bool:
+    return is_sharded(weight, vocab_start, group)
+
+
+@outside_compiler_where(_is_shard)
 def score_linear(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -50,8 +62,8 @@ def score_linear(
     products are torch's on the CPU (16-bit tiles are rounded as torch's result would be; float32
     where the processor has no such product), and float32 sums of exact products in Triton.
 
-    Autocast changes nothing: tensors are taken in the dtype that they have. Under
-    ``torch.compile`` the call is a graph break.
+    Autocast changes nothing: tensors are taken in the dtype that they have.
+    ``torch.compile`` takes the call as an operator; with shards it is a graph break.
 
     Args:
         hidden: (..., D) float32, float16 or bfloat16 (float64: reference backend). Rows that are
@@ -86,6 +98,12 @@ def score_linear(
     beta = check_beta(function, beta)
     ignore_index = check_ignore_index(function, ignore_index)
     adjustment = check_adjustment(function, temperature, softcap, labels)
+    if columns is None and records(function):
+        inputs = tuple(None if x is None else x.detach() for x in (hidden, weight, bias))
+        terms, _ = term_ops.differentiable_terms(
+            inputs, labels, adjustment, None, None, ignore_index, function, backend
+        )
+        return scores_of(terms, beta, labels, ignore_index)
     chosen = backends.resolve(function, backend, hidden)
     if columns is not None:
         product, options = (hidden, weight, bias), LossOptions(adjustment)
@@ -101,7 +119,7 @@ def score_linear(
     return scores
 
 
-@outside_compiler
+@outside_compiler_where(_is_shard)
 def linear_cross_entropy(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -132,7 +150,8 @@ def linear_cross_entropy(
         d loss / d hidden = G @ weight,   d loss / d weight = Gᵀ @ hidden,   d loss / d bias = Σ G
 
     Beside the gradients themselves that takes K * D float32 sums for K trained rows, and a few
-    tiles. Differentiable once. Under ``torch.compile`` the call is a graph break.
+    tiles. Differentiable once. ``torch.compile`` takes the call as an operator; with shards it is a
+    graph break.
 
     Args:
         hidden: (..., D) float32, float16 or bfloat16 (float64: reference backend).
@@ -186,8 +205,9 @@ def linear_cross_entropy(
         weight_name="class_weight",
     )
     check_reduction(function, reduction)
-    chosen = backends.resolve(function, backend, hidden)
-    if options is not None or columns is not None:
+    recorded = columns is None and records(function)
+    chosen = None if recorded else backends.resolve(function, backend, hidden)
+    if options is not None or columns is not None or chosen is None:
         return loss_with_options(
             function,
             chosen,
@@ -199,6 +219,7 @@ def linear_cross_entropy(
             ignore_index=ignore_index,
             reduction=reduction,
             columns=columns,
+            backend=backend,
         )
     inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
@@ -222,7 +243,7 @@ def linear_cross_entropy(
     return trained.forward(hidden, labels)[0]
 
 
-@outside_compiler
+@outside_compiler_where(_is_shard)
 def linear_log_prob_and_entropy(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -265,8 +286,9 @@ def linear_log_prob_and_entropy(
     check_labels(function, labels, hidden, "hidden")
     ignore_index = check_ignore_index(function, ignore_index)
     adjustment = check_adjustment(function, temperature, softcap, labels)
-    chosen = backends.resolve(function, backend, hidden)
-    rows = Rows(function, chosen, labels, ignore_index, adjustment, product=True)
+    recorded = columns is None and records(function)
+    chosen = None if recorded else backends.resolve(function, backend, hidden)
+    rows = Rows(function, chosen, labels, ignore_index, adjustment, product=True, backend=backend)
     rows = rows.over(columns, (hidden, weight, bias))
     _, (loss, entropy, lse, _) = differentiable_terms(rows, hidden, weight, bias)
     return LogProbs(*(x.reshape(labels.shape) for x in (-loss, entropy, lse)))

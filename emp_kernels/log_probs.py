@@ -10,6 +10,7 @@ from .compiling import outside_compiler
 from .distributed.columns import Columns, is_sharded, shard_of
 from .options import check_adjustment
 from .results import LogProbs
+from .tracing import records
 from .validation import check_ignore_index, check_labels, check_logits
 from .weighted_loss import Rows, differentiable_terms
 
@@ -37,9 +38,9 @@ def log_prob_and_entropy(
     and writes the gradient once. Of size N * C nothing is kept but the logits. Values and gradients
     keep their relative accuracy where a row is nearly certain.
 
-    Differentiable once by `logits`, by ``backward``. ``torch.compile`` takes the call as an
-    operator, also with ``fullgraph=True``; with columns on several ranks it is a graph break.
-    Autocast changes nothing.
+    Differentiable once by `logits`, by ``backward``. ``torch.compile`` (also with
+    ``fullgraph=True``), ``torch.export`` and ``make_fx`` take the call as an operator; with columns
+    on several ranks it is a graph break. Autocast changes nothing.
 
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64: reference backend), any strides.
@@ -103,9 +104,8 @@ def _found(
     check_labels(function, labels, logits)
     ignore_index = check_ignore_index(function, ignore_index)
     adjustment = check_adjustment(function, temperature, softcap, labels)
-    chosen = None
-    if not torch.compiler.is_compiling():
-        chosen = backends.resolve(function, backend, logits)
+    recorded = columns is None and records(function)
+    chosen = None if recorded else backends.resolve(function, backend, logits)
     rows = Rows(function, chosen, labels, ignore_index, adjustment, backend=backend)
     rows = rows.over(columns, (logits,))
     _, (loss, entropy, lse, _) = differentiable_terms(rows, logits)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from . import backends
+from .compiling import outside_compiler_where
 from .distributed import vocab_parallel
 from .distributed.columns import Shard, is_sharded, local_part, shard_of
 from .gradient import EveryRow, Sharded, SomeRows, differentiable
@@ -16,11 +17,23 @@ from .options import LossOptions, check_adjustment, check_options, check_targets
 from .results import Scores, Selection
 from .state import EMPState, check_ids_of_rows
 from .terms import Adjustment
+from .tracing import records
 from .trained_rows import check_reduction, check_rows, check_unremembered, lent_scores, only
 from .validation import check_ignore_index, check_logits, check_strided
 from .weighted_loss import loss_with_options
 
 
+def _is_shard(
+    logits: torch.Tensor,
+    *_: Any,
+    group: dist.ProcessGroup | None = None,
+    vocab_start: int | None = None,
+    **__: Any,
+) -> bool:
+    return is_sharded(logits, vocab_start, group)
+
+
+@outside_compiler_where(_is_shard)
 def cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -62,9 +75,10 @@ def cross_entropy(
     given logits.
 
     Differentiable once with respect to `logits`, by ``backward``: a second derivative and those of
-    forward mode raise RuntimeError, those of ``torch.func`` TypeError. Under ``torch.compile``
-    the call is a graph break (it writes to the state; ``fullgraph=True`` refuses it). Autocast
-    changes nothing: logits are taken in the dtype that they have.
+    forward mode raise RuntimeError, those of ``torch.func`` TypeError. ``torch.compile``,
+    ``torch.export`` and ``make_fx`` take the call as operators, also one that writes to the state;
+    with `group` it is a graph break. Autocast changes nothing: logits are taken in the dtype that
+    they have.
 
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64: reference backend).
@@ -109,62 +123,6 @@ def cross_entropy(
         RuntimeError: the named backend is not available; differentiated twice; a rank of `group`
             died or did not call.
     """
-    traced = torch.compiler.is_compiling()
-    alone = state is None and not is_sharded(logits, vocab_start, group)
-    if traced and not (alone and (rows is None or isinstance(rows, torch.Tensor))):
-        run = _outside_compiler()
-    else:
-        run = _cross_entropy
-    return run(
-        logits,
-        labels,
-        state,
-        indices=indices,
-        rows=rows,
-        weight=weight,
-        sample_weight=sample_weight,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        temperature=temperature,
-        softcap=softcap,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        group=group,
-        vocab_start=vocab_start,
-        backend=backend,
-    )
-
-
-_disabled: Callable[..., torch.Tensor] | None = None
-
-
-def _outside_compiler() -> Callable[..., torch.Tensor]:
-    """The call as a graph break. Made on first use: the decorator imports the whole compiler."""
-    global _disabled
-    if _disabled is None:
-        _disabled = torch.compiler.disable(_cross_entropy)
-    return _disabled
-
-
-def _cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    state: EMPState | None,
-    *,
-    indices: torch.Tensor | None,
-    rows: torch.Tensor | Selection | None,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    label_smoothing: float,
-    z_loss: float,
-    temperature: float | torch.Tensor,
-    softcap: float | None,
-    ignore_index: int | None,
-    reduction: str,
-    group: dist.ProcessGroup | None,
-    vocab_start: int | None,
-    backend: str | None,
-) -> torch.Tensor:
     function = "cross_entropy"
     shard = None
     if is_sharded(logits, vocab_start, group):
@@ -187,7 +145,13 @@ def _cross_entropy(
         probabilities=probabilities,
     )
     check_reduction(function, reduction)
-    if torch.compiler.is_compiling():
+    n = labels.numel()
+    leading = logits.shape[:-1]
+    if len(leading) > 1 and isinstance(indices, torch.Tensor):
+        check_strided(function, "indices", indices)
+        indices = indices.reshape(-1) if indices.shape == leading else indices
+    state, indices = check_ids_of_rows(function, state, indices, logits, n)
+    if shard is None and records(function):
         return loss_with_options(
             function,
             None,
@@ -195,17 +159,13 @@ def _cross_entropy(
             labels,
             logits.shape[-1],
             options or LossOptions(Adjustment()),
+            state=state,
+            indices=indices,
             rows=rows,
             ignore_index=ignore_index,
             reduction=reduction,
             backend=backend,
         )
-    n = labels.numel()
-    leading = logits.shape[:-1]
-    if len(leading) > 1 and isinstance(indices, torch.Tensor):
-        check_strided(function, "indices", indices)
-        indices = indices.reshape(-1) if indices.shape == leading else indices
-    state, indices = check_ids_of_rows(function, state, indices, logits, n)
     if options is not None:
         chosen = backends.resolve(function, backend, logits)
         return loss_with_options(

@@ -5,7 +5,7 @@ backend serves them. Outside of compilation the public functions call the backen
 dispatcher takes a good part of the time of a call on a small batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,26 +15,32 @@ from torch import Tensor
 from . import backends
 from .keep import Keep, check_keep_of, kept_count
 from .results import SampleStatistics, Scores, Selection
+from .validation import check_rows_in
 
 NAMESPACE = "emp_kernels"
 STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock", "claims")
 
 _library = torch.library.Library(NAMESPACE, "DEF")
+# The state's fields, all or none of them, as written: a Selection counts, an update does not.
+_STATE = (
+    "Tensor(a!)? score, Tensor(b!)? loss, Tensor(c!)? entropy, Tensor(d!)? updates, "
+    "Tensor(e!)? selections, Tensor(f!)? seen_at, Tensor(g!)? clock, Tensor(h!)? claims"
+)
 _SCHEMAS = (
     "score(Tensor logits, Tensor labels, float beta, int? ignore_index, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     "sample_statistics(Tensor logits, Tensor labels, int? ignore_index, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "select(Tensor scores, SymInt count, str? backend) -> Tensor",
     # `share` or `count` is keep
+    "select(Tensor scores, float? share, SymInt? count, str? backend) -> Tensor",
     "select_counted(Tensor scores, Tensor ignored, float? share, SymInt? count, str? backend) "
     "-> Tensor",
-    # the state's fields, all or none of them; `share` or `count` is keep
-    "score_and_select(Tensor logits, Tensor labels, Tensor(a!)? score, Tensor(b!)? loss, "
-    "Tensor(c!)? entropy, Tensor(d!)? updates, Tensor(e!)? selections, Tensor(f!)? seen_at, "
-    "Tensor(g!)? clock, Tensor(h!)? claims, float beta, float? share, int? count, "
-    "Tensor? indices, int? ignore_index, str? backend) "
+    f"score_and_select(Tensor logits, Tensor labels, {_STATE}, float beta, float? share, "
+    "SymInt? count, Tensor? indices, int? ignore_index, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"update_state({_STATE}, Tensor indices, Tensor row_score, Tensor row_loss, "
+    "Tensor row_entropy, str function) -> ()",
+    "positions(Tensor rows, SymInt size, str function) -> Tensor",
 )
 for _schema in _SCHEMAS:
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -63,8 +69,14 @@ def _sample_statistics(
     return _owned(chosen.sample_statistics(logits, labels, ignore_index))
 
 
-def _select(scores: Tensor, count: int, backend: str | None) -> Any:
-    return backends.resolve("select", backend, scores).select(scores, count)
+def _select(scores: Tensor, share: float | None, count: int | None, backend: str | None) -> Any:
+    size = _kept(share, count, scores.shape[0])
+    return backends.resolve("select", backend, scores).select(scores, size)
+
+
+def _kept(share: float | None, count: int | None, n: int) -> int:
+    keep: Any = count if share is None else share
+    return kept_count(keep, n)
 
 
 def highest_counted(chosen: ModuleType, scores: Tensor, ignored: Tensor, keep: Keep) -> Tensor:
@@ -88,14 +100,29 @@ def _select_counted(
 def _score_and_select(*arguments: Any) -> tuple[Tensor, ...]:
     logits, labels, *fields, beta, share, count, indices, ignore_index, backend = arguments
     function = "score_and_select"
-    state = None
-    if fields[0] is not None:
-        state = SimpleNamespace(**dict(zip(STATE_FIELDS, fields, strict=True)))
-        state.num_samples, state.beta = len(fields[0]), beta
+    state = None if fields[0] is None else _state_of(fields, beta)
     keep = count if share is None else share
     chosen = backends.resolve(function, backend, logits)
     result = chosen.score_and_select(logits, labels, state, keep, indices, ignore_index, function)
     return _owned((result.indices, *result.scores, result.threshold, result.num_invalid))
+
+
+def _state_of(fields: Sequence[Tensor], beta: float) -> Any:
+    named = dict(zip(STATE_FIELDS, fields, strict=True))
+    return SimpleNamespace(**named, num_samples=len(fields[0]), beta=beta)
+
+
+def _update_state(*arguments: Any) -> None:
+    *fields, indices, score, loss, entropy, function = arguments
+    scores = Scores(score, loss, entropy, entropy)  # a state remembers no lse
+    chosen = backends.resolve(function, None, score)
+    chosen.update_state(_state_of(fields, 1.0), indices, scores, function)
+
+
+def _positions(rows: Tensor, size: int, function: str) -> Tensor:
+    rows = rows.to(torch.int64)
+    check_rows_in(function, rows, size)
+    return rows.clone()
 
 
 def _values_like(labels: Tensor, logits: Tensor, count: int) -> list[Tensor]:
@@ -115,8 +142,19 @@ def _fake_sample_statistics(logits: Tensor, labels: Tensor, *options: Any) -> tu
     return (*_values_like(labels, logits, 6), correct, prediction)
 
 
-def _fake_select(scores: Tensor, count: int, backend: str | None) -> Tensor:
-    return torch.empty(count, dtype=torch.int64, device=scores.device)
+def _fake_select(
+    scores: Tensor, share: float | None, count: int | None, backend: str | None
+) -> Tensor:
+    size = _kept(share, count, scores.shape[0])
+    return torch.empty(size, dtype=torch.int64, device=scores.device)
+
+
+def _fake_update_state(*arguments: Any) -> None:
+    return None
+
+
+def _fake_positions(rows: Tensor, size: int, function: str) -> Tensor:
+    return torch.empty_like(rows, dtype=torch.int64)
 
 
 def _fake_select_counted(scores: Tensor, *options: Any) -> Tensor:
@@ -128,7 +166,7 @@ def _fake_score_and_select(*arguments: Any) -> tuple[Tensor, ...]:
     logits, labels, *_, share, count, _, ignore_index, _ = arguments
     size: Any
     if labels.is_cuda and ignore_index is None:
-        size = kept_count(count if share is None else share, labels.shape[0])
+        size = _kept(share, count, labels.shape[0])
     else:  # as many as are valid
         size = torch.library.get_ctx().new_dynamic_size()
     values = _values_like(labels, logits, 4)
@@ -140,7 +178,10 @@ def _fake_score_and_select(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-for _name in ("score", "sample_statistics", "select", "select_counted", "score_and_select"):
+for _name in (
+    *("score", "sample_statistics", "select", "select_counted", "score_and_select"),
+    *("update_state", "positions"),
+):
     _library.impl(_name, globals()[f"_{_name}"], "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{_name}", globals()[f"_fake_{_name}"], lib=_library)
 
@@ -161,9 +202,13 @@ def sample_statistics(
     return SampleStatistics(*op(logits.detach(), labels, ignore_index, backend))
 
 
-def select(scores: Tensor, count: int, backend: str | None) -> Tensor:
+def _share_or_count(keep: Keep) -> tuple[float | None, int | None]:
+    return (keep, None) if isinstance(keep, float) else (None, keep)
+
+
+def select(scores: Tensor, keep: Keep, backend: str | None) -> Tensor:
     """:func:`emp_kernels.select` as one operator."""
-    indices: Tensor = torch.ops.emp_kernels.select(scores.detach(), count, backend)
+    indices: Tensor = torch.ops.emp_kernels.select(scores.detach(), *_share_or_count(keep), backend)
     return indices
 
 
@@ -186,9 +231,22 @@ def score_and_select(
 ) -> Selection:
     """:func:`emp_kernels.score_and_select` as one operator, which writes to the state's fields."""
     fields = [None if state is None else getattr(state, name) for name in STATE_FIELDS]
-    share, count = (keep, None) if isinstance(keep, float) else (None, keep)
     beta = 1.0 if state is None else state.beta
+    options = beta, *_share_or_count(keep), indices, ignore_index, backend
     chosen, *scores, threshold, num_invalid = torch.ops.emp_kernels.score_and_select(
-        logits.detach(), labels, *fields, beta, share, count, indices, ignore_index, backend
+        logits.detach(), labels, *fields, *options
     )
     return Selection(chosen, Scores(*scores), threshold, num_invalid)
+
+
+def update_state(state: Any, indices: Tensor, scores: Scores, function: str) -> None:
+    """Scores of rows written into `state` at the ids `indices`, as one operator."""
+    fields = [getattr(state, name) for name in STATE_FIELDS]
+    rows = [x.reshape(-1) for x in scores[:3]]
+    torch.ops.emp_kernels.update_state(*fields, indices, *rows, function)
+
+
+def positions(rows: Tensor, size: int, function: str) -> Tensor:
+    """Positions as int64, as one operator: on the CPU one outside [0, size) is an error."""
+    checked: Tensor = torch.ops.emp_kernels.positions(rows, size, function)
+    return checked

@@ -9,6 +9,7 @@ import torch
 
 from .cautions import caution
 from .terms import Adjustment, Targets
+from .tracing import recording
 from .validation import (
     BINARY,
     FLOAT_DTYPES,
@@ -73,14 +74,19 @@ def check_adjustment(
             f"{function}: temperature must have the shape of labels {tuple(labels.shape)}, "
             f"got {tuple(temperature.shape)}"
         )
-    # Elsewhere looking would wait for the device, or break a graph.
-    if temperature.is_cpu and not torch.compiler.is_compiling():
+    if not recording():  # whose operators look
+        check_temperatures(function, temperature)
+    temperature = temperature.detach().resolve_neg().reshape(-1).contiguous()
+    return Adjustment(temperature, softcap)
+
+
+def check_temperatures(function: str, temperature: float | torch.Tensor) -> None:
+    """On the CPU those of rows are positive and finite; elsewhere looking would wait."""
+    if isinstance(temperature, torch.Tensor) and temperature.is_cpu:
         bad = ~((temperature > 0) & (temperature < math.inf))
         if bad.any():
             value = float(temperature[bad][0])
             raise ValueError(f"{function}: temperature must be positive and finite, got {value}")
-    temperature = temperature.detach().resolve_neg().reshape(-1).contiguous()
-    return Adjustment(temperature, softcap)
 
 
 def check_options(

@@ -6,6 +6,7 @@ from . import backends, ops, tokens
 from .keep import Keep, check_keep_of
 from .results import Selection
 from .state import EMPState, check_ids_of_rows, recomputing
+from .tracing import records, running
 from .validation import (
     check_ignore_index,
     check_labels,
@@ -61,7 +62,7 @@ def score_and_select(
     """
     function = "score_and_select"
     ordinary = backend is None and per == "all" and (state is None or type(state) is EMPState)
-    if ordinary and not torch.compiler.is_compiling() and not recomputing():
+    if ordinary and running() and not recomputing():
         plain = backends.plain(function)
         selection: Selection | None = plain and plain(
             logits, labels, state, keep, indices, ignore_index
@@ -69,6 +70,7 @@ def score_and_select(
         if selection is not None:
             return selection
     check_logits(function, logits)
+    recorded = records(function)
     if logits.dim() != 2 or per != "all":
         return tokens.select_tokens(
             logits, labels, state, keep, indices, ignore_index, per, backend, function
@@ -78,7 +80,7 @@ def score_and_select(
     keep = check_keep_of(function, keep, n)
     ignore_index = check_ignore_index(function, ignore_index)
     state, indices = check_ids_of_rows(function, state, indices, logits, n)
-    if torch.compiler.is_compiling():
+    if recorded:
         return ops.score_and_select(logits, labels, state, keep, indices, ignore_index, backend)
     chosen = backends.resolve(function, backend, logits)
     return chosen.score_and_select(logits, labels, state, keep, indices, ignore_index, function)

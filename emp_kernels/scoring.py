@@ -7,6 +7,7 @@ from .arrays import as_tensor
 from .options import check_adjustment
 from .results import SampleStatistics, Scores
 from .terms import scores_of
+from .tracing import records
 from .validation import check_beta, check_ignore_index, check_labels, check_logits
 
 
@@ -66,14 +67,16 @@ def score(
     if softcap is not None or type(temperature) is not float or temperature != 1.0:
         adjustment = check_adjustment("score", temperature, softcap, labels)
         if not adjustment.changes_nothing:
-            if torch.compiler.is_compiling():
-                found = (logits.detach(), labels, adjustment, None, ignore_index, backend)
-                terms, _ = term_ops.differentiable_terms(*found)
+            if records("score"):
+                terms, _ = term_ops.differentiable_terms(
+                    (logits.detach(),), labels, adjustment, None, None, ignore_index, "score",
+                    backend,
+                )  # fmt: skip
             else:
                 chosen = backends.resolve("score", backend, logits)
                 terms = chosen.row_terms(logits, labels, adjustment, None, ignore_index, "score")
             return scores_of(terms, beta, labels, ignore_index)
-    if torch.compiler.is_compiling():
+    if records("score"):
         return ops.score(logits, labels, beta, ignore_index, backend)
     return backends.resolve("score", backend, logits).score(logits, labels, beta, ignore_index)
 
@@ -114,7 +117,7 @@ def sample_statistics(
     check_logits("sample_statistics", logits)
     check_labels("sample_statistics", labels, logits)
     ignore_index = check_ignore_index("sample_statistics", ignore_index)
-    if torch.compiler.is_compiling():
+    if records("sample_statistics"):
         return ops.sample_statistics(logits, labels, ignore_index, backend)
     chosen = backends.resolve("sample_statistics", backend, logits)
     return chosen.sample_statistics(logits, labels, ignore_index)

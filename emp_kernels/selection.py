@@ -5,6 +5,7 @@ import torch
 from . import backends, ops
 from .arrays import as_tensor
 from .keep import Keep, check_ignored, check_keep, check_keep_of, kept_count
+from .tracing import records
 from .validation import check_scores
 
 
@@ -40,15 +41,16 @@ def select(
     """
     scores = as_tensor("select", "scores", scores)
     check_scores("select", scores)
+    recorded = records("select")
     if ignored is not None:
         ignored = as_tensor("select", "ignored", ignored)
         check_ignored("select", ignored, "scores", scores)
-        if torch.compiler.is_compiling():  # how many are counted is not known while tracing
+        if recorded:  # how many are counted is not known then
             return ops.select_counted(scores, ignored, check_keep("select", keep), backend)
         chosen = backends.resolve("select", backend, scores)
         return ops.highest_counted(chosen, scores, ignored, keep)
     n = scores.shape[0]
-    count = kept_count(check_keep_of("select", keep, n), n)
-    if torch.compiler.is_compiling():
-        return ops.select(scores, count, backend)
-    return backends.resolve("select", backend, scores).select(scores, count)
+    keep = check_keep_of("select", keep, n)
+    if recorded:
+        return ops.select(scores, keep, backend)
+    return backends.resolve("select", backend, scores).select(scores, kept_count(keep, n))

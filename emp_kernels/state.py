@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from . import backends, diagnostics, growth
+from . import backends, diagnostics, growth, ops
 from .holding import Whole
 from .keep import Keep
 from .results import Scores
 from .selection import select as select_scores
 from .snapshot import check_counters, check_same, check_tensors, check_values, whole_tensors
+from .tracing import records
 from .validation import (
     check_beta,
     check_ids,
@@ -149,10 +150,11 @@ class EMPState(Whole):
             check_same_device(function, f"scores.{name}", field, "the state", self.score)
         if recomputing():
             return
-        backend = backends.resolve("EMPState.update", None, self.score)
         scores = Scores(*(field.detach().to(torch.float32) for field in scores))
         rows, ids = self.rows_of(function, indices.to(self.device), len(indices))
-        backend.update_state(rows, ids, scores, function)
+        recorded = records(function)
+        chosen = ops if recorded else backends.resolve("EMPState.update", None, self.score)
+        chosen.update_state(rows, ids, scores, function)
 
     def grow(self, num_samples: int) -> EMPState:
         """Make room for `num_samples` samples, in place, and return the state: those there are keep

@@ -1,5 +1,5 @@
-"""Terms of losses with options as operators of ``torch.ops.emp_kernels``, with their gradient: what
-``torch.compile`` sees of the losses.
+"""Terms of losses (terms.py) as operators of ``torch.ops.emp_kernels``, with their gradient: what
+``torch.compile`` and tracers see of the losses, of logits and of a product's.
 
 Each answers with all of RowTerms' fields, those that there are not as zeros: an operator's results
 must not depend on the backend that serves it.
@@ -7,6 +7,7 @@ must not depend on the backend that serves it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,19 +15,31 @@ from torch import Tensor
 
 from . import backends
 from .ops import NAMESPACE, _owned
+from .options import check_temperatures
 from .terms import Adjustment, Coefficients, RowTerms, Targets, coefficients_of
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_INPUTS = {"row_terms": 1, "linear_terms": 3}  # what the gradient is by, in front of the labels
+_ROWS, _PRODUCT = "Tensor logits", "Tensor hidden, Tensor weight, Tensor? bias"
 _OPTIONS = (
-    "float temperature, Tensor? temperatures, float? softcap, bool weighs, Tensor? weight, "
+    "float temperature, Tensor? temperatures, float? softcap, bool weighs, Tensor? weights, "
     "Tensor? probabilities, float share, float uniform"
 )
-_FIELDS = len(RowTerms._fields)
+_OPTION_COUNT, _FIELD_COUNT = 8, len(RowTerms._fields)
+# `lent`: a Selection's loss, entropy and lse, in the place of a read.
+_FORWARD = (
+    f"Tensor labels, {_OPTIONS}, Tensor[] lent, int? ignore_index, str function, str? backend) -> "
+    f"({', '.join(['Tensor'] * _FIELD_COUNT)})"
+)
+_BACKWARD = (
+    "Tensor labels, Tensor[] terms, Tensor probability, Tensor? entropy, Tensor? target, "
+    f"Tensor rest, {_OPTIONS}, bool[] wanted, str function, str? backend) -> "
+)
 for _schema in (
-    f"row_terms(Tensor logits, Tensor labels, {_OPTIONS}, int? ignore_index, str? backend) -> "
-    f"({', '.join(['Tensor'] * _FIELDS)})",
-    f"row_terms_backward(Tensor logits, Tensor labels, Tensor[] terms, Tensor probability, "
-    f"Tensor entropy, Tensor target, Tensor rest, {_OPTIONS}, str? backend) -> Tensor",
+    f"row_terms({_ROWS}, {_FORWARD}",
+    f"row_terms_backward({_ROWS}, {_BACKWARD} Tensor",
+    f"linear_terms({_PRODUCT}, {_FORWARD}",
+    f"linear_terms_backward({_PRODUCT}, {_BACKWARD} (Tensor, Tensor, Tensor)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -40,82 +53,124 @@ def _packed(adjustment: Adjustment, targets: Targets | None) -> tuple[Any, ...]:
     return temperature, None, softcap, *weights
 
 
-def _unpacked(options: tuple[Any, ...]) -> tuple[Adjustment, Targets | None]:
+def _unpacked(options: Sequence[Any]) -> tuple[Adjustment, Targets | None]:
     temperature, temperatures, softcap, weighs, *weights = options
     adjustment = Adjustment(temperature if temperatures is None else temperatures, softcap)
     return adjustment, Targets(*weights) if weighs else None
 
 
-def _row_terms(logits: Tensor, labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *options, ignore_index, backend = rest
-    adjustment, targets = _unpacked(tuple(options))
-    chosen = backends.resolve("cross_entropy", backend, logits)
-    found = chosen.row_terms(logits, labels, adjustment, targets, ignore_index, "cross_entropy")
+def _terms(inputs: Sequence[Any], labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *options, lent, ignore_index, function, backend = rest
+    adjustment, targets = _unpacked(options)
+    check_temperatures(function, adjustment.temperature)
+    asked = adjustment, targets, ignore_index, function
+    if lent:
+        found = RowTerms(*(x.clone() for x in lent))
+    elif len(inputs) == 1:
+        chosen = backends.resolve(function, backend, inputs[0])
+        found = chosen.row_terms(inputs[0], labels, *asked)
+    else:
+        hidden, weight, bias = inputs
+        chosen = backends.resolve(function, backend, hidden)
+        found = chosen.linear_terms(hidden, weight, labels, bias, *asked)
     return _owned(torch.zeros_like(found.loss) if x is None else x for x in found)
 
 
-def _row_terms_backward(logits: Tensor, labels: Tensor, terms: list[Tensor], *rest: Any) -> Tensor:
-    probability, entropy, target, at_label, *options, backend = rest
-    adjustment, targets = _unpacked(tuple(options))
-    chosen = backends.resolve("cross_entropy", backend, logits)
-    coefficients = Coefficients(probability, entropy, None if targets is None else target, at_label)
-    found: Tensor = chosen.row_terms_backward(
-        logits, labels, RowTerms(*terms), coefficients, adjustment, targets
+def _gradients(inputs: Sequence[Any], labels: Tensor, terms: list[Tensor], *rest: Any) -> Any:
+    *by, wanted, function, backend = rest
+    coefficients, options = Coefficients(*by[:4]), _unpacked(by[4:])
+    chosen = backends.resolve(function, backend, inputs[0])
+    made = RowTerms(*terms), coefficients, *options
+    if len(inputs) == 1:
+        return chosen.row_terms_backward(inputs[0], labels, *made)
+    hidden, weight, bias = inputs
+    found = chosen.linear_terms_backward(hidden, weight, labels, bias, *made, wanted)
+    return _owned(hidden.new_empty(0) if x is None else x for x in found)
+
+
+def _fake_terms(inputs: Sequence[Any], labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    dtype = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+    return tuple(labels.new_empty(labels.numel(), dtype=dtype) for _ in range(_FIELD_COUNT))
+
+
+def _fake_gradients(inputs: Sequence[Any], labels: Tensor, *rest: Any) -> Any:
+    wanted = rest[-3]
+    found = tuple(
+        torch.empty(x.shape if asked and x is not None else (0,), dtype=x.dtype, device=x.device)
+        if x is not None
+        else inputs[0].new_empty(0)
+        for x, asked in zip(inputs, wanted, strict=True)
     )
-    return found
+    return found[0] if len(inputs) == 1 else found
 
 
-def _fake_row_terms(logits: Tensor, labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return tuple(labels.new_empty(labels.numel(), dtype=dtype) for _ in range(_FIELDS))
+def _register(name: str, count: int) -> None:
+    """The operators of `name`, whose first `count` arguments are what the gradient is by."""
+    first_option = count + 1
 
+    def split(function: Any) -> Any:
+        return lambda *arguments: function(arguments[:count], *arguments[count:])
 
-def _fake_row_terms_backward(logits: Tensor, *rest: Any) -> Tensor:
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        options = inputs[first_option : first_option + _OPTION_COUNT]
+        lent, *ctx.rest = inputs[first_option + _OPTION_COUNT :]
+        ctx.options = [None if isinstance(x, Tensor) else x for x in options]
+        ctx.terms = len(lent) or _FIELD_COUNT
+        tensors = [x if isinstance(x, Tensor) else None for x in options]
+        ctx.save_for_backward(*inputs[:first_option], *tensors, *output[: ctx.terms])
+        # What a Selection lends does not tell the gradient of an entropy.
+        ctx.mark_non_differentiable(*output[4:], *(output[1:4:2] if lent else ()))
+        ctx.set_materialize_grads(False)
 
+    def gradient(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        inputs, labels, terms = saved[:count], saved[count], list(saved[-ctx.terms :])
+        tensors = saved[first_option : first_option + _OPTION_COUNT]
+        options = [x if y is None else y for x, y in zip(ctx.options, tensors, strict=True)]
+        ignore_index, function, backend = ctx.rest
+        targets = _unpacked(options)[1]
+        by = coefficients_of(RowTerms(*terms), targets, labels, ignore_index, *gradients[:4])
+        found: Any = [None] * count
+        if by is not None:
+            wanted = list(ctx.needs_input_grad[:count])
+            operator = getattr(torch.ops.emp_kernels, f"{name}_backward")
+            made = operator(*inputs, labels, terms, *by, *options, wanted, function, backend)
+            made = (made,) if count == 1 else made
+            found = [x if asked else None for x, asked in zip(made, wanted, strict=True)]
+        lent = [None] * (ctx.terms if ctx.terms < _FIELD_COUNT else 0)
+        return *found, None, *[None] * _OPTION_COUNT, lent, *[None] * 3
 
-for _name in ("row_terms", "row_terms_backward"):
-    _library.impl(_name, globals()[f"_{_name}"], "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", globals()[f"_fake_{_name}"], lib=_library)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, labels, temperature, temperatures, softcap, weighs, weight, probabilities = inputs[:8]
-    ctx.numbers = temperature, softcap, weighs, *inputs[8:]
-    ctx.save_for_backward(logits, labels, temperatures, weight, probabilities, *output)
-    ctx.mark_non_differentiable(*output[4:])
-
-
-def _gradient(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    logits, labels, temperatures, weight, probabilities, *saved = ctx.saved_tensors
-    temperature, softcap, weighs, share, uniform, ignore_index, backend = ctx.numbers
-    options = (
-        temperature, temperatures, softcap, weighs, weight, probabilities, share, uniform
-    )  # fmt: skip
-    _, targets = _unpacked(options)
-    by = coefficients_of(RowTerms(*saved), targets, labels, ignore_index, *gradients[:4])
-    assert by is not None
-    nothing = torch.zeros_like(by.probability)
-    found = torch.ops.emp_kernels.row_terms_backward(
-        logits, labels, saved, *(nothing if x is None else x for x in by), *options, backend
+    for suffix, run, fake in (
+        ("", _terms, _fake_terms),
+        ("_backward", _gradients, _fake_gradients),
+    ):
+        _library.impl(name + suffix, split(run), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}{suffix}", split(fake), lib=_library)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{name}", gradient, setup_context=keep, lib=_library
     )
-    return found, *[None] * 11
 
 
-torch.library.register_autograd(
-    f"{NAMESPACE}::row_terms", _gradient, setup_context=_keep, lib=_library
-)
+for _name, _count in _INPUTS.items():
+    _register(_name, _count)
 
 
 def differentiable_terms(
-    logits: Tensor,
+    inputs: Sequence[Tensor | None],
     labels: Tensor,
     adjustment: Adjustment,
     targets: Targets | None,
+    lent: RowTerms | None,
     ignore_index: int | None,
+    function: str,
     backend: str | None,
 ) -> tuple[RowTerms, tuple[Tensor, ...]]:
-    """Terms of rows, and those of them that are differentiable by the logits."""
+    """Terms of rows of logits or, of (hidden, weight, bias), of a product; and those of them that
+    are differentiable."""
+    operator = torch.ops.emp_kernels.row_terms
+    if len(inputs) > 1:
+        operator = torch.ops.emp_kernels.linear_terms
+    known = [] if lent is None else list(lent[:3])
     options = _packed(adjustment, targets)
-    found = torch.ops.emp_kernels.row_terms(logits, labels, *options, ignore_index, backend)
+    found = operator(*inputs, labels, *options, known, ignore_index, function, backend)
     return RowTerms(*found), tuple(found[:4])

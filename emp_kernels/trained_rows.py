@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from . import ops
 from .results import Scores, Selection
 from .state import EMPState
-from .validation import as_int64, check_ids, raise_id_out_of_range
+from .tracing import recording
+from .validation import as_int64, check_ids, check_rows_in
 
 REDUCTIONS = ("mean", "sum", "none")
 _UNREAD = torch.iinfo(torch.int64).min  # label of rows that nobody asks for: no ignore_index is it
@@ -30,13 +32,11 @@ def check_unremembered(function: str, state: EMPState | None) -> None:
 def check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor) -> torch.Tensor:
     """Positions (K,) int64 on the logits' device; on CPU all of them are in [0, n)."""
     check_ids(function, "rows", rows)
+    if recording():
+        return ops.positions(rows.to(logits.device), n, function)
     rows = rows.to(device=logits.device, dtype=torch.int64)
     rows = rows.resolve_neg()  # torch's indexing needs it
-    if rows.device.type == "cpu" and not torch.compiler.is_compiling():
-        bad = (rows < 0) | (rows >= n)
-        if bad.any():
-            position = int(bad.nonzero()[0])
-            raise_id_out_of_range(function, position, int(rows[position]), n, "rows")
+    check_rows_in(function, rows, n)
     return rows
 
 
@@ -52,7 +52,7 @@ def lent_scores(
         )
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     # Made in inference mode, they could not be saved for the backward pass.
-    lent = (x.to(wide, copy=x.is_inference()) for x in selection.scores)
+    lent = (x.to(wide, copy=not recording() and x.is_inference()) for x in selection.scores)
     return Scores(*(field.reshape(-1) for field in lent))
 
 

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from .tracing import recording
+
 FLOAT_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 LARGEST_BETA = 1e29
 BINARY = "binary classification needs two columns, torch.stack([torch.zeros_like(z), z], -1)"
@@ -30,32 +32,17 @@ def describe(value: Any) -> str:
 
 def in_memory(tensor: torch.Tensor) -> bool:
     """Whether the numbers of `tensor` lie at its address: not those of a subclass that dispatches
-    its own operations, as DTensor and FakeTensor do. What is being compiled will have its own."""
+    its own operations, as DTensor and FakeTensor do. What is being recorded will have its own."""
     kind = type(tensor)
     return (
         kind is torch.Tensor
         or kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
-        or torch.compiler.is_compiling()
+        or recording()
     )
 
 
 # None outside of torch.func's transforms.
 transforming = torch._C._functorch.peek_interpreter_stack
-
-
-def check_no_tracing(function: str) -> None:
-    """No mode is active whose new tensors have no memory: results would be half its own and half
-    real ones, and what is written into tensors of ours would be lost."""
-    if not torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling():
-        return
-    keys = torch._C._TorchDispatchModeKey
-    for key in (keys.FUNCTIONAL, keys.FAKE):
-        mode = torch._C._get_dispatch_mode(key)
-        if mode is not None:
-            raise RuntimeError(
-                f"{function}: tensors must lie in memory (call it outside the mode, or trace it "
-                f"with torch.compile), got {type(mode).__name__}"
-            )
 
 
 def check_strided(function: str, name: str, tensor: torch.Tensor) -> None:
@@ -83,7 +70,7 @@ def _refuse_unusual(function: str, name: str, tensor: torch.Tensor) -> None:
         fake = "call outside of FakeTensorMode, or under torch.compile"
         instead = fake if kind == "FakeTensor" else "of a DTensor, pass its to_local()"
         raise TypeError(f"{function}: {name} must lie in memory ({instead}), got {kind}")
-    if torch.compiler.is_compiling():
+    if recording():
         return
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         raise TypeError(
@@ -273,6 +260,13 @@ def check_id_range(function: str, ids: torch.Tensor, size: int) -> None:
     position = _first_outside(ids, size, None)
     if position is not None:
         raise_id_out_of_range(function, position, int(as_int64(ids[position])), size)
+
+
+def check_rows_in(function: str, rows: torch.Tensor, size: int) -> None:
+    """On the CPU raise of the first of rows (K,) int64 outside [0, size)."""
+    position = _first_outside(rows, size, None)
+    if position is not None:
+        raise_id_out_of_range(function, position, int(rows[position]), size, "rows")
 
 
 def _first_outside(values: torch.Tensor, stop: int, ignored: int | None) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import term_ops
+from . import ops, term_ops
 from .distributed.columns import Columns
 from .distributed.term_shards import IGNORED, WholeRows, whole_terms
 from .gradient import NotTwice, SomeRows
@@ -105,11 +105,10 @@ def differentiable_terms(
     """The rows' terms, and their loss, entropy, lse and target (0 without Targets) again, (N,),
     differentiable once by the inputs; of rows with probabilities, the loss is not."""
     if rows.chosen is None:  # traced
-        (logits,) = inputs
-        assert logits is not None
         return term_ops.differentiable_terms(
-            logits, rows.labels, rows.adjustment, rows.targets, rows.ignore_index, rows.backend
-        )
+            inputs, rows.labels, rows.adjustment, rows.targets, rows.lent, rows.ignore_index,
+            rows.function, rows.backend,
+        )  # fmt: skip
     with torch.no_grad():
         terms = rows.terms(*inputs)
     return terms, _Terms.apply(rows, terms, *inputs)
@@ -249,7 +248,8 @@ def loss_with_options(
     if state is not None:
         if indices is None:
             indices = torch.arange(n, device=labels.device)
-        chosen.update_state(state, indices, scores_of(terms, state.beta, read, skipped), function)
+        scores = scores_of(terms, state.beta, read, skipped)
+        (chosen or ops).update_state(state, indices, scores, function)
     which = SomeRows.of(chosen, None, labels, trained, ignore_index, reduction)
     losses = losses_of(plan, options, values)
     found = reduced(losses, plan, options, labels, which.positions, which.counted, reduction)

@@ -73,9 +73,7 @@ def statistics(
             prediction[i] = np.argmax(z[i])  # the lowest index
         for name, value in row.items():
             fields[name][i] = value
-    return Truth(
-        **fields, correct=correct, prediction=prediction, valid=valid, ignored=ignored
-    )
+    return Truth(**fields, correct=correct, prediction=prediction, valid=valid, ignored=ignored)
 
 
 def _row(z: np.ndarray, y: int) -> dict[str, Any]:

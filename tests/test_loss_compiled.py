@@ -78,18 +78,29 @@ def test_log_prob_and_entropy_in_one_graph(backend):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_operators():
+@pytest.mark.parametrize("lends", [False, True])
+@pytest.mark.parametrize("product", [False, True])
+def test_operators(product, lends):
     logits, labels, options = make(6, 5, {"temperature": "random", "weight": "random"})
-    weight, temperature = options["weight"], options["temperature"]
-    call = (logits.requires_grad_(), labels, 1.0, temperature, 4.0, True, weight, None, 0.0, 0.02)
-    torch.library.opcheck(torch.ops.emp_kernels.row_terms, (*call, None, None))
+    inputs = [logits.requires_grad_()]
+    if product:
+        inputs = [torch.randn(6, 3).requires_grad_(), torch.randn(5, 3).requires_grad_(), None]
+    operators = torch.ops.emp_kernels
+    terms_of, gradient_of = operators.row_terms, operators.row_terms_backward
+    if product:
+        terms_of, gradient_of = operators.linear_terms, operators.linear_terms_backward
+    asked = (1.0, options["temperature"], 4.0, not lends)  # lent terms know no other targets
+    asked += (None, None, 0.0, 0.0) if lends else (options["weight"], None, 0.0, 0.02)
     with torch.no_grad():
-        terms = list(torch.ops.emp_kernels.row_terms(*call, None, None))
+        terms = list(terms_of(*inputs, labels, *asked, [], None, "loss", None))
+    lent = terms[:3] if lends else []
+    torch.library.opcheck(terms_of, (*inputs, labels, *asked, lent, None, "loss", None))
     one = torch.ones(6)
-    torch.library.opcheck(
-        torch.ops.emp_kernels.row_terms_backward,
-        (logits.detach(), labels, terms, one, one, one, one, *call[2:], None),
-    )
+    wanted = [True] if not product else [True, False, False]
+    for by in ((one, one, one, one), (one, None, None, one)):
+        constants = [x if x is None else x.detach() for x in inputs]
+        arguments = (*constants, labels, lent or terms, *by, *asked, wanted, "loss", None)
+        torch.library.opcheck(gradient_of, arguments)
 
 
 def test_scores_of_adjusted_logits_in_one_graph(backend):

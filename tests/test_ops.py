@@ -22,7 +22,8 @@ def test_opcheck(backend):
     opcheck(OPERATORS.score.default, (logits, labels, 0.5, None, backend))
     opcheck(OPERATORS.sample_statistics.default, (logits, labels, 4, backend))
     scores, ignored = logits[:, 0].contiguous(), labels == 3
-    opcheck(OPERATORS.select.default, (scores, 7, backend))
+    for keep in ((None, 7), (0.3, None)):
+        opcheck(OPERATORS.select.default, (scores, *keep, backend))
     for keep in ((0.3, None), (None, 4)):
         opcheck(OPERATORS.select_counted.default, (scores, ignored, *keep, backend))
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from ..validation import check_no_tracing
+from ..tracing import check_no_tracing
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
@@ -145,7 +145,7 @@ def resolve(function: str, name: str | None, tensor: torch.Tensor) -> ModuleType
     Raises:
         ValueError: `name` is no backend.
         RuntimeError: the named backend is not available here or does not serve the device, or
-            torch's FunctionalTensorMode or FakeTensorMode is active.
+            torch's FunctionalTensorMode or FakeTensorMode is active, or a tracer records.
         TypeError: `name` is no string, or the named backend does not take the tensor's dtype.
     """
     check_no_tracing(function)

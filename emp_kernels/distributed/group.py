@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from ..validation import check_no_tracing, check_size
+from ..tracing import check_no_tracing
+from ..validation import check_size
 
 if TYPE_CHECKING:
     from ..state import EMPState

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from ..keep import Keep, check_keep_of
 from ..state import EMPState
+from ..tracing import records
 from ..validation import check_beta, check_id_range, check_size
 from . import sharing
 from .group import check_group, max_equal, named, sum_equal
@@ -116,6 +117,11 @@ class ShardedState(EMPState):
         self, function: str, indices: torch.Tensor | None, n: int
     ) -> tuple[Any, torch.Tensor | None]:
         """A block of the log, and which of its rows the call may write."""
+        if records(function):
+            raise RuntimeError(
+                f"{function}: state must be an EMPState where the call is recorded (the log of a "
+                "ShardedState goes on with each call), got a ShardedState"
+            )
         if indices is None:
             indices = torch.arange(n, device=self.device)
         if indices.is_cpu:

@@ -155,8 +155,8 @@ def score(
         cut |= {"ROWS": plan.rows, "WIDTH": plan.width}
     with _on(device):
         kernel[(programs,)](
-            logits, labels.reshape(-1).contiguous(), ids, values, correct, prediction, work, indices,
-            threshold, *pointers, n, rows.per_group, rows.group_stride, rows.row_stride,
+            logits, labels.reshape(-1).contiguous(), ids, values, correct, prediction, work,
+            indices, threshold, *pointers, n, rows.per_group, rows.group_stride, rows.row_stride,
             max(0, (classes - vector + 1 if ragged else classes) // vector), classes,
             address // itemsize % vector, float(beta), ignore_index or 0,
             0 if state is None else state.num_samples, keep or 0,

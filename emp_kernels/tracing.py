@@ -1,0 +1,62 @@
+"""Who records operations instead of running them: torch's compilers and tracers.
+
+What records reads no memory. Native code and Triton kernels would run on the example alone, and
+their results would stand in the recording as constants: so a call is an operator there
+(:mod:`emp_kernels.ops`, :mod:`emp_kernels.term_ops`), or an error.
+"""
+
+import torch
+
+_tracing_state = torch._C._get_tracing_state
+_modes = torch._C._len_torch_dispatch_stack
+_KEYS = torch._C._TorchDispatchModeKey
+
+
+def recording() -> bool:
+    """Whether torch.compile, torch.export or make_fx record what runs, which must then be
+    operators."""
+    return torch.compiler.is_compiling() or (_modes() > 0 and _mode(_KEYS.PROXY) is not None)
+
+
+def running() -> bool:
+    """Whether nobody records, torch.jit.trace included."""
+    if torch.compiler.is_compiling() or _tracing_state() is not None:
+        return False
+    return not _modes() or _mode(_KEYS.PROXY) is None
+
+
+def records(function: str) -> bool:
+    """`recording`, raising where torch.jit.trace does, which would keep sizes as constants."""
+    if torch.compiler.is_compiling():
+        return True
+    _refuse_jit(function)
+    return _modes() > 0 and _mode(_KEYS.PROXY) is not None
+
+
+def check_no_tracing(function: str) -> None:
+    """Nobody records, and no mode is active whose new tensors have no memory: results would be half
+    its own and half real ones, and what is written into tensors of ours would be lost."""
+    if torch.compiler.is_compiling():
+        return
+    _refuse_jit(function)
+    if not _modes():
+        return
+    for key in (_KEYS.FUNCTIONAL, _KEYS.PROXY, _KEYS.FAKE):
+        mode = _mode(key)
+        if mode is not None:
+            raise RuntimeError(
+                f"{function}: tensors must lie in memory (call it outside the mode, or trace it "
+                f"with torch.compile), got {type(mode).__name__}"
+            )
+
+
+def _mode(key: "torch._C._TorchDispatchModeKey") -> object | None:
+    return torch._C._get_dispatch_mode(key)
+
+
+def _refuse_jit(function: str) -> None:
+    if _tracing_state() is not None:
+        raise RuntimeError(
+            f"{function}: must be recorded by torch.compile, torch.export or make_fx, got "
+            "torch.jit.trace, which would keep the example's sizes and results as constants"
+        )
