@@ -8,16 +8,18 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from .tracing import check_no_tracing
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def outside_compiler_where(
-    condition: Callable[..., bool],
+    condition: Callable[..., bool], name: str | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator: the function is a graph break under ``torch.compile`` where `condition` of its
-    arguments holds. The break is made on first use: ``torch.compiler.disable`` imports the whole
-    compiler."""
+    """A decorator: where `condition` of its arguments holds, the function is a graph break under
+    ``torch.compile``, and an error under ``torch.export``. The break is made on first use:
+    ``torch.compiler.disable`` imports the whole compiler."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         made: list[Callable[P, R]] = []
@@ -26,6 +28,8 @@ def outside_compiler_where(
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if not torch.compiler.is_compiling() or not condition(*args, **kwargs):
                 return function(*args, **kwargs)
+            if not torch.compiler.is_dynamo_compiling():
+                check_no_tracing(name or function.__name__)
             if not made:
                 made.append(torch.compiler.disable(function))
             return made[0](*args, **kwargs)
@@ -35,6 +39,6 @@ def outside_compiler_where(
     return decorate
 
 
-def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` as a graph break under ``torch.compile``."""
-    return outside_compiler_where(lambda *_, **__: True)(function)
+def outside_compiler(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
+    """`function` as a graph break wherever it is called."""
+    return outside_compiler_where(lambda *_, **__: True, name)(function)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from . import backends
-from .tracing import check_no_tracing, records, running
-from .validation import check_ids, describe, transforming
+from .tracing import check_no_tracing, records, running, transforming
+from .validation import check_ids, describe
 
 
 def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import backends
 from .keep import Keep, check_keep_of, kept_count
 from .results import SampleStatistics, Scores, Selection
+from .tracing import check_recordable
 from .validation import check_rows_in
 
 NAMESPACE = "emp_kernels"
@@ -230,6 +231,8 @@ def score_and_select(
     backend: str | None,
 ) -> Selection:
     """:func:`emp_kernels.score_and_select` as one operator, which writes to the state's fields."""
+    if state is not None:
+        check_recordable("score_and_select", "state")
     fields = [None if state is None else getattr(state, name) for name in STATE_FIELDS]
     beta = 1.0 if state is None else state.beta
     options = beta, *_share_or_count(keep), indices, ignore_index, backend
@@ -241,6 +244,7 @@ def score_and_select(
 
 def update_state(state: Any, indices: Tensor, scores: Scores, function: str) -> None:
     """Scores of rows written into `state` at the ids `indices`, as one operator."""
+    check_recordable(function, "state")
     fields = [getattr(state, name) for name in STATE_FIELDS]
     rows = [x.reshape(-1) for x in scores[:3]]
     torch.ops.emp_kernels.update_state(*fields, indices, *rows, function)

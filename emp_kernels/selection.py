@@ -5,7 +5,7 @@ import torch
 from . import backends, ops
 from .arrays import as_tensor
 from .keep import Keep, check_ignored, check_keep, check_keep_of, kept_count
-from .tracing import records
+from .tracing import check_recordable, records
 from .validation import check_scores
 
 
@@ -46,11 +46,15 @@ def select(
         ignored = as_tensor("select", "ignored", ignored)
         check_ignored("select", ignored, "scores", scores)
         if recorded:  # how many are counted is not known then
+            if type(scores) is torch.Tensor:
+                check_recordable("select", "scores")
             return ops.select_counted(scores, ignored, check_keep("select", keep), backend)
         chosen = backends.resolve("select", backend, scores)
         return ops.highest_counted(chosen, scores, ignored, keep)
     n = scores.shape[0]
     keep = check_keep_of("select", keep, n)
     if recorded:
+        if type(scores) is torch.Tensor:  # of a state, say
+            check_recordable("select", "scores")
         return ops.select(scores, keep, backend)
     return backends.resolve("select", backend, scores).select(scores, kept_count(keep, n))

@@ -5,6 +5,7 @@ One read of the logits gives the scores of all tokens; the rest works on (B, T) 
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 
 import torch
@@ -23,7 +24,7 @@ from .validation import (
 PER = ("all", "row", "sequence")
 
 
-@outside_compiler
+@functools.partial(outside_compiler, name="score_and_select")
 def select_tokens(
     logits: torch.Tensor,
     labels: torch.Tensor,

@@ -10,6 +10,8 @@ import torch
 _tracing_state = torch._C._get_tracing_state
 _modes = torch._C._len_torch_dispatch_stack
 _KEYS = torch._C._TorchDispatchModeKey
+# None outside of torch.func's transforms.
+transforming = torch._C._functorch.peek_interpreter_stack
 
 
 def recording() -> bool:
@@ -34,11 +36,22 @@ def records(function: str) -> bool:
 
 
 def check_no_tracing(function: str) -> None:
-    """Nobody records, and no mode is active whose new tensors have no memory: results would be half
-    its own and half real ones, and what is written into tensors of ours would be lost."""
+    """Nobody records, and no mode or transform is active whose new tensors have no memory: results
+    would be half its own and half real ones, and what is written into tensors of ours would be
+    lost. (What torch.compile cannot record breaks its graph before it comes here.)"""
     if torch.compiler.is_compiling():
-        return
+        if torch.compiler.is_dynamo_compiling():
+            return
+        raise RuntimeError(
+            f"{function}: tensors must lie in memory (call it outside of what is exported: it is "
+            "no operator), got those of torch.export"
+        )
     _refuse_jit(function)
+    if transforming() is not None:
+        raise RuntimeError(
+            f"{function}: tensors must lie in memory (call it outside of torch.func's transforms, "
+            "with all rows at once), got a call in one"
+        )
     if not _modes():
         return
     for key in (_KEYS.FUNCTIONAL, _KEYS.PROXY, _KEYS.FAKE):
@@ -48,6 +61,15 @@ def check_no_tracing(function: str) -> None:
                 f"{function}: tensors must lie in memory (call it outside the mode, or trace it "
                 f"with torch.compile), got {type(mode).__name__}"
             )
+
+
+def check_recordable(function: str, name: str) -> None:
+    """`name`, whose tensors lie in memory, can be recorded: not where all have to be fake."""
+    if not torch.compiler.is_compiling() and _modes() and _mode(_KEYS.FAKE) is not None:
+        raise RuntimeError(
+            f"{function}: {name} must be recorded with its memory (by torch.compile, torch.export "
+            'or make_fx with tracing_mode="real"), got FakeTensorMode'
+        )
 
 
 def _mode(key: "torch._C._TorchDispatchModeKey") -> object | None:

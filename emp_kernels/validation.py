@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from .tracing import recording
+from .tracing import recording, transforming
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 LARGEST_BETA = 1e29
@@ -39,10 +39,6 @@ def in_memory(tensor: torch.Tensor) -> bool:
         or kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
         or recording()
     )
-
-
-# None outside of torch.func's transforms.
-transforming = torch._C._functorch.peek_interpreter_stack
 
 
 def check_strided(function: str, name: str, tensor: torch.Tensor) -> None:
