@@ -48,9 +48,9 @@ def check_no_tracing(function: str) -> None:
         )
     _refuse_jit(function)
     if transforming() is not None:
-        raise RuntimeError(
-            f"{function}: tensors must lie in memory (call it outside of torch.func's transforms, "
-            "with all rows at once), got a call in one"
+        raise TypeError(
+            f"{function}: tensors must lie in memory (call outside of torch.func's transforms, with "
+            "all rows at once), got a call in one of them"
         )
     if not _modes():
         return

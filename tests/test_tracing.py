@@ -188,13 +188,13 @@ def test_transforms_say_what_to_do_instead(name, function, transform):
         for found in call()[:2]:
             assert torch.equal(found, ones[:, None].expand_as(found))
         return
-    with pytest.raises((TypeError, RuntimeError), match=r"must lie in memory \(call .*torch.func"):
+    with pytest.raises(TypeError, match=r"must lie in memory \(call outside of torch.func"):
         call()
 
 
 def test_a_call_on_constants_within_a_transform():
     state = emp.EMPState(4)
-    with pytest.raises(RuntimeError, match=r"^select: .*torch.func"):
+    with pytest.raises(TypeError, match=r"^select: .*torch.func"):
         torch.func.grad(lambda x: x * state.select(0.5).sum())(torch.ones(()))
 
 
