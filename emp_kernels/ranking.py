@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import torch
 
 from .arrays import as_tensor
+from .compiling import outside_compiler
 from .keep import Keep, check_keep_of
 from .order_keys import order_keys, values_of_keys
 from .ranked_rows import RankedRows, Rows, classes_of, counted_classes
 from .scoring import sample_statistics, score
+from .tracing import check_no_tracing
 from .validation import check_beta, check_ignore_index, check_labels, check_logits
 
 MEASURES = ("emp", "loss", "entropy", "el2n", "margin")
@@ -39,6 +41,7 @@ class Ranking(NamedTuple):
     num_invalid: torch.Tensor
 
 
+@outside_compiler
 def rank(
     logits: Any,
     labels: Any,
@@ -78,6 +81,7 @@ def rank(
             `per_class`, no share.
         RuntimeError: the named backend is not available.
     """
+    check_no_tracing("rank")
     logits, labels = as_tensor("rank", "logits", logits), as_tensor("rank", "labels", labels)
     check_logits("rank", logits)
     check_labels("rank", labels, logits)

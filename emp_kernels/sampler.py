@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from . import distributed
 from .choosing import check_sampling, chosen
+from .distributed.orders import loaded_order, saved_order, shared_order
 from .drawing import SHUFFLED, iterator_of, shuffled, stream_of
 from .epochs import Epochs
 from .keep import Keep, check_keep_of, kept_count
@@ -222,7 +223,7 @@ class EMPSampler(Sampler[int]):
             keep = None if self._draws_all(epoch) else self.keep
             stream = stream_of(self.seed, epoch)
             how = keep, self.sampling, stream, self.shuffle
-            return distributed.shared_order(self.state, epoch, *how)
+            return shared_order(self.state, epoch, *how)
         if self.num_replicas > 1 and distributed.initialised():
             distributed.sync(self.state)
         stream = stream_of(self.seed, epoch)
@@ -269,7 +270,7 @@ class EMPSampler(Sampler[int]):
             "version": _VERSION,
             "num_samples": self.state.num_samples,
             "epoch": epoch,
-            **distributed.saved_order(order, self.state),
+            **saved_order(order, self.state),
             "position": drawn,
             "num_replicas": self.num_replicas,
         }
@@ -294,7 +295,7 @@ class EMPSampler(Sampler[int]):
                 f"got {state_dict['num_samples']}"
             )
         epoch = _checked(function, state_dict["epoch"])
-        order = distributed.loaded_order(function, state_dict, epoch, self.state)
+        order = loaded_order(function, state_dict, epoch, self.state)
         self._epochs.restore(epoch, order)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def check_no_tracing(function: str) -> None:
     _refuse_jit(function)
     if transforming() is not None:
         raise TypeError(
-            f"{function}: tensors must lie in memory (call outside of torch.func's transforms, with "
-            "all rows at once), got a call in one of them"
+            f"{function}: tensors must lie in memory (call outside of torch.func's transforms, "
+            "with all rows at once), got a call in one of them"
         )
     if not _modes():
         return

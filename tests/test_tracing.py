@@ -56,6 +56,7 @@ ERRORS = {
     "score_and_select": [
         lambda z, y, h, w: emp.score_and_select(z.view(3, 4, C), y.view(3, 4), None, 0.3, per="row")
     ],
+    "rank": [lambda z, y, h, w: emp.rank(z, y, 0.3)],
     "distributed.select": [lambda z, y, h, w: emp.distributed.select(z[:, 0], 0.3)],
     "distributed.score_vocab_parallel": [
         lambda z, y, h, w: emp.distributed.score_vocab_parallel(z, y, vocab_start=0, group=None)
