@@ -13,6 +13,7 @@ from .distributed.columns import is_sharded, local_part, product_shard_of
 from .distributed.term_shards import whole_terms
 from .gradient import NotTwice, SomeRows
 from .options import LossOptions, check_adjustment, check_options
+from .products import check_product
 from .results import LogProbs, Scores, Selection
 from .terms import scores_of
 from .tiles import KeptTiles
@@ -22,9 +23,6 @@ from .validation import (
     check_beta,
     check_ignore_index,
     check_labels,
-    check_logits,
-    check_same_device,
-    check_strided,
 )
 from .weighted_loss import Rows, differentiable_terms, loss_with_options
 
@@ -93,7 +91,7 @@ def score_linear(
         hidden, weight, bias, labels, columns = product_shard_of(
             function, hidden, weight, bias, labels, vocab_start, group
         )
-    _check_product(function, hidden, weight, bias)
+    check_product(function, hidden, weight, bias)
     check_labels(function, labels, hidden, "hidden")
     beta = check_beta(function, beta)
     ignore_index = check_ignore_index(function, ignore_index)
@@ -189,7 +187,7 @@ def linear_cross_entropy(
         hidden, weight, bias, labels, columns = product_shard_of(
             function, hidden, weight, bias, labels, vocab_start, group
         )
-    _check_product(function, hidden, weight, bias)
+    check_product(function, hidden, weight, bias)
     check_labels(function, labels, hidden, "hidden")
     ignore_index = check_ignore_index(function, ignore_index)
     adjustment = check_adjustment(function, temperature, softcap, labels)
@@ -282,7 +280,7 @@ def linear_log_prob_and_entropy(
         hidden, weight, bias, labels, columns = product_shard_of(
             function, hidden, weight, bias, labels, vocab_start, group
         )
-    _check_product(function, hidden, weight, bias)
+    check_product(function, hidden, weight, bias)
     check_labels(function, labels, hidden, "hidden")
     ignore_index = check_ignore_index(function, ignore_index)
     adjustment = check_adjustment(function, temperature, softcap, labels)
@@ -324,32 +322,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
             name, inputs = "linear_cross_entropy", (hidden, weight, bias, gradient)
             found = [x if x is None else NotTwice.apply(name, x, *inputs) for x in found]
         return (*found, None, None, None)
-
-
-def _check_product(
-    function: str, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> None:
-    """hidden (..., D), weight (C, D) and bias (C,) or None: one dtype, one device."""
-    check_logits(function, hidden, "hidden")
-    others = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    for name, tensor in others.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                f"{function}: {name} must be a torch.Tensor, got {type(tensor).__name__}"
-            )
-        if tensor.dtype != hidden.dtype:
-            raise TypeError(
-                f"{function}: {name} must have the dtype of hidden, {hidden.dtype}, "
-                f"got {tensor.dtype}"
-            )
-        check_strided(function, name, tensor)
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(
-            f"{function}: weight must have shape (C, {hidden.shape[-1]}), got {tuple(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{function}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
-        )
-    for name, tensor in others.items():
-        check_same_device(function, name, tensor, "hidden", hidden)

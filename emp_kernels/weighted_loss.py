@@ -132,9 +132,11 @@ class _Terms(torch.autograd.Function):
         inputs, terms = saved[: ctx.inputs], RowTerms(*saved[ctx.inputs :])
         found: Sequence[torch.Tensor | None] = [None] * ctx.inputs
         with torch.no_grad():
+            by_loss, by_entropy, by_lse, by_target = gradients
+            elsewhere = None if rows.whole is None else rows.whole.elsewhere
             coefficients = coefficients_of(
-                terms, rows.targets, rows.labels, rows.ignore_index, *gradients,
-                None if rows.whole is None else rows.whole.elsewhere,
+                terms, rows.targets, rows.labels, rows.ignore_index,
+                by_loss, by_entropy, by_lse, by_target, elsewhere,
             )  # fmt: skip
             if coefficients is not None:
                 found = rows.gradients(inputs, terms, coefficients, ctx.needs_input_grad[2:])

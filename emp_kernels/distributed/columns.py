@@ -13,11 +13,11 @@ from .group import check_group, gather_equal, per_rank
 
 
 class Columns(NamedTuple):
-    """Columns [start, start + count) of whole rows: those here, of what the ranks of `group`
+    """Columns [start, start + width) of whole rows: those here, of what the ranks of `group`
     hold, of which this is `rank`."""
 
     start: int
-    count: int
+    width: int
     rank: int
     group: dist.ProcessGroup | None
 
@@ -75,15 +75,15 @@ def shard_of(
         return Shard(local, labels, columns)
     columns = _given(function, vocab_start, group)
     if isinstance(logits, torch.Tensor) and logits.dim():
-        columns = columns._replace(count=logits.shape[-1])
+        columns = columns._replace(width=logits.shape[-1])
     return Shard(logits, labels, columns)
 
 
 def product_shard_of(
     function: str,
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
+    hidden: Any,
+    weight: Any,
+    bias: Any,
     labels: torch.Tensor,
     vocab_start: int | None,
     group: dist.ProcessGroup | None,
@@ -94,7 +94,7 @@ def product_shard_of(
     if not is_dtensor(weight):
         columns = _given(function, vocab_start, group)
         if isinstance(weight, torch.Tensor) and weight.dim():
-            columns = columns._replace(count=weight.shape[0])
+            columns = columns._replace(width=weight.shape[0])
         over = None
     else:
         rule = "weight, a DTensor, must be sharded once on its dimension 0"
@@ -189,13 +189,13 @@ def exchange(
     for the device, and columns that overlap or leave a gap are an error on all ranks."""
     packed, facts = sums.reshape(-1), 0
     if tell:  # in front, where they are aligned
-        told = torch.tensor([columns.start, columns.count], device="cpu").view(sums.dtype)
+        told = torch.tensor([columns.start, columns.width], device="cpu").view(sums.dtype)
         packed, facts = torch.cat([told.to(packed.device), packed]), len(told)
     parts = gather_equal(function, packed, columns.group)
     classes = None
     if tell:
         shards = [part[:facts].cpu().view(torch.int64).tolist() for part in parts]
-        classes = classes_of(function, [(start, count) for start, count in shards])
+        classes = classes_of(function, [(start, width) for start, width in shards])
     return torch.stack([part[facts:].view(sums.shape) for part in parts], 1).double(), classes
 
 

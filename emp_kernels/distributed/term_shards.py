@@ -75,11 +75,12 @@ def whole_terms(
     if lent is None:
         pieces = _pieces(options)
         read = []
-        if columns.count:
+        if columns.width:
             skipped = None if ignore_index is None else IGNORED
+            wanted: Sequence[Targets | None] = pieces or [None]
             read = [
                 _read(function, chosen, inputs, places, options.adjustment, piece, skipped)
-                for piece in pieces or [None]
+                for piece in wanted
             ]
         others = [x.others for x in read if x.others is not None]
         fields = _told(read, len(pieces), options, places, product=product, wide=wide)
@@ -131,7 +132,7 @@ def _wide(inputs: Sequence[torch.Tensor | None]) -> torch.dtype:
 def _places(labels: torch.Tensor, columns: Columns, ignore_index: int | None) -> torch.Tensor:
     """Labels (...) as WholeRows has them."""
     y = as_int64(labels)
-    here = (y >= columns.start) & (y < columns.start + columns.count)
+    here = (y >= columns.start) & (y < columns.start + columns.width)
     places = torch.where(here, y - columns.start, ELSEWHERE)
     return places if ignore_index is None else places.masked_fill(y == ignore_index, IGNORED)
 

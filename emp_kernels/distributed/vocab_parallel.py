@@ -122,7 +122,7 @@ def _compare(
         "ignored": ignore_index is not None,
         "ignore_index": ignore_index or 0,
         "start": shard.columns.start,
-        "classes": shard.columns.count,
+        "classes": shard.columns.width,
     }
     told = torch.tensor(list(map(int, fields.values())), device=labels.device)
     heard = [part.tolist() for part in gather_equal(function, told, shard.columns.group)]
@@ -172,7 +172,7 @@ def score_shard(
     logits, n, start = shard.logits.detach(), shard.labels.numel(), shard.columns.start
     labels = as_int64(shard.labels)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    if shard.columns.count:
+    if shard.columns.width:
         ignored_here = None
         if ignore_index is not None:  # in the int64 arithmetic of the labels, which wraps
             ignored_here = (ignore_index - start + 2**63) % 2**64 - 2**63

@@ -1,5 +1,7 @@
 """Terms of losses with options, in float64."""
 
+from typing import Any
+
 import torch
 
 from ...terms import RowTerms
@@ -111,9 +113,8 @@ def _gradient(z, labels, terms, coefficients, adjustment, targets, part):
     above = torch.where(loss.isnan(), torch.nan, above)  # where there is no loss
     d = a - m[:, None]
     p = (d - above[:, None]).exp()
-    big_a, big_b, big_s, rest = (
-        None if x is None else x[part].double()[:, None] for x in coefficients
-    )
+    by: Any = [None if x is None else x[part].double()[:, None] for x in coefficients]
+    big_a, big_b, big_s, rest = by
     g = big_a * p
     known = (labels >= 0) & (labels < z.shape[1])
     place, at_place, less_one = labels, known, torch.expm1(-loss)
