@@ -368,3 +368,28 @@ def test_scores_of_adjusted_logits(adjustment, as_default, on_threads):  # noqa:
         assert (got.score[torch.from_numpy(truth.ignored)] == -INF).all()
         want = torch.from_numpy(truth.loss + 0.5 * truth.entropy).float()
         torch.testing.assert_close(got.score[counted], want[counted])
+
+
+@options_of_each
+def test_float64_is_answered_in_float64(asked, on_threads):  # noqa: F811
+    logits, labels, options = make(9, 30, asked, torch.float64)
+    for name in ("weight", "sample_weight"):
+        if name in options:
+            options[name] = options[name].double()
+    exact = logits.clone().requires_grad_()
+    want = reduce(*true_losses(exact, labels, options), "mean")
+    want.backward()
+
+    def train(rank, world):
+        local, start = shard(logits, rank, world)
+        mine, y = part_of(options, labels, rank, world, 30)
+        leaf = local.detach().requires_grad_()
+        loss = emp.cross_entropy(leaf, y, vocab_start=start, **mine)
+        loss.backward()
+        return loss.detach(), leaf.grad
+
+    found = on_threads(3, train)
+    (loss,) = same_on_all_ranks([x[:1] for x in found])
+    torch.testing.assert_close(loss, want.detach(), rtol=1e-13, atol=0)
+    gradient = joined([x[1] for x in found], 30, 3)
+    torch.testing.assert_close(gradient, exact.grad, rtol=1e-11, atol=1e-15)

@@ -300,8 +300,28 @@ def distributed_sync():
 
 @call("distributed.score_vocab_parallel")
 def distributed_score_vocab_parallel():
-    return {
-        "found": emp.distributed.score_vocab_parallel(
-            LOGITS, PADDED, vocab_start=0, ignore_index=-100, check=True
+    """And every loss of a shard, which is read as scores of adjusted logits are."""
+    shard = {"vocab_start": 0, "ignore_index": -100}
+    options = {"label_smoothing": 0.1, "z_loss": 1e-3, "temperature": 2.0, "softcap": 30.0}
+
+    def of_logits(logits: torch.Tensor) -> torch.Tensor:
+        found = emp.log_prob_and_entropy(logits, PADDED, temperature=2.0, **shard)
+        return found.entropy.sum() + emp.cross_entropy(
+            logits, PADDED, weight=CLASS_WEIGHT, **options, **shard
         )
+
+    def of_product(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return emp.linear_cross_entropy(
+            hidden, weight, PADDED, class_weight=CLASS_WEIGHT, **options, **shard
+        )
+
+    trained = _with_gradient([LOGITS], of_logits)
+    product = _with_gradient([HIDDEN, WEIGHT], of_product)
+    return {
+        "found": emp.distributed.score_vocab_parallel(LOGITS, PADDED, check=True, **shard),
+        "adjusted": emp.distributed.score_vocab_parallel(
+            LOGITS, PADDED, check=True, temperature=2.0, softcap=30.0, **shard
+        ),
+        **{f"{name} of a loss": x for name, x in trained.items()},
+        **{f"{name} of a product": x for name, x in product.items()},
     }
