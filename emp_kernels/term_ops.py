@@ -26,9 +26,11 @@ _OPTIONS = (
     "Tensor? probabilities, float share, float uniform"
 )
 _OPTION_COUNT, _FIELD_COUNT = 8, len(RowTerms._fields)
-# `lent`: a Selection's loss, entropy and lse, in the place of a read.
+# `lent`: a Selection's loss, entropy and lse, in the place of a read. `plain`: of logits as they
+# are the loss alone is differentiated, by the kernels that know no options.
 _FORWARD = (
-    f"Tensor labels, {_OPTIONS}, Tensor[] lent, int? ignore_index, str function, str? backend) -> "
+    f"Tensor labels, {_OPTIONS}, Tensor[] lent, bool plain, int? ignore_index, str function, "
+    "str? backend) -> "
     f"({', '.join(['Tensor'] * _FIELD_COUNT)})"
 )
 _BACKWARD = (
@@ -60,12 +62,16 @@ def _unpacked(options: Sequence[Any]) -> tuple[Adjustment, Targets | None]:
 
 
 def _terms(inputs: Sequence[Any], labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *options, lent, ignore_index, function, backend = rest
+    *options, lent, plain, ignore_index, function, backend = rest
     adjustment, targets = _unpacked(options)
     check_temperatures(function, adjustment.temperature)
     asked = adjustment, targets, ignore_index, function
     if lent:
         found = RowTerms(*(x.clone() for x in lent))
+    elif plain:
+        chosen = backends.resolve(function, backend, inputs[0])
+        scores = chosen.score(inputs[0], labels, 1.0, ignore_index, function)
+        found = RowTerms(*(x.reshape(-1) for x in scores[1:4]))
     elif len(inputs) == 1:
         chosen = backends.resolve(function, backend, inputs[0])
         found = chosen.row_terms(inputs[0], labels, *asked)
@@ -80,6 +86,10 @@ def _gradients(inputs: Sequence[Any], labels: Tensor, terms: list[Tensor], *rest
     *by, wanted, function, backend = rest
     coefficients, options = Coefficients(*by[:4]), _unpacked(by[4:])
     chosen = backends.resolve(function, backend, inputs[0])
+    as_given = options[0].changes_nothing and options[1] is None
+    if len(inputs) == 1 and len(terms) == 3 and as_given:  # plain or lent
+        loss, _, lse = terms
+        return chosen.cross_entropy_backward(inputs[0], labels, loss, lse, coefficients.probability)
     made = RowTerms(*terms), coefficients, *options
     if len(inputs) == 1:
         return chosen.row_terms_backward(inputs[0], labels, *made)
@@ -113,13 +123,15 @@ def _register(name: str, count: int) -> None:
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         options = inputs[first_option : first_option + _OPTION_COUNT]
-        lent, *ctx.rest = inputs[first_option + _OPTION_COUNT :]
+        lent, plain, *ctx.rest = inputs[first_option + _OPTION_COUNT :]
+        few = plain or len(lent) > 0
+        ctx.lent = len(lent)
         ctx.options = [None if isinstance(x, Tensor) else x for x in options]
-        ctx.terms = len(lent) or _FIELD_COUNT
+        ctx.terms = 3 if few else _FIELD_COUNT
         tensors = [x if isinstance(x, Tensor) else None for x in options]
         ctx.save_for_backward(*inputs[:first_option], *tensors, *output[: ctx.terms])
-        # What a Selection lends does not tell the gradient of an entropy.
-        ctx.mark_non_differentiable(*output[4:], *(output[1:4:2] if lent else ()))
+        # Loss and lse alone do not tell the gradient of an entropy.
+        ctx.mark_non_differentiable(*output[4:], *(output[1:4:2] if few else ()))
         ctx.set_materialize_grads(False)
 
     def gradient(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
@@ -137,8 +149,7 @@ def _register(name: str, count: int) -> None:
             made = operator(*inputs, labels, terms, *by, *options, wanted, function, backend)
             made = (made,) if count == 1 else made
             found = [x if asked else None for x, asked in zip(made, wanted, strict=True)]
-        lent = [None] * (ctx.terms if ctx.terms < _FIELD_COUNT else 0)
-        return *found, None, *[None] * _OPTION_COUNT, lent, *[None] * 3
+        return *found, None, *[None] * _OPTION_COUNT, [None] * ctx.lent, *[None] * 4
 
     for suffix, run, fake in (
         ("", _terms, _fake_terms),
@@ -164,13 +175,14 @@ def differentiable_terms(
     ignore_index: int | None,
     function: str,
     backend: str | None,
+    plain: bool = False,
 ) -> tuple[RowTerms, tuple[Tensor, ...]]:
     """Terms of rows of logits or, of (hidden, weight, bias), of a product; and those of them that
-    are differentiable."""
+    are differentiable: where `plain`, loss and lse as parts of one."""
     operator = torch.ops.emp_kernels.row_terms
     if len(inputs) > 1:
         operator = torch.ops.emp_kernels.linear_terms
     known = [] if lent is None else list(lent[:3])
     options = _packed(adjustment, targets)
-    found = operator(*inputs, labels, *options, known, ignore_index, function, backend)
+    found = operator(*inputs, labels, *options, known, plain, ignore_index, function, backend)
     return RowTerms(*found), tuple(found[:4])

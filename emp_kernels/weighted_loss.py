@@ -107,7 +107,7 @@ def differentiable_terms(
     if rows.chosen is None:  # traced
         return term_ops.differentiable_terms(
             inputs, rows.labels, rows.adjustment, rows.targets, rows.lent, rows.ignore_index,
-            rows.function, rows.backend,
+            rows.function, rows.backend, rows.weighted_only,
         )  # fmt: skip
     with torch.no_grad():
         terms = rows.terms(*inputs)
@@ -243,7 +243,7 @@ def loss_with_options(
         function, chosen, read, skipped, options.adjustment, targets, lent, product, backend
     )
     as_given = options.adjustment.changes_nothing and targets is None and options.z_loss == 0.0
-    if as_given and not product and chosen is not None:  # the kernels of the plain loss
+    if as_given and not product:  # the kernels of the plain loss
         plan = plan._replace(weighted_only=True)
     plan = plan.over(columns, inputs, options)
     terms, values = differentiable_terms(plan, *inputs)

@@ -79,10 +79,10 @@ def test_log_prob_and_entropy_in_one_graph(backend):
 
 
 @pytest.mark.parametrize("lends", [False, True])
-@pytest.mark.parametrize("product", [False, True])
-def test_operators(product, lends):
+@pytest.mark.parametrize("kind", ["logits", "plain", "product"])
+def test_operators(kind, lends):
     logits, labels, options = make(6, 5, {"temperature": "random", "weight": "random"})
-    inputs = [logits.requires_grad_()]
+    inputs, product, plain = [logits.requires_grad_()], kind == "product", kind == "plain"
     if product:
         inputs = [torch.randn(6, 3).requires_grad_(), torch.randn(5, 3).requires_grad_(), None]
     operators = torch.ops.emp_kernels
@@ -90,16 +90,19 @@ def test_operators(product, lends):
     if product:
         terms_of, gradient_of = operators.linear_terms, operators.linear_terms_backward
     asked = (1.0, options["temperature"], 4.0, not lends)  # lent terms know no other targets
-    asked += (None, None, 0.0, 0.0) if lends else (options["weight"], None, 0.0, 0.02)
+    if plain:
+        asked = (1.0, None, None, False)
+    asked += (None, None, 0.0, 0.0) if lends or plain else (options["weight"], None, 0.0, 0.02)
     with torch.no_grad():
-        terms = list(terms_of(*inputs, labels, *asked, [], None, "loss", None))
+        terms = list(terms_of(*inputs, labels, *asked, [], False, None, "loss", None))
     lent = terms[:3] if lends else []
-    torch.library.opcheck(terms_of, (*inputs, labels, *asked, lent, None, "loss", None))
+    terms = terms[:3] if lends or plain else terms
+    torch.library.opcheck(terms_of, (*inputs, labels, *asked, lent, plain, None, "loss", None))
     one = torch.ones(6)
     wanted = [True] if not product else [True, False, False]
     for by in ((one, one, one, one), (one, None, None, one)):
         constants = [x if x is None else x.detach() for x in inputs]
-        arguments = (*constants, labels, lent or terms, *by, *asked, wanted, "loss", None)
+        arguments = (*constants, labels, terms, *by, *asked, wanted, "loss", None)
         torch.library.opcheck(gradient_of, arguments)
 
 
