@@ -6,11 +6,4 @@ from .sharded import ShardedState
 from .states import sync
 from .vocab_parallel import score_vocab_parallel
 
-__all__ = [
-    "ShardedState",
-    "initialised",
-    "ranks",
-    "score_vocab_parallel",
-    "select",
-    "sync",
-]
+__all__ = ["ShardedState", "initialised", "ranks", "score_vocab_parallel", "select", "sync"]
