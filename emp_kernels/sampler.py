@@ -219,19 +219,16 @@ class EMPSampler(Sampler[int]):
     def _order(self, epoch: int) -> AnyOrder:
         """What all ranks draw in an epoch that begins."""
         self.state.epoch = max(self.state.epoch, epoch)
+        stream, weights = stream_of(self.seed, epoch), None
+        keep = None if self._draws_all(epoch) else self.keep
         if isinstance(self.state, distributed.ShardedState):
-            keep = None if self._draws_all(epoch) else self.keep
-            stream = stream_of(self.seed, epoch)
-            how = keep, self.sampling, stream, self.shuffle
-            return shared_order(self.state, epoch, *how)
+            return shared_order(self.state, epoch, keep, self.sampling, stream, self.shuffle)
         if self.num_replicas > 1 and distributed.initialised():
             distributed.sync(self.state)
-        stream = stream_of(self.seed, epoch)
-        weights = None
-        if self._draws_all(epoch):
+        if keep is None:
             ids = torch.arange(self.state.num_samples, device="cpu")
         else:
-            ids, weights = chosen(self.state, self.keep, self.sampling, stream)
+            ids, weights = chosen(self.state, keep, self.sampling, stream)
         return Order(epoch, shuffled(ids, stream) if self.shuffle else ids, weights=weights)
 
     def _draws_all(self, epoch: int) -> bool:
