@@ -163,7 +163,9 @@ class Epochs:
         self._epoch = None
         if order is not None:  # how many ids it has is known; which, the next iterator asks
             size = share_size(order, self.ranks, self.drop_last)
-            self._epoch = Epoch(order, torch.zeros((), dtype=torch.int64).expand(size))
+            self._epoch = Epoch(
+                order, torch.zeros((), dtype=torch.int64, device="cpu").expand(size)
+            )
 
     def copy(self) -> Epochs:
         """For pickle and copy: epochs that go on where these are, with no iterator."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 import torch
 import torch.distributed as dist
 
+from ..compiling import outside_compiler
 from ..keep import Keep, check_keep_of
 from ..state import EMPState
 from ..tracing import records
@@ -113,6 +114,7 @@ class ShardedState(EMPState):
     def pending(self) -> int:
         return len(self._log)
 
+    @outside_compiler
     def rows_of(
         self, function: str, indices: torch.Tensor | None, n: int
     ) -> tuple[Any, torch.Tensor | None]:
@@ -215,6 +217,17 @@ class ShardedState(EMPState):
         super().to(device)
         self._log = WriteLog(self.num_samples, self.device)
         return self
+
+    def grow(self, num_samples: int) -> NoReturn:
+        """More samples would belong to other ranks.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            "ShardedState.grow: a state must be held whole to grow (load its state_dict() into an "
+            f"EMPState, and a larger one's into a new ShardedState), got num_samples={num_samples}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of the whole state as that of an EMPState, behind a sync, with a DTensor
