@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 
 import emp_kernels as emp
 from emp_kernels.choosing import SAMPLINGS
+from emp_kernels.distributed import orders as shared_orders
+from emp_kernels.distributed import sharing, states, write_log
 
 WORLDS = [1, 2, 3, 4, 7]
 SIZES = [0, 1, 2, 5, 6, 8, 9, 23, 60, 101]
@@ -66,10 +68,20 @@ def random_calls(draw, n, world):
     ]
 
 
+def travel_in_pieces():
+    """Blocks, rounds and requests of a few samples, as if there were millions."""
+    write_log._FEWEST = write_log._MOST = 4
+    sharing._DRAWN = states._ROWS = 3
+    shared_orders._PIECE = 5
+
+
 def histories(rank, world, seeds):
-    """What differs, in words, over random histories of both kinds of states."""
+    """What differs, in words, over random histories of both kinds of states; the second half of
+    them travels in pieces."""
     wrong = []
     for seed in seeds:
+        if seed == seeds[len(seeds) // 2]:
+            travel_in_pieces()
         draw = random.Random(seed)
         n, beta = draw.choice(SIZES), draw.choice([0.5, 1.0])
         shared = emp.distributed.ShardedState(n, dist.group.WORLD, beta=beta)
@@ -115,6 +127,8 @@ def trained(state, sampler, epochs, batch):
 def orders(rank, world, n, keep, epochs, options):
     """Both kinds of states trained by samplers with each of `options`; what differs."""
     wrong = []
+    if n == 101:
+        travel_in_pieces()
     for chosen in options:
         shared, state = emp.distributed.ShardedState(n, None), emp.EMPState(n)
         samplers = [emp.EMPSampler(x, keep, seed=3, **chosen) for x in (shared, state)]

@@ -128,30 +128,46 @@ def exchange_messages(
     return [Message(*(next(pieces).view(-1, width) for width in _WIDTHS)) for _ in range(len(sent))]
 
 
-class Tally(NamedTuple):
-    """How often each of different `ids` (N,) counts, (N,) int32."""
-
-    ids: torch.Tensor
-    counts: torch.Tensor
+# Of one rank's round: ids (N,) int32 that count once, and (id, how often more) (M, 2) of some.
+Counted = tuple[torch.Tensor, torch.Tensor]
 
 
-def tally(once: list[torch.Tensor], more: list[torch.Tensor]) -> Tally:
-    """Of one rank's rounds: ids that count once, and (id, how often more) rows of some of them."""
-    ids = torch.cat(once).long()
-    counts = torch.ones_like(ids, dtype=torch.int32)
-    if len(once) == 1 and not len(more[0]):
-        return Tally(ids, counts)
-    further = torch.cat(more)
-    ids, place = torch.cat([ids, further[:, 0].long()]).unique(return_inverse=True)
-    counts = torch.cat([counts, further[:, 1]])
-    return Tally(ids, torch.zeros_like(ids, dtype=torch.int32).index_add_(0, place, counts))
+def raise_counts(counts: torch.Tensor, heard: list[list[Counted]]) -> None:
+    """Add to `counts` (samples,), in place, the largest count that any rank has of a sample, given
+    what each has said in its rounds."""
+    seen = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
+    reached = []
+    for rounds in heard:
+        if _repeats(rounds, seen):
+            ids, often = _summed(rounds)
+            reached.append((ids, counts[ids] + often))
+        else:
+            reached += [(ids, counts[ids.long()] + 1) for ids, _ in rounds]
+    for ids, value in reached:
+        places = ids.long()
+        counts[places] = torch.maximum(counts[places], value)
 
 
-def raise_counts(counts: torch.Tensor, tallies: list[Tally]) -> None:
-    """Add to `counts` (samples,), in place, the largest count that any rank has of a sample."""
-    reached = [counts[each.ids] + each.counts for each in tallies]
-    for each, value in zip(tallies, reached, strict=True):
-        counts[each.ids] = torch.maximum(counts[each.ids], value)
+def _repeats(rounds: list[Counted], seen: torch.Tensor) -> bool:
+    """Whether a rank has said an id more than once; `seen` (samples,) is False before and after."""
+    found = any(len(more) for _, more in rounds)
+    if found or len(rounds) == 1:
+        return found
+    for ids, _ in rounds:
+        places = ids.long()
+        found = found or bool(seen[places].any())
+        seen[places] = True
+    for ids, _ in rounds:
+        seen[ids.long()] = False
+    return found
+
+
+def _summed(rounds: list[Counted]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The different ids (N,) of a rank's rounds, and how often each counts, (N,) int32."""
+    once, more = (torch.cat(part) for part in zip(*rounds, strict=True))
+    ids, place = torch.cat([once, more[:, 0]]).long().unique(return_inverse=True)
+    counts = torch.cat([torch.ones_like(once), more[:, 1]])
+    return ids, torch.zeros_like(ids, dtype=torch.int32).index_add_(0, place, counts)
 
 
 def write_entries(state: dict[str, torch.Tensor], entries: torch.Tensor) -> None:

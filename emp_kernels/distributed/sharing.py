@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .group import agreed, max_equal
-from .owners import Message, exchange_messages, messages, raise_counts, tally, write_entries
+from .owners import Message, exchange_messages, messages, raise_counts, write_entries
 
 if TYPE_CHECKING:
     from .sharded import ShardedState
@@ -46,20 +46,12 @@ def _merge(state: ShardedState, heard: list[list[Message]]) -> None:
     """Write what was heard in each round, of each rank; of equally recent entries the highest
     rank's counts."""
     ranks = [[message[rank] for message in heard] for rank in range(state.owners.ranks)]
-    written = [
-        tally([m.entries[:, 0] for m in of_rank], [m.rewritten for m in of_rank])
-        for of_rank in ranks
-    ]
+    written = [[(m.entries[:, 0], m.rewritten) for m in rounds] for rounds in ranks]
     raise_counts(state.updates, written)
-    del written
-    drawn = [
-        tally([m.drawn[:, 0] for m in of_rank], [m.redrawn for m in of_rank]) for of_rank in ranks
-    ]
-    raise_counts(state.selections, drawn)
-    del drawn
+    raise_counts(state.selections, [[(m.drawn[:, 0], m.redrawn) for m in x] for x in ranks])
     fields = {name: getattr(state, name) for name in ("score", "loss", "entropy", "seen_at")}
-    for of_rank in ranks:
-        for message in of_rank:
+    for rounds in ranks:
+        for message in rounds:
             write_entries(fields, message.entries)
 
 
