@@ -24,7 +24,7 @@ STEP_PATIENCE = 25.0  # steps jitter by ten percent: a median needs hundreds of 
 LOSSES = [  # N, C, dtype, rounds, calls a round, and what is aimed at
     (8192, 32000, "float32", 9, 1, {"torch": (2, 3)}),
     (8192, 32000, "bfloat16", 9, 1, {}),
-    (128, 100, "float32", 61, 100, {}),
+    (128, 100, "float32", 61, 100, {"torch": (1.2, 1.5)}),
 ]
 
 

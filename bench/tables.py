@@ -9,7 +9,7 @@ Row = dict[str, Any]
 
 BENCHMARKS = (
     *("pruning", "scoring", "tokens", "selection", "gathering", "training", "linear"),
-    *("contrastive", "limits"),
+    *("contrastive", "limits", "options"),
 )
 OPPONENTS = (
     *("torch.compile", "torch", "numpy"),
@@ -17,7 +17,7 @@ OPPONENTS = (
     *("topk + sort", "topk", "argpartition + sort", "CuPy argpartition + sort"),
     "index_select",
     *("InfoBatch", "Composer", "select", "RandomSampler"),
-    *("matmul, score", "matmul", "cut-cross-entropy"),
+    *("matmul, score", "matmul", "torch linear_cross_entropy", "cut-cross-entropy"),
     *("torch dense", "torch dense, in place"),
 )
 

@@ -179,20 +179,20 @@ def product_gradients(
     dtype: torch.dtype,
     of_tile: Callable[[torch.Tensor, slice, slice], torch.Tensor],
     add_up: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    by_weight: torch.Tensor | None = None,
     kept: KeptTiles | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients by hidden, weight and bias, as far as they are `wanted`, from tiles of the gradient
     by the product's rows at `positions`: ``of_tile(tile, rows, columns)``, which may overwrite the
     tile and answers in float32 (float64). Where other columns are elsewhere, `add_up` gives the sum
-    over the ranks, of hidden's gradient before it is rounded. The weight's is written to
-    `by_weight` if that is given, and tiles are read where they are `kept`."""
+    over the ranks, of hidden's gradient before it is rounded. Tiles that are `kept` are read where
+    they lie, and the weight's gradient is written over them."""
     wide = torch.promote_types(dtype, torch.float32)
     product = Product(hidden, weight, bias, positions, dtype)
     by_hidden = None
     if wanted[0]:
         shape = len(positions), product.width
         by_hidden = torch.zeros(shape, dtype=wide, device=hidden.device)
+    by_weight = None if kept is None else kept.gradient
     if by_weight is None:
         shape = weight.shape if wanted[1] else weight.shape[:0]
         by_weight = torch.empty(shape, dtype=weight.dtype, device=weight.device)

@@ -195,11 +195,6 @@ void add_tile(const Tensor& tile, const Written& sums, bool columns, int threads
       threads);
 }
 
-// Before `out` is first written, where that may touch fresh memory.
-void prefer_huge_pages(const Written& out) {
-  emp::prefer_huge_pages(out.data<void>(), out.elements() * out.element_bytes());
-}
-
 }  // namespace bindings
 
 PYBIND11_MODULE(_cpu, module) {
@@ -236,7 +231,6 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("add_tile", &bindings::add_tile);
   module.def("share_openmp_of", &emp::share_openmp_of,
              "Threads come from the OpenMP runtime of this loaded library; False: it has none.");
-  module.def("prefer_huge_pages", &bindings::prefer_huge_pages);
   module.def("mark_forked", &emp::mark_forked,
              "This process was forked before it loaded the library: one thread from now on.");
   module.def(

@@ -28,9 +28,7 @@ def score_linear(
     parts = parts[:, None].repeat(1, len(trained))
     with torch.no_grad():
         product = Product(hidden, weight, bias, positions, _product_dtype(hidden.dtype))
-        if kept is not None and kept.make_room(product):
-            native.module.prefer_huge_pages(kept.gradient)
-        else:
+        if kept is not None and not kept.make_room(product):
             kept = None
         for rows in product.row_tiles():
             hidden_tile = product.hidden_of(rows)
@@ -89,17 +87,9 @@ def linear_cross_entropy_backward(
         )
         return g
 
-    by_weight = None
-    if kept is not None and kept.hold(positions):
-        by_weight = kept.gradient
-    else:
+    if kept is not None and not kept.hold(positions):
         kept = None
-        if wanted[1]:
-            by_weight = torch.empty(weight.shape, dtype=weight.dtype, device=DEVICE)
-            native.module.prefer_huge_pages(by_weight)
-    return product_gradients(
-        hidden, weight, bias, positions, wanted, dtype, of_tile, None, by_weight, kept
-    )
+    return product_gradients(hidden, weight, bias, positions, wanted, dtype, of_tile, kept=kept)
 
 
 def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index, function):

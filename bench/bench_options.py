@@ -1,0 +1,150 @@
+"""Losses with options, and log-probability and entropy that are trained on, each with its gradient,
+against the same in torch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import emp_kernels as emp
+from bench import harness, peers
+
+SMOOTHING, Z_LOSS, TEMPERATURE, SOFTCAP = 0.1, 1e-4, 2.0, 30.0
+CHECKED = 8  # rows
+DTYPES = ("float32", "bfloat16")
+
+GOALS = {"torch": (6, 8)}
+RTOL = {"float32": 1e-4, "bfloat16": 3e-2}  # of torch's own roundings
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def capped(logits: torch.Tensor) -> torch.Tensor:
+    return SOFTCAP * torch.tanh(logits / SOFTCAP)
+
+
+def with_z_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, labels) + Z_LOSS * logits.logsumexp(1).square().mean()
+
+
+def options_of(name: str, n: int, c: int, dtype: str) -> tuple[dict[str, Any], Loss]:
+    """An option as ours takes it, and the same loss as a user writes it in torch."""
+    generator = torch.Generator().manual_seed(2)
+    weight, rows = (torch.rand(size, generator=generator) + 0.5 for size in (c, n))
+    own = weight.to(getattr(torch, dtype))
+
+    def by_row(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (F.cross_entropy(logits, labels, reduction="none") * rows).mean()
+
+    ways: dict[str, tuple[dict[str, Any], Loss]] = {
+        "label_smoothing": (
+            {"label_smoothing": SMOOTHING},
+            lambda z, y: F.cross_entropy(z, y, label_smoothing=SMOOTHING),
+        ),
+        "weight": ({"weight": weight}, lambda z, y: F.cross_entropy(z, y, own)),
+        "sample_weight": ({"sample_weight": rows}, by_row),
+        "z_loss": ({"z_loss": Z_LOSS}, with_z_loss),
+        "temperature": (
+            {"temperature": TEMPERATURE},
+            lambda z, y: F.cross_entropy(z / TEMPERATURE, y),
+        ),
+        "softcap": ({"softcap": SOFTCAP}, lambda z, y: F.cross_entropy(capped(z), y)),
+        "probabilities": ({}, F.cross_entropy),
+    }
+    return ways[name]
+
+
+def labels_of(name: str, n: int, c: int, dtype: str) -> torch.Tensor:
+    if name == "probabilities":
+        return harness.normal_logits(n * c, dtype).view(n, c).flip(1).softmax(1)
+    return torch.randint(0, c, (n,), generator=torch.Generator().manual_seed(1))
+
+
+def gradients_of(results: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad([x.sum() for x in results], logits)[0]
+
+
+def check(logits: torch.Tensor, ours: Any, theirs: Any, dtype: str) -> None:
+    """Values of the two agree, and gradients of a few rows."""
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own.float(), other.float(), rtol=RTOL[dtype], atol=1e-3)
+    own, other = (gradients_of(x, logits)[:CHECKED].float() for x in (ours, theirs))
+    assert (own - other).norm() <= RTOL[dtype] * other.norm()
+
+
+CASES = [
+    *((8192, 32000, dtype, name) for dtype in DTYPES for name in (
+        "label_smoothing", "weight", "sample_weight", "z_loss", "temperature", "softcap",
+        "probabilities",
+    )),
+    (8192, 1000, "float32", "probabilities"),
+    (128, 100, "float32", "label_smoothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "dtype", "name"), CASES, ids=[f"{n}x{c}-{d}-{name}" for n, c, d, name in CASES]
+)
+def bench_loss_with_option(case, n, c, dtype, name):
+    """The bytes are the logits twice and the gradient, and probabilities twice."""
+    logits = harness.normal_logits(n * c, dtype).view(n, c).requires_grad_()
+    labels = labels_of(name, n, c, dtype)
+    options, theirs = options_of(name, n, c, dtype)
+    few = logits.detach()[:CHECKED].requires_grad_()
+    few_options = {k: v[:CHECKED] if k == "sample_weight" else v for k, v in options.items()}
+    own = emp.cross_entropy(few, labels[:CHECKED], **few_options)
+    check(few, (own,), (options_of(name, CHECKED, c, dtype)[1](few, labels[:CHECKED]),), dtype)
+    goals = GOALS if c == 32000 else {"torch": (4, 6)} if n == 8192 else {}
+    case(
+        f"cross_entropy with {name} and gradient {n}×{c} {dtype}",
+        lambda: gradients_of((emp.cross_entropy(logits, labels, **options),), logits),
+        {"torch": lambda: gradients_of((theirs(logits, labels),), logits)},
+        moved=3 * logits.nbytes + (2 * labels.nbytes if labels.dim() == 2 else 0),
+        rounds=9 if n * c > 10**6 else 61,
+        calls=1 if n * c > 10**6 else 100,
+        goals=goals,
+        fields={"n": n, "c": c, "dtype": dtype, "option": name},
+    )
+
+
+def log_prob_lines(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Log-probability and entropy as a user writes them in float32 PyTorch."""
+    return tuple(x if i else -x for i, x in enumerate(harness.score_lines(logits, labels)[1:]))
+
+
+def trl(logits: torch.Tensor, labels: torch.Tensor) -> peers.Call:
+    """One kernel on a GPU, and two passes of plain torch elsewhere."""
+    from trl.trainer.utils import selective_log_softmax_and_entropy
+
+    return lambda: selective_log_softmax_and_entropy(logits, labels)
+
+
+def bench_log_prob_and_entropy(case):
+    """Both values and the gradient of both, from one read forward and one backward."""
+    n, c, dtype = 2048, 32000, "bfloat16"
+    logits = harness.normal_logits(n * c, dtype).view(n, c).requires_grad_()
+    labels = torch.randint(0, c, (n,), generator=torch.Generator().manual_seed(1))
+    found, missing = peers.made({"TRL": trl}, logits, labels)
+    compiled = harness.compiled(log_prob_lines)
+    calls = {"torch.compile": lambda: compiled(logits, labels), **found}
+    check(
+        logits,
+        emp.log_prob_and_entropy(logits, labels)[:2],
+        log_prob_lines(logits, labels),
+        dtype,
+    )
+    goals = {"torch.compile": (3, 5), "TRL": (15, 25)}
+    case(
+        f"log_prob_and_entropy and gradients {n}×{c} {dtype}",
+        lambda: gradients_of(emp.log_prob_and_entropy(logits, labels)[:2], logits),
+        {name: (lambda call=call: gradients_of(call(), logits)) for name, call in calls.items()},
+        moved=3 * logits.nbytes,
+        rounds=9,
+        goals={name: goal for name, goal in goals.items() if name in calls},
+        fields={
+            "n": n, "c": c, "dtype": dtype, "not_measured": missing,
+            "peer_versions": peers.versions(),
+        },
+    )  # fmt: skip
