@@ -140,7 +140,9 @@ def test_committed_rows(file):
     for row in rows:
         check(row)
     assert len({row["case"] for row in rows}) == len(rows)
-    assert {row["benchmark"] for row in rows} == set(tables.BENCHMARKS)
+    measured_by = {row["benchmark"] for row in rows}
+    assert measured_by <= set(tables.BENCHMARKS)
+    assert set(tables.BENCHMARKS) - measured_by <= {"options"}  # younger than the oldest rows
     found = {
         (row["case"], name, goal["required"], goal["stretch"])
         for row in rows
