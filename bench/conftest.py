@@ -1,8 +1,9 @@
-"""The benchmarks' fixtures: the reader, and the rows that a session writes at its end."""
+"""The benchmarks' fixtures: the reader, a bar, and the rows that a session writes at its end."""
 
 from __future__ import annotations
 
 import gc
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 
 from bench import harness, tables
 
+FILES = {
+    pytest.ExitCode.OK: "cpu.jsonl",
+    pytest.ExitCode.INTERRUPTED: "interrupted-cpu.jsonl",
+}
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
@@ -28,6 +33,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+
+
+class Bar:
+    """On a terminal, in the place of pytest's dots: the cases done, and the time left by what they
+    took so far."""
+
+    WIDTH = 24
+
+    def __init__(self, reporter: Any, cases: int) -> None:
+        self.reporter, self.cases, self.done = reporter, cases, 0
+        self.start = time.monotonic()
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        counted = report.outcome if report.when == "call" else ""
+        return (counted, "", "") if report.passed else None
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.done += 1
+        left = (time.monotonic() - self.start) * (self.cases - self.done) / self.done
+        minutes, seconds = divmod(round(left), 60)
+        filled = self.WIDTH * self.done // self.cases
+        bar = "█" * filled + "·" * (self.WIDTH - filled)
+        line = f"{bar} {self.done}/{self.cases}, {minutes}:{seconds:02d} left"
+        self.reporter.rewrite(line, erase=True)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    reporter: Any = session.config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and reporter.isatty and session.items:
+        session.config.option.verbose = min(-1, session.config.option.verbose)  # no file names
+        session.config.pluginmanager.register(Bar(reporter, len(session.items)))
 
 
 @pytest.fixture(scope="session")
@@ -56,15 +92,19 @@ def case(benchmark, reader, request):
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Rows are written only when every case was right."""
+    """Rows are written only when every case was right; those of a session that was interrupted
+    go into a file of their own, which no table reads."""
     folder = session.config.getoption("--rows")
     rows = session.config.stash[ROWS]
-    if folder is not None and rows and exitstatus == pytest.ExitCode.OK:
-        harness.write_rows(folder / "cpu.jsonl", rows)
+    if folder is not None and rows and exitstatus in FILES:
+        harness.write_rows(folder / FILES[exitstatus], rows)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    rows, folder = config.stash[ROWS], config.getoption("--rows")
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        where = f", in {folder / FILES[exitstatus]}" if folder is not None and rows else ""
+        terminalreporter.write_line(f"\nstopped: {len(rows)} finished rows{where}")
     if rows:
         terminalreporter.write_line("\n" + tables.cases(rows))
         if any(row["goals"] for row in rows):

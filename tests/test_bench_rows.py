@@ -1,9 +1,12 @@
 """Benchmarks: what a row says, the committed rows, and the tables and plots made of them."""
 
+import importlib.util
 import json
 import math
 import re
 import types
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,6 +270,50 @@ def test_the_interval_holds_the_median_of_paired_rounds():
     assert 0.92 <= held / 400 <= 0.98
     few = harness.ratio_of_rounds([3, 1, 2])
     assert (few["ratio_low"], few["ratio"], few["ratio_high"]) == (1, 2, 3)
+
+
+@pytest.fixture
+def session():
+    """The module of the benchmarks' hooks, beside this folder's own conftest."""
+    spec = importlib.util.spec_from_file_location(
+        "bench_session", Path(harness.__file__).with_name("conftest.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("status", "written"),
+    [
+        (pytest.ExitCode.OK, {"cpu.jsonl"}),
+        (pytest.ExitCode.INTERRUPTED, {"interrupted-cpu.jsonl"}),
+        (pytest.ExitCode.TESTS_FAILED, set()),
+    ],
+)
+def test_what_an_interrupted_session_finished_is_kept_apart(session, status, written, tmp_path):
+    done = [{"case": "a"}, {"case": "b"}]
+    config = SimpleNamespace(stash={session.ROWS: done}, getoption=lambda name: tmp_path)
+    session.pytest_sessionfinish(SimpleNamespace(config=config), status)
+    assert {path.name for path in tmp_path.iterdir()} == written
+    for name in written:
+        assert harness.read_rows(tmp_path / name) == done
+
+
+def test_the_bar_says_how_far_the_session_is(session, monkeypatch):
+    now = iter([0.0, 10.0, 20.0, 90.0])
+    monkeypatch.setattr(session.time, "monotonic", lambda: next(now))
+    lines = []
+    reporter = SimpleNamespace(rewrite=lambda line, erase: lines.append(line))
+    bar = session.Bar(reporter, 3)
+    for _ in range(3):
+        bar.pytest_runtest_logfinish()
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "1/3, 0:20 left",
+        "2/3, 0:10 left",
+        "3/3, 0:00 left",
+    ]
+    assert [line.count("█") for line in lines] == [8, 16, 24]
 
 
 def test_many_calls_a_round_are_divided(monkeypatch):
