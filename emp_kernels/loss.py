@@ -15,7 +15,8 @@ from .distributed.columns import Shard, is_sharded, local_part, shard_of
 from .gradient import EveryRow, Sharded, SomeRows, differentiable
 from .options import LossOptions, check_adjustment, check_options, check_targets
 from .results import Scores, Selection
-from .state import EMPState, check_ids_of_rows
+from .row_ids import check_ids_of_rows
+from .state import EMPState
 from .terms import Adjustment
 from .tracing import records
 from .trained_rows import check_reduction, check_rows, check_unremembered, lent_scores, only

@@ -5,7 +5,8 @@ import torch
 from . import backends, ops, tokens
 from .keep import Keep, check_keep_of
 from .results import Selection
-from .state import EMPState, check_ids_of_rows, recomputing
+from .row_ids import check_ids_of_rows
+from .state import EMPState, recomputing
 from .tracing import records, running
 from .validation import (
     check_ignore_index,

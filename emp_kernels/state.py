@@ -291,36 +291,3 @@ def recomputing() -> bool:
     activation checkpointing (``torch.utils.checkpoint``, with or without reentry) that runs once
     more: its rows were written into the state the first time, and nothing is written again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def check_ids_of_rows(
-    function: str,
-    state: EMPState | None,
-    indices: torch.Tensor | None,
-    logits: torch.Tensor,
-    n: int,
-    rows: str = "rows",
-) -> tuple[EMPState | None, torch.Tensor | None]:
-    """The state to write into and the sample ids (n,) of what is scored, on the device of `logits`,
-    that suit it; None: row i is sample i. In a recomputation both are of a state of its own."""
-    if indices is not None:
-        check_ids(function, "indices", indices, n)
-        if indices.device != logits.device:
-            indices = indices.to(logits.device)
-    if state is None:
-        return None, indices
-    if not isinstance(state, EMPState):
-        raise TypeError(
-            f"{function}: state must be an EMPState or None, got {type(state).__name__}"
-        )
-    check_same_device(function, "state", state.score, "logits", logits)
-    if indices is None and state.num_samples != n:
-        behind = "; by name, behind keep" if function == "score_and_select" else ""
-        raise ValueError(
-            f"{function}: pass indices= (the ids of the {rows}{behind}): without them the state "
-            f"must hold exactly the {n} {rows} of logits, got a state of {state.num_samples} "
-            "samples"
-        )
-    if recomputing():
-        return EMPState(n, beta=state.beta, device=logits.device), None
-    return state.rows_of(function, indices, n)

@@ -14,7 +14,8 @@ from . import backends
 from .compiling import outside_compiler
 from .keep import Keep, check_keep_of, kept_count
 from .results import Scores, Selection
-from .state import EMPState, check_ids_of_rows
+from .row_ids import check_ids_of_rows
+from .state import EMPState
 from .validation import (
     check_ignore_index,
     check_labels,

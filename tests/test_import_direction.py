@@ -20,7 +20,7 @@ PUBLIC: set[str] = set()  # every top-level module that no other floor names
 FLOORS = (
     {"_cpu", "_cuda", "kernels"},
     {"arrays", "cautions", "keep", "options", "order_keys", "results", "similarities", "terms"}
-    | {"term_tiles", "tiles", "tracing", "validation"},
+    | {"containers", "term_tiles", "tiles", "tracing", "validation"},
     {"backends"},
     {"ops", "term_ops"},
     {"gathering", "scoring", "selection"},
