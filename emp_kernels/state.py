@@ -259,10 +259,6 @@ class EMPState(Whole):
             own[name].copy_(tensor)
         vars(self).update(counters)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: without the room to grow, which a copy must not share."""
-        return vars(self) | {"rooms": {}}
-
     def __setstate__(self, entries: dict[str, Any]) -> None:
         """What pickle, ``copy`` and ``torch.load`` read. It may come from a file of anybody's, so
         types, dtypes and shapes are checked; memory stays shared where a process shares it."""
@@ -278,8 +274,9 @@ class EMPState(Whole):
             for name, tensor in tensors.items():
                 if tensor.is_inference() or not tensor.is_contiguous() or tensor.is_neg():
                     tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
-        counters = check_counters(function, entries)
-        vars(self).update(entries | tensors | counters | {"rooms": {}})
+        # Without room to grow: a copy would write into the same.
+        own = tensors | check_counters(function, entries) | {"rooms": {}}
+        vars(self).update(entries | own)
 
 
 # Files with whole states are read by torch.load's default, weights_only=True, too.

@@ -108,6 +108,12 @@ def test_copies_and_moves_share_no_room():
     assert len(moved.score) == 6
 
 
+def test_a_field_that_was_replaced_is_what_grows():
+    state = emp.EMPState(3).grow(5)
+    state.score = torch.arange(5.0)
+    assert state.grow(6).score.tolist() == [0, 1, 2, 3, 4, torch.inf]
+
+
 def test_checkpoints_of_grown_states():
     state = used(20).grow(33)
     assert {len(t) for t in state.state_dict().values() if getattr(t, "ndim", 0) == 1} == {33}
