@@ -298,6 +298,49 @@ def test_what_ranks_disagree_on_is_named_on_all_of_them():
         assert (wrong if rank == 6 else heard) in messages["ignored"]
 
 
+# ---- sequences whose parts lie on several ranks
+
+
+def sequences():
+    """Logits (B, T, C) and labels with padding; in one sequence nothing counts."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(5, 17, 9, generator=generator)
+    labels = torch.randint(9, (5, 17), generator=generator)
+    labels[torch.rand(5, 17, generator=generator) < 0.3] = -100
+    labels[3] = -100
+    labels[1, :6] = -100  # on rank 0 nothing of this one counts
+    return logits, labels
+
+
+def select_parts(rank, world):
+    """(b, t) of what this rank keeps of all tokens, and of each sequence's."""
+    edges = [0, 6, 6, 17][: world + 1]  # uneven, one of them empty
+    first, last = edges[rank], edges[rank + 1]
+    logits, labels = (whole[:, first:last] for whole in sequences())
+    scores, ignored = emp.score(logits, labels, ignore_index=-100).score, labels == -100
+    found = {}
+    for keep in (0.4, 1.0):
+        flat = select(scores.flatten(), keep, ignored=ignored.flatten(), group=None)
+        length = max(1, last - first)
+        found["all", keep] = [(int(i) // length, first + int(i) % length) for i in flat]
+        found["row", keep] = [
+            (row, first + int(i))
+            for row in range(len(scores))
+            for i in select(scores[row], keep, ignored=ignored[row], group=None)
+        ]
+    return found
+
+
+def test_tokens_of_sequences_that_are_split_over_ranks():
+    logits, labels = sequences()
+    parts = on_ranks(3, select_parts)
+    for per, keep in parts[0]:
+        want = emp.score_and_select(logits, labels, None, keep, ignore_index=-100, per=per).indices
+        got = sorted(b * 17 + t for part in parts for b, t in part[per, keep])
+        assert got == want.tolist(), (per, keep)
+        assert len(got) > 10
+
+
 def dies(rank, world):
     """What the survivors hear when a rank does not call in time, calls something else, or dies."""
     calls = {

@@ -24,6 +24,7 @@ EXPECTED = {
     "huggingface.py": "45 steps; shares [1.0, 0.3, 0.3, 0.3, 1.0]",
     "causal_lm.py": "25 steps; shares [1.0, 0.5, 0.5, 0.5]",
     "vocab_parallel.py": "rank 1: state restored True",
+    "sequence_parallel.py": "rank 1, per row: as one process on whole sequences: True",
     "simclr.py": "| EMP | 0.3 |",
     "lightning_module.py": "36 steps; shares [1.0, 0.3, 0.3, 0.3, 0.3]\n"
     "Fabric: 36 steps, the same when stopped at 20: True\n",
@@ -51,7 +52,7 @@ def test_example(name, tmp_path):
             pytest.skip(f"{package} is not installed: {name} was not run")
     path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable]
-    if name in ("ddp.py", "vocab_parallel.py"):
+    if name in ("ddp.py", "sequence_parallel.py", "vocab_parallel.py"):
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, str(ROOT / "examples" / name), *(["--quick"] if name == "simclr.py" else [])],
@@ -63,5 +64,6 @@ def test_example(name, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert EXPECTED[name] in done.stdout
+    assert "False" not in done.stdout
     if name == "simclr.py":
         assert len((tmp_path / "out/simclr/simclr.jsonl").read_text().splitlines()) == 4
