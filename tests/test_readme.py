@@ -212,25 +212,43 @@ def test_changes_to_large_stacks_compute_what_they_replace(group):
     scores = emp.score(logits, labels)
     kept = emp.select(scores.score.flatten(), 0.6)
 
-    model = SimpleNamespace(tp_group=group)
-    loss = changed(megatron, self=model, logits=logits, labels=labels)["loss"]
+    model = SimpleNamespace(pg_collection=SimpleNamespace(tp=group))
+    loss = changed(megatron, self=model, logits=logits, labels=labels).t()
     want = torch.zeros(30).index_copy(0, kept, per_token[kept]).view(6, 5)
     torch.testing.assert_close(loss, want)
     got = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
     torch.testing.assert_close(got, torch.autograd.grad(want.sum(), logits, retain_graph=True))
 
+    padded = labels.clone()
+    padded[:, 3:] = -100  # a share is that of the tokens that count
     mesh = init_device_mesh("cpu", (1,))
-    pred = distribute_tensor(logits.detach().view(-1, 20), mesh, [Shard(1)]).requires_grad_()
-    loss = changed(titan, pred=pred, labels=labels.view(-1), IGNORE_INDEX=-100)
-    torch.testing.assert_close(loss, per_token[kept].sum())
+    pred = distribute_tensor(logits.detach(), mesh, [Shard(2)]).requires_grad_()
+    loss = changed(titan, pred=pred, labels=padded, IGNORE_INDEX=-100)
+    chosen = emp.score_and_select(logits, padded, None, 0.6, ignore_index=-100).indices
+    assert len(chosen) == 11
+    torch.testing.assert_close(loss, per_token[chosen].sum())
     loss.backward()
-    torch.testing.assert_close(pred.grad.to_local().view(6, 5, 20), got[0])
+    want = torch.autograd.grad(per_token[chosen].sum(), logits, retain_graph=True)
+    torch.testing.assert_close(pred.grad.to_local(), want[0])
 
-    names = {"logits": logits, "label": labels, "ret": {}}
+    asked = ("calculate_sum_pi_squared", "distillation_use_topk", "distillation_only")
     mpu = SimpleNamespace(get_tensor_model_parallel_group=lambda: group)
-    found = changed(verl, mpu=mpu, **names)
-    torch.testing.assert_close(found["log_probs"], -per_token.detach().view(6, 5))
-    torch.testing.assert_close(names["ret"]["entropy"], scores.entropy)
+    temperature = 0.5 + torch.rand(6, 5)
+    names = {"mpu": mpu, "logits": logits, "label": labels, "temperature": temperature}
+    found = changed(verl, **names, **dict.fromkeys(asked, False))
+    of_all = (logits / temperature[..., None]).log_softmax(-1)
+    wanted = {
+        "log_probs": of_all.gather(-1, labels[..., None])[..., 0],
+        "entropy": -(of_all.exp() * of_all).sum(-1),
+    }
+    up = torch.randn(6, 5)
+    for name, want in wanted.items():
+        torch.testing.assert_close(found[name], want)
+        got, true = (
+            torch.autograd.grad((up * value).sum(), logits, retain_graph=True)
+            for value in (found[name], want)
+        )
+        torch.testing.assert_close(got, true)
 
 
 def test_the_table_of_functions_is_complete():
