@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from .distributed import ShardedState
 from .keep import Keep
+from .orders import Order
 from .sampler import EMPSampler, _checked
 from .shared_bits import SharedBits
 from .snapshot import one_tensor
@@ -26,7 +28,9 @@ class _Choice(EMPSampler):
 
     def ids(self, epoch: int) -> torch.Tensor:
         """(K,) int64, ascending; nothing is counted."""
-        return self._order(epoch).ids
+        order = self._order(epoch)
+        assert isinstance(order, Order)  # of a whole state
+        return order.ids
 
 
 class EpochMask:
@@ -66,6 +70,8 @@ class EpochMask:
         seed: int = 0,
         warmup_epochs: int = 1,
     ) -> None:
+        if isinstance(state, ShardedState):  # whose ranks know a part of the choice each
+            raise TypeError("EpochMask: state must be a whole EMPState, got ShardedState")
         self._choice: _Choice | None = _Choice(
             state, keep, sampling=sampling, seed=seed, warmup_epochs=warmup_epochs, shuffle=False
         )

@@ -403,6 +403,19 @@ def test_checkpoints_that_are_none(entries, error, message):
 # ---- ranks
 
 
+def refuses_parts(rank, world):
+    state = emp.distributed.ShardedState(9, dist.group.WORLD)
+    with pytest.raises(TypeError, match="EpochMask: state must be a whole EMPState, got Sharded"):
+        emp.EpochMask(state)
+    with pytest.raises(TypeError, match=r"ShardedState.grow: state must be a whole one, .* 9 samp"):
+        state.grow(12)
+    return state.num_samples, len(state.score)
+
+
+def test_a_state_that_is_shared_out_neither_masks_nor_grows():
+    assert on_ranks(2, refuses_parts) == [(9, 5), (9, 4)]
+
+
 def chooses(rank, world):
     """Masks of three epochs, each rank scoring its own samples between them."""
     mask = mask_of(60)

@@ -202,6 +202,17 @@ class ShardedState(EMPState):
         own = torch.tensor([value], dtype=torch.float64, device=self.device)
         return float(sum_equal("ShardedState", own, self.group))
 
+    def grow(self, num_samples: int) -> NoReturn:
+        """A sharded state has the size that it was made with: another one would move the parts.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "ShardedState.grow: state must be a whole one, an EMPState (a part would belong to "
+            f"other ranks), got a ShardedState of {self.num_samples} samples"
+        )
+
     def to(self, device: torch.device | str | int) -> ShardedState:
         """Move this rank's part to `device`, in place, and return it; its log must be empty.
 
