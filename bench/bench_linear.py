@@ -131,3 +131,34 @@ def bench_linear_cross_entropy(case):
             "peer_versions": peers.versions(),
         },
     )  # fmt: skip
+
+
+def bench_linear_log_prob_and_entropy(case):
+    """Log-probabilities and entropies of a product's tokens: largest errors against float64."""
+    n, dtype, rounds = CASES[0]
+    hidden, weight, labels = inputs(n, dtype)
+
+    def ours() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            found = emp.linear_log_prob_and_entropy(hidden, weight, labels)
+        return -found.log_prob, found.entropy
+
+    others, missing = peers.made(peers.LINEAR_TOKENS, hidden, weight, labels)
+    log_p = (hidden.double() @ weight.double().t()).log_softmax(1)
+    right = -log_p.gather(1, labels[:, None])[:, 0], -(log_p.exp() * log_p).sum(1)
+    errors = {}
+    for name, call in {"emp_kernels": ours, **others}.items():
+        pairs = zip(call(), right, strict=True)
+        errors[name] = [float(((x.double() - y) / y).abs().max()) for x, y in pairs]
+        assert max(errors[name]) <= (1e-5 if name == "emp_kernels" else 1e-3)
+    case(
+        f"linear_log_prob_and_entropy {n}×{D}×{C} {dtype}",
+        ours,
+        others,
+        moved=weight.nbytes + hidden.nbytes,
+        rounds=rounds,
+        fields={
+            "n": n, "d": D, "c": C, "dtype": dtype, "products": 1, "product_errors": errors,
+            "not_measured": missing, "peer_versions": peers.versions(),
+        },
+    )  # fmt: skip

@@ -18,9 +18,14 @@ Maker = Callable[..., Call]  # takes a case's tensors
 
 
 def trl(logits: torch.Tensor, labels: torch.Tensor) -> Call:
-    from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+    """Its one call for both, which on CUDA reads once and answers in float32."""
+    from trl.trainer.utils import selective_log_softmax_and_entropy
 
-    return lambda: (-selective_log_softmax(logits, labels), entropy_from_logits(logits))
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        log_prob, entropy = selective_log_softmax_and_entropy(logits, labels)
+        return -log_prob, entropy
+
+    return both
 
 
 def verl(logits: torch.Tensor, labels: torch.Tensor) -> Call:
@@ -56,11 +61,53 @@ def cut_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.
     return lambda: linear_cross_entropy(hidden, weight, labels, impl="torch_compile")
 
 
+def torch_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
+    """Less than ours: the mean loss alone. In chunks, as it is meant to save memory."""
+    from torch.nn import LinearCrossEntropyOptions
+
+    options = LinearCrossEntropyOptions()
+    linear = torch.nn.functional.linear_cross_entropy
+    return lambda: linear(hidden, weight, labels, options=options)
+
+
 def liger_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
     """Less than ours: the mean loss alone."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     return lambda: liger_fused_linear_cross_entropy(hidden, weight, labels)
+
+
+def trl_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
+    """Log-probabilities and entropies of every token, in chunks."""
+    from trl.kernels import ChunkedLogProbFunction
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as chunk
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        options = 1.0, chunk, None, 1.0, ("entropy",)
+        log_prob, entropy, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, labels, *options)
+        return -log_prob, entropy
+
+    return both
+
+
+def liger_scaled(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
+    """Losses and entropies of every token; on a CPU by its chunks of torch's operations."""
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import (
+        LigerFusedLinearScaledCrossEntropyFunction as Function,
+    )
+
+    return lambda: Function.apply(hidden, weight, labels, 1.0, -100, 1, True)[:2]
+
+
+def verl_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
+    """Log-probabilities and entropies of every token; Triton's alone."""
+    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        log_prob, entropy = linear_cross_entropy(hidden, weight, labels, 1.0, "none")
+        return -log_prob, entropy
+
+    return both
 
 
 # Of logits (N, C) and labels (N,): losses and entropies (N,).
@@ -72,8 +119,15 @@ TOKENS: dict[str, Maker] = {
 }
 # Of hidden (N, D), weight (C, D) and labels (N,): the mean loss.
 LINEAR: dict[str, Maker] = {
+    "torch linear_cross_entropy": torch_linear,
     "cut-cross-entropy": cut_cross_entropy,
     "Liger cross-entropy": liger_linear,
+}
+# The same: losses and entropies (N,).
+LINEAR_TOKENS: dict[str, Maker] = {
+    "TRL": trl_linear,
+    "verl": verl_linear,
+    "Liger cross-entropy": liger_scaled,
 }
 PACKAGES = ("trl", "verl", "liger-kernel", "cut-cross-entropy")
 

@@ -194,8 +194,7 @@ def product_gradients(
         by_hidden = torch.zeros(shape, dtype=wide, device=hidden.device)
     by_weight = None if kept is None else kept.gradient
     if by_weight is None:
-        shape = weight.shape if wanted[1] else weight.shape[:0]
-        by_weight = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        by_weight = weight.new_empty(weight.shape if wanted[1] else 0)
     by_bias = weight.new_empty(product.classes)
     row_tiles = list(product.row_tiles())
     hidden_tiles = [product.hidden_of(rows) for rows in row_tiles if len(row_tiles) == 1]

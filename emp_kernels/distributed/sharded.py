@@ -209,8 +209,8 @@ class ShardedState(EMPState):
             TypeError: always.
         """
         raise TypeError(
-            "ShardedState.grow: state must be a whole one, an EMPState (a part would belong to "
-            f"other ranks), got a ShardedState of {self.num_samples} samples"
+            "ShardedState.grow: a state must be held whole to grow (load its state_dict() into an "
+            f"EMPState, and a larger one's into a new ShardedState), got num_samples={num_samples}"
         )
 
     def to(self, device: torch.device | str | int) -> ShardedState:
@@ -228,17 +228,6 @@ class ShardedState(EMPState):
         super().to(device)
         self._log = WriteLog(self.num_samples, self.device)
         return self
-
-    def grow(self, num_samples: int) -> NoReturn:
-        """More samples would belong to other ranks.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError(
-            "ShardedState.grow: a state must be held whole to grow (load its state_dict() into an "
-            f"EMPState, and a larger one's into a new ShardedState), got num_samples={num_samples}"
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of the whole state as that of an EMPState, behind a sync, with a DTensor
