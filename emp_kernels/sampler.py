@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Sampler
 
 from . import distributed
-from .drawing import SAMPLINGS, SHUFFLED, chosen, iterator_of, shuffled, stream_of
+from .choosing import SAMPLINGS, chosen
+from .drawing import SHUFFLED, iterator_of, shuffled, stream_of
 from .epochs import Epochs
 from .keep import Keep, check_keep_of, kept_count
 from .loop_checks import Writes, check_keep_of_one, check_not_wrapped, check_position
@@ -49,7 +50,7 @@ class EMPSampler(Sampler[int]):
         state: of the data set's size; its scores choose the ids.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)) samples, an int keeps that many.
         sampling: "top" keeps the highest scores. "gumbel" draws as many without replacement, each
-            with probability in proportion to its score (:func:`drawing.gumbel_keys`), anew each
+            with probability in proportion to its score (:func:`choosing.gumbel_keys`), anew each
             epoch: no sample is left out for ever, and one that no training fits does not take a
             place in every epoch. Never-seen samples are first in both.
         shuffle: False draws ascending ids.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 import emp_kernels as emp
+from emp_kernels.choosing import gumbel_keys
 from emp_kernels.cli.experiment import Batch, Course, Method
-from emp_kernels.drawing import gumbel_keys
 
 STALE, PER_BATCH = "stale", "per batch"
 
