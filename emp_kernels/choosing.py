@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
+from .drawing import shuffled, stream_of
 from .keep import Keep, kept_count
 from .selection import select
 from .state import EMPState
 
 _TINY = 1e-12  # what is below is drawn as if it were this: a logarithm has to exist
+_UNITS = 2**61  # importance sampling counts in integers; products of them are below 2**63
+_MOST = 2**31  # samples that it takes are fewer, so that each has a unit
+
+# Ascending ids (K,) on the CPU, and the weights (N,) of their losses where these are not all 1.
+Chosen = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def gumbel_keys(scores: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -26,8 +34,73 @@ def gumbel_keys(scores: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return scores.clamp_min(_TINY).log() - exponential.log()
 
 
-# Ascending ids (K,) on the CPU, and the weights (N,) of their losses where these are not all 1.
-Chosen = tuple[torch.Tensor, torch.Tensor | None]
+def importance_draw(scores: torch.Tensor, count: int, stream: int) -> Chosen:
+    """`count` different samples, each with a probability that is known exactly, and 1 over it.
+
+    The probability p_i of sample i is in proportion to its score plus the mean of all scores
+    (half of each draw is uniform, so that no weight is above about 2), and 1 where that share is
+    above 1. Its weight is (count / N) / p_i: over the draws the expected weight of every sample is
+    the same, and the mean of weight * loss over what is drawn has the mean loss over all N as its
+    expectation.
+
+    Samples in a random order are laid side by side on a line, each as long as its probability, and
+    those are drawn on which one of `count` marks falls that stand 1 apart, the first at random
+    (systematic sampling). Lengths are integers, so no sum is rounded and exactly `count` are drawn.
+
+    Args:
+        scores: (N,) float32 on the CPU; below 0 counts as 0. One never seen, +inf, counts as the
+            highest of the others.
+        count: from 1 to N.
+        stream: seed of the order and of the first mark.
+
+    Returns:
+        Ascending ids (count,), weights (N,) float32.
+    """
+    n = len(scores)
+    if count == n:
+        return torch.arange(n, device="cpu"), None
+    units = _units(scores, count)
+    rest, left = units, count  # but for samples that are drawn for certain
+    while True:
+        whole = int(rest.sum())
+        certain = -(-whole // left)  # so many units are the share of one draw
+        if int(rest.max()) < certain:
+            break
+        left -= int((rest >= certain).sum())
+        rest = rest[rest < certain]
+    weights = units.float().reciprocal_().mul_(whole / left * count / n)
+    drawn = units >= certain
+    if left < count:
+        weights.masked_fill_(drawn, count / n)
+        units.masked_fill_(drawn, 0)
+
+    generator = torch.Generator().manual_seed(stream)
+    first = int(torch.rand((), generator=generator, dtype=torch.float64, device="cpu") * whole)
+    order = stream_of(stream, 1)
+    ends = shuffled(units, order).cumsum_(0)
+    marks = ends.mul_(left).add_(first).div_(whole, rounding_mode="floor")  # up to each end
+    met = torch.empty(n, dtype=torch.bool, device="cpu")
+    met[0] = marks[0] > 0
+    torch.gt(marks[1:], marks[:-1], out=met[1:])
+    drawn[shuffled(torch.arange(n, device="cpu"), order)[met]] = True
+    return drawn.nonzero()[:, 0], weights
+
+
+def _units(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Each score plus their mean, as an integer >= 1 (N,) int64 of a unit that is about the finest
+    of which `count` times the sum is below 2**63."""
+    n = len(scores)
+    sizes, highest = scores.clamp_min(0.0), float(scores.max())
+    if highest == torch.inf:
+        unseen = scores == torch.inf
+        highest = float(sizes.masked_fill_(unseen, 0.0).max())
+        sizes.masked_fill_(unseen, highest)
+    if highest <= 0.0:
+        return torch.ones(n, dtype=torch.int64, device="cpu")
+    sizes.div_(highest)  # up to 1: sums of any float32 scores are alike
+    total = int(sizes.mul(_UNITS // n).long().sum()) / (_UNITS // n)  # at least 1
+    sizes.add_(total / n).mul_(_UNITS / count / (2 * total))
+    return sizes.long().clamp_min_(1)
 
 
 def _top(state: EMPState, keep: Keep, stream: int) -> Chosen:
@@ -39,20 +112,76 @@ def _gumbel(state: EMPState, keep: Keep, stream: int) -> Chosen:
     return select(gumbel_keys(state.score.cpu(), generator), keep), None
 
 
-# The ways of choosing, by the names that EMPSampler takes.
-SAMPLINGS: dict[str, Callable[[EMPState, Keep, int], Chosen]] = {"top": _top, "gumbel": _gumbel}
+def _pool(state: EMPState, keep: Keep, stream: int) -> Chosen:
+    """The highest scores of a pool that is drawn at random, as large against the kept ones as all
+    samples are against the pool."""
+    n = state.num_samples
+    count = kept_count(keep, n)
+    size = min(n, math.isqrt(max(0, count * n - 1)) + 1)  # the root, rounded up
+    pool = _at_random(n, size, stream)
+    return pool[select(state.score.cpu()[pool], count)], None
+
+
+def _importance(state: EMPState, keep: Keep, stream: int) -> Chosen:
+    return importance_draw(state.score.cpu(), kept_count(keep, state.num_samples), stream)
+
+
+class Way(NamedTuple):
+    """A way of choosing: (state, keep, seed) -> Chosen; whether never-seen samples come first in
+    it, so that where there are more of them than are kept, they are all that is chosen from."""
+
+    choose: Callable[[EMPState, Keep, int], Chosen]
+    unseen_first: bool = True
+
+
+# By the names that EMPSampler takes.
+SAMPLINGS = {
+    "top": Way(_top),
+    "gumbel": Way(_gumbel),
+    "pool": Way(_pool),
+    "importance": Way(_importance, unseen_first=False),
+}
+
+
+def check_sampling(function: str, sampling: str, num_samples: int) -> str:
+    """Return `sampling`, the name of a way that can choose among so many samples.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it names no way, or there are too many samples.
+    """
+    if not isinstance(sampling, str):
+        raise TypeError(f"{function}: sampling must be a str, got {type(sampling).__name__}")
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"{function}: sampling must be {_NAMES}, got {sampling!r}")
+    if sampling == "importance" and num_samples >= _MOST:
+        raise ValueError(
+            f"{function}: state must hold fewer than {_MOST} samples with sampling='importance', "
+            f"got {num_samples}"
+        )
+    return sampling
+
+
+_NAMES = " or ".join(SAMPLINGS)
 
 
 def chosen(state: EMPState, keep: Keep, sampling: str, stream: int) -> Chosen:
     """What a pruned epoch draws. Where more samples were never seen than are kept, nothing tells
     them apart but their ids, and data sets are often sorted by class: `stream` chooses among them.
     """
-    if state.num_samples == 0 or state.score.max() < torch.inf:  # quicker than to count them
-        return SAMPLINGS[sampling](state, keep, stream)
+    way = SAMPLINGS[sampling]
+    if state.num_samples == 0:
+        return torch.arange(0, device="cpu"), None
+    if not way.unseen_first or state.score.max() < torch.inf:  # quicker than to count them
+        return way.choose(state, keep, stream)
     unseen = (state.score == torch.inf).nonzero()[:, 0]
     count = kept_count(keep, state.num_samples)
     if len(unseen) <= count:
-        return SAMPLINGS[sampling](state, keep, stream)
+        return way.choose(state, keep, stream)
+    return unseen.cpu()[_at_random(len(unseen), count, stream)], None
+
+
+def _at_random(n: int, count: int, stream: int) -> torch.Tensor:
+    """`count` of the positions 0 to n - 1, ascending."""
     generator = torch.Generator().manual_seed(stream)
-    keys = torch.rand(len(unseen), generator=generator, dtype=torch.float32, device="cpu")
-    return unseen.cpu()[select(keys, count)], None
+    return select(torch.rand(n, generator=generator, dtype=torch.float32, device="cpu"), count)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Sampler
 
 from . import distributed
-from .choosing import SAMPLINGS, chosen
+from .choosing import check_sampling, chosen
 from .drawing import SHUFFLED, iterator_of, shuffled, stream_of
 from .epochs import Epochs
 from .keep import Keep, check_keep_of, kept_count
@@ -49,10 +49,17 @@ class EMPSampler(Sampler[int]):
     Args:
         state: of the data set's size; its scores choose the ids.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)) samples, an int keeps that many.
-        sampling: "top" keeps the highest scores. "gumbel" draws as many without replacement, each
-            with probability in proportion to its score (:func:`choosing.gumbel_keys`), anew each
-            epoch: no sample is left out for ever, and one that no training fits does not take a
-            place in every epoch. Never-seen samples are first in both.
+        sampling: the way of choosing. Never-seen samples are first in all but the last.
+
+            - "top": the highest scores.
+            - "gumbel": as many without replacement, each with probability in proportion to its
+              score (:func:`choosing.gumbel_keys`), anew each epoch: no sample is left out for
+              ever, and one that no training fits does not take a place in every epoch.
+            - "pool": the highest scores of a pool of sqrt(K * N) samples, drawn at random each
+              epoch, so that no sample has a place in more than about sqrt(K / N) of them.
+            - "importance": each with probability in proportion to its score plus the mean score,
+              and `weights` that make up for it (:func:`choosing.importance_draw`): with
+              ``sample_weight=sampler.weights[ids]`` the loss's expectation is that of full data.
         shuffle: False draws ascending ids.
         seed: any int, the same on all ranks. No two are alike, however large.
         warmup_epochs: so many epochs at the beginning draw everything.
@@ -102,13 +109,7 @@ class EMPSampler(Sampler[int]):
             raise TypeError(f"{function}: state must be an EMPState, got {type(state).__name__}")
         self.state = state
         self.keep = check_keep_of_one(check_keep_of(function, keep, state.num_samples), state)
-        if not isinstance(sampling, str):
-            raise TypeError(f"{function}: sampling must be a str, got {type(sampling).__name__}")
-        if sampling not in SAMPLINGS:
-            raise ValueError(
-                f"{function}: sampling must be {' or '.join(SAMPLINGS)}, got {sampling!r}"
-            )
-        self.sampling = sampling
+        self.sampling = check_sampling(function, sampling, state.num_samples)
         for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
             if not isinstance(flag, bool):
                 raise TypeError(f"{function}: {name} must be a bool, got {type(flag).__name__}")
