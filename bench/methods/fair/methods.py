@@ -1,0 +1,145 @@
+"""What chooses the samples of each step. Everything else is the same for every method.
+
+A method yields batches of exactly B ids: where an epoch ends within a batch, the batch goes on with
+the next epoch's, so that no method has small batches, or more samples, than another.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+import emp_kernels as emp
+from bench.methods.fair.network import Bags
+from bench.methods.fair.texts import Texts
+from emp_kernels.choosing import gumbel_keys, importance_draw
+from emp_kernels.drawing import stream_of
+
+# ids (B,), and what each one's loss is multiplied by, (B,) or None for 1
+Batch = tuple[torch.Tensor, torch.Tensor | None]
+
+
+@dataclass
+class Run:
+    """A run under way, as far as a method may look.
+
+    Attributes:
+        texts: the training split.
+        model: what is trained.
+        state: the samples' last scores, from the steps that trained them.
+        batch_size: B.
+        seed: of every draw.
+    """
+
+    texts: Texts
+    model: Bags
+    state: emp.EMPState
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Full:
+    """All samples, shuffled anew in every pass."""
+
+    beta: float = 1.0
+    name: str = "full"
+
+    def batches(self, run: Run) -> Iterator[Batch]:
+        return drawn(emp.EMPSampler(run.state, 1.0, seed=run.seed), run.batch_size)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """EMPSampler: everything in the first epoch, then the share `keep` by its way of choosing."""
+
+    sampling: str
+    keep: float = 0.3
+    beta: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"EMPSampler {self.sampling}, keep {self.keep:g}"
+
+    def batches(self, run: Run) -> Iterator[Batch]:
+        sampler = emp.EMPSampler(run.state, self.keep, sampling=self.sampling, seed=run.seed)
+        return drawn(sampler, run.batch_size)
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """With replacement, each class as often as another to the power `power` of its size: 0 makes
+    all equally frequent, 0.5 those of the root of their sizes."""
+
+    power: float = 0.5
+    beta: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"class-balanced, power {self.power:g}"
+
+    def batches(self, run: Run) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(run.seed)
+        sizes = torch.bincount(run.texts.labels).double()
+        weights = sizes.pow(self.power - 1)[run.texts.labels]
+        edges = weights.cumsum(0)
+        while True:
+            places = torch.rand(run.batch_size, generator=generator, dtype=torch.float64)
+            yield torch.searchsorted(edges, places * edges[-1]), None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Passes over all samples in batches `times` as large, of each of which B are trained: all are
+    scored, by a forward pass of their own with the weights of that step.
+
+    choose: "top", the highest scores; "gumbel", without replacement in proportion to them;
+    "importance", by score plus mean score with weights that keep the loss unbiased.
+    """
+
+    times: int = 4
+    beta: float = 1.0
+    choose: str = "top"
+
+    @property
+    def name(self) -> str:
+        by = "loss" if self.beta == 0 else "EMP"
+        how = "" if self.choose == "top" else f", {self.choose}"
+        return f"{self.times}x candidates by {by}{how}"
+
+    def batches(self, run: Run) -> Iterator[Batch]:
+        b = run.batch_size
+        generator = torch.Generator().manual_seed(run.seed)
+        everything = emp.EMPSampler(run.state, 1.0, seed=run.seed)
+        for step, (ids, _) in enumerate(drawn(everything, self.times * b)):
+            with torch.no_grad():
+                logits, labels = run.model(run.texts, ids), run.texts.labels[ids]
+            if self.choose == "top":
+                chosen = emp.score_and_select(logits, labels, run.state, keep=b, indices=ids)
+                yield ids[chosen.indices], None
+                continue
+            scores = emp.score(logits, labels, beta=self.beta).score
+            if self.choose == "gumbel":
+                yield ids[emp.select(gumbel_keys(scores, generator), b)], None
+                continue
+            kept, weights = importance_draw(scores, b, stream_of(run.seed, step))
+            yield ids[kept], None if weights is None else weights[kept]
+
+
+Method = Full | Sampling | Balanced | Candidates
+
+
+def drawn(sampler: emp.EMPSampler, size: int) -> Iterator[Batch]:
+    """For ever `size` ids of a sampler's epochs, and their weights in the epoch that drew them."""
+    epoch = iter(sampler)
+    while True:
+        ids: list[torch.Tensor] = []
+        weights: list[torch.Tensor] = []
+        while (left := size - sum(map(len, ids))) > 0:
+            part = torch.tensor(list(islice(epoch, left)), dtype=torch.int64)
+            ids.append(part)
+            weights.append(sampler.weights[part])
+            if len(part) < left:
+                epoch = iter(sampler)
+        yield torch.cat(ids), torch.cat(weights)

@@ -1,0 +1,67 @@
+"""A bag of hashed embeddings with one hidden layer; quick on one core.
+
+AdaGrad trains the embeddings, with one rate for each, Adam the layers behind them. The table's
+gradient is summed by embedding and written where it is not zero, by hand: an optimiser for sparse
+tensors takes longer than all the rest of the step.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bench.methods.fair.texts import BUCKETS, Texts
+
+SIZE, HIDDEN = 64, 128
+EPSILON = 1e-8
+START = 0.01  # size of the first embeddings
+HEAD = 0.02  # Adam's rate against AdaGrad's
+
+
+class Bags(nn.Module):
+    """Logits (B, classes) of texts: the sum of their embeddings over the root of how many."""
+
+    def __init__(self, classes: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.register_buffer("table", START * torch.randn(BUCKETS, SIZE))
+            self.head = nn.Sequential(
+                nn.Linear(SIZE, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)
+            )
+        self.squares = torch.zeros(BUCKETS)  # of each embedding's gradients, their mean, summed
+        self.optimizer = torch.optim.Adam(self.head.parameters(), foreach=True)
+
+    def bags(self, texts: Texts, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the texts `ids` (B,), one behind the other, and where each begins (B,)."""
+        lengths = texts.lengths[ids]
+        ends = lengths.cumsum(0)
+        offsets = ends - lengths
+        skip = torch.repeat_interleave(texts.starts[ids] - offsets, lengths)
+        return texts.features[skip.add_(torch.arange(len(skip)))], offsets
+
+    def forward(self, texts: Texts, ids: torch.Tensor) -> torch.Tensor:
+        features, offsets = self.bags(texts, ids)
+        bags = functional.embedding_bag(features, self.table, offsets, mode="sum")
+        bags *= texts.lengths[ids].float().rsqrt()[:, None]
+        if torch.is_grad_enabled():
+            self.used = features, texts.lengths[ids], bags.requires_grad_()
+        logits: torch.Tensor = self.head(bags)
+        return logits
+
+    def step(self, loss: torch.Tensor, rate: float) -> None:
+        """One step against the gradient of `loss`, a loss of the last logits."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = HEAD * rate
+        self.optimizer.step()
+        features, lengths, bags = self.used
+        gradient = bags.grad * lengths.float().rsqrt()[:, None]
+        features, order = features.sort()
+        row = torch.repeat_interleave(lengths)[order]
+        rows, counts = features.unique_consecutive(return_counts=True)
+        summed = functional.embedding_bag(row, gradient, counts.cumsum(0) - counts, mode="sum")
+        squares = self.squares[rows] + summed.square().mean(1)
+        self.squares[rows] = squares
+        summed *= (rate / (squares.sqrt() + EPSILON))[:, None]
+        self.table[rows] = self.table[rows] - summed

@@ -1,0 +1,70 @@
+"""What is run, and the family of comparisons, named before the test split was looked at.
+
+A method's learning rate is tuned for each length of training, by the mean accuracy of its tuning
+seeds on the validation split; other seeds then look at the test split, once each.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from bench.methods.fair.methods import Balanced, Candidates, Full, Method, Sampling
+
+DATA = ("wordnet", "debian")
+LENGTHS = (0.5, 1.0, 2.0)  # steps, as epochs over all data
+RATES = (0.1, 0.2, 0.4)
+TUNING_SEEDS = (100,)
+SEEDS = tuple(range(8))
+
+FULL = Full()
+METHODS: tuple[Method, ...] = (
+    FULL,
+    Candidates(),
+    Candidates(2),
+    Balanced(),
+    Candidates(beta=0.0),
+    Sampling("importance"),
+    Sampling("gumbel"),
+    Candidates(choose="importance"),
+    Sampling("pool"),
+)
+KEY = ("data", "method", "epochs", "rate", "seed", "split")
+
+
+class Trial(NamedTuple):
+    """One run; of `epochs` passes' steps."""
+
+    data: str
+    method: Method
+    epochs: float
+    rate: float
+    seed: int
+    split: str
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells its row from others, in the order of KEY."""
+        return (self.data, self.method.name, *self[2:])
+
+
+def applies(method: Method, epochs: float) -> bool:
+    """Whether a method differs from full data: EMPSampler's first epoch is everything."""
+    return not isinstance(method, Sampling) or epochs > 1
+
+
+def tuning(data: str, method: Method) -> Iterator[Trial]:
+    """The runs on the validation split that choose a method's rates."""
+    for epochs in LENGTHS:
+        if applies(method, epochs):
+            for rate in RATES:
+                for seed in TUNING_SEEDS:
+                    yield Trial(data, method, epochs, rate, seed, "validation")
+
+
+def testing(
+    data: str, method: Method, rates: Mapping[tuple[str, str, float], float]
+) -> Iterator[Trial]:
+    """The runs on the test split, at the tuned `rates` of (data, method, epochs)."""
+    for epochs in LENGTHS:
+        if applies(method, epochs):
+            for seed in SEEDS:
+                yield Trial(data, method, epochs, rates[data, method.name, epochs], seed, "test")

@@ -1,0 +1,77 @@
+"""One run: a fixed number of steps of B samples, and what came of it on another split."""
+
+import itertools
+import time
+from typing import NamedTuple
+
+import torch
+
+import emp_kernels as emp
+from bench.methods.fair.methods import Method, Run
+from bench.methods.fair.network import Bags
+from bench.methods.fair.texts import Data, Texts
+
+BATCH = 256
+EVALUATED = 4096  # texts at a time
+
+
+class Result(NamedTuple):
+    """What a run did.
+
+    Attributes:
+        accuracy, macro_f1: in percent; the mean of F1 is over the classes of the split.
+        loss: mean cross-entropy, nats.
+        steps, samples: trained, all batches of one size.
+        seconds: of this process's processor time, choosing included, testing not.
+    """
+
+    accuracy: float
+    macro_f1: float
+    loss: float
+    steps: int
+    samples: int
+    seconds: float
+
+
+def steps_of(samples: int, epochs: float) -> int:
+    """Steps of `epochs` passes over so many samples."""
+    return round(epochs * samples / BATCH)
+
+
+def train(data: Data, method: Method, rate: float, steps: int, seed: int, split: str) -> Result:
+    """Train with `method` for `steps` at `rate`, which falls linearly to 0, and look at `split`."""
+    model = Bags(data.classes, seed)
+    state = emp.EMPState(len(data.train.labels), beta=method.beta)
+    run = Run(data.train, model, state, BATCH, seed)
+    start, samples = time.process_time(), 0
+    for step, (ids, weights) in enumerate(itertools.islice(method.batches(run), steps)):
+        loss = emp.cross_entropy(
+            model(data.train, ids),
+            data.train.labels[ids],
+            state,
+            indices=ids,
+            sample_weight=weights,
+        )
+        model.step(loss, rate * (1 - step / steps))
+        samples += len(ids)
+    seconds = time.process_time() - start
+    return Result(*evaluate(model, getattr(data, split)), steps, samples, seconds)
+
+
+@torch.no_grad()
+def evaluate(model: Bags, texts: Texts) -> tuple[float, float, float]:
+    """(accuracy, macro-F1, mean loss) on a split."""
+    ids = torch.arange(len(texts.labels)).split(EVALUATED)
+    logits = torch.cat([model(texts, part) for part in ids])
+    predicted = logits.argmax(1)
+    accuracy = 100 * float((predicted == texts.labels).double().mean())
+    f1 = macro_f1(predicted, texts.labels, logits.shape[1])
+    return accuracy, f1, float(emp.score(logits, texts.labels).loss.double().mean())
+
+
+def macro_f1(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
+    """Mean over the classes that `labels` has of 2 hits / (predicted + there), in percent."""
+    hits = torch.bincount(labels[predicted == labels], minlength=classes).double()
+    there = torch.bincount(labels, minlength=classes)
+    f1 = 2 * hits / (torch.bincount(predicted, minlength=classes) + there).clamp_min(1)
+    return 100 * float(f1[there > 0].mean())
