@@ -15,15 +15,21 @@ its batches look like, and how many loaders they come from, is its own affair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from .. import distributed
 from ..sampler import EMPSampler
+from ..scoring import score
 from ..state import EMPState
+from .candidates import best_of, check_candidates, looking, narrowed
+
+Labelled = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids (B,), logits (B, C), labels (B,)
 
 
 class EMPCallback(Callback):
@@ -39,22 +45,40 @@ class EMPCallback(Callback):
     pruned. Beside other loaders (a dict of them, or a CombinedLoader) the sampler's own may end
     first where its mode is "min_size" or "max_size", but not be begun anew within an epoch.
 
+    With `candidates`, the training step is given the highest-scoring 1 / `candidates` of each batch
+    alone: let the loader make batches so many times as large. All of a batch is scored before, by a
+    forward pass in evaluation mode with the weights of that step. So that nothing is left out
+    before it is a candidate, the sampler's `keep` is then 1.0.
+
     Args:
         state: what the training step writes the scores into.
         sampler: the training loader's, or that of one of them.
+        candidates: how many samples are loaded for each that is trained.
+        logits_of: of (module, batch), the (ids, logits, labels) of a batch's samples. By default a
+            batch is ``ids, (inputs, labels)`` and its logits are ``module(inputs)``.
 
     Raises:
+        TypeError: a wrong type.
         ValueError: (as training begins) the Trainer would count every epoch like the first, or
             would replace the sampler; no training loader has it; (in an epoch) its loader was begun
             anew, as CombinedLoader's mode "max_size_cycle" does with loaders that end first.
     """
 
-    def __init__(self, state: EMPState, sampler: EMPSampler) -> None:
+    def __init__(
+        self,
+        state: EMPState,
+        sampler: EMPSampler,
+        *,
+        candidates: int = 1,
+        logits_of: Callable[[Any, Any], Labelled] | None = None,
+    ) -> None:
         if not isinstance(state, EMPState):
             raise TypeError(f"EMPCallback: state must be an EMPState, got {type(state).__name__}")
         if not isinstance(sampler, EMPSampler) or sampler.state is not state:
             raise ValueError(f"EMPCallback: sampler must be an EMPSampler of state, got {sampler}")
         self.emp_state, self.sampler = state, sampler
+        self._candidates = check_candidates("EMPCallback", candidates)
+        self._logits_of = logits_of or _of_pairs
         # Of this rank, in the running epoch or since it was resumed: batches trained, how many it
         # has, their size (0: the loader is not the sampler's), and the sampler's epoch.
         self._batches = self._last = self._batch_size = self._epoch = 0
@@ -77,6 +101,32 @@ class EMPCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.emp_state.to(pl_module.device)
         self._batches = 0  # a resumed epoch has no start of its own
+        if self._candidates > 1:
+            pl_module.training_step = partial(
+                self._training_step, pl_module, pl_module.training_step
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        step = vars(pl_module).get("training_step")
+        if isinstance(step, partial) and step.func == self._training_step:
+            del pl_module.training_step  # the class's own is left
+
+    def _training_step(
+        self,
+        module: LightningModule,
+        step: Callable[..., Any],
+        batch: Any,
+        *others: Any,
+        **named: Any,
+    ) -> Any:
+        """The module's `step` with the best candidates of a batch; Lightning runs it with the
+        precision that it trains in."""
+        with looking(module):
+            ids, logits, labels = self._logits_of(module, batch)
+        scores = score(logits, labels, beta=self.emp_state.beta)
+        self.emp_state.update(ids, scores)
+        rows = best_of(scores.score, self._candidates)
+        return step(narrowed("EMPCallback", batch, rows, len(ids)), *others, **named)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning, resumed behind an epoch's last batch, takes it for the middle of the next epoch
@@ -170,6 +220,18 @@ class EMPCallback(Callback):
         self._trained = 0
         self.emp_state.load_state_dict(checkpoint["emp"]["state"])
         self.sampler.load_state_dict(checkpoint["emp"]["sampler"])
+
+
+def _of_pairs(module: Any, batch: Any) -> Labelled:
+    """Of a batch ``ids, (inputs, labels)``."""
+    try:
+        ids, (inputs, labels) = batch
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "EMPCallback: with candidates a batch must be ids, (inputs, labels), or logits_of be "
+            f"given, got {type(batch).__name__}"
+        ) from error
+    return ids, module(inputs), labels
 
 
 def _loaders(source: Any) -> Iterator[DataLoader]:

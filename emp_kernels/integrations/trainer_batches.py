@@ -41,11 +41,11 @@ def _length(features: Any) -> int:
     return len(tokens) if hasattr(tokens, "__len__") else 0
 
 
-def with_ids(loader: Any, sampler: Sampler[int], drop_last: bool) -> DataLoader:
+def with_ids(loader: Any, sampler: Sampler[int], drop_last: bool, times: int) -> DataLoader:
     """The loader that a Trainer made for training, drawing from `sampler` and telling ids.
 
     What the Trainer decided stays: the data set and the collator (both without the columns that
-    its options remove), the batch size, the workers.
+    its options remove), the workers, and the batch size, `times` as large.
     """
     names = (
         *("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context"),
@@ -53,7 +53,7 @@ def with_ids(loader: Any, sampler: Sampler[int], drop_last: bool) -> DataLoader:
     )
     return DataLoader(
         IndexedDataset(loader.dataset),
-        batch_size=loader.batch_sampler.batch_size,
+        batch_size=times * loader.batch_sampler.batch_size,
         sampler=sampler,
         collate_fn=IdCollator(loader.collate_fn),
         drop_last=drop_last,

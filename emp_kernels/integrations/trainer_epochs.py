@@ -33,6 +33,7 @@ class PrunedEpochs:
     emp_state: EMPState
     emp_sampler: EMPSampler | None
     _keep: Keep
+    _candidates: int  # for each sample that is trained
     _sampler_options: dict[str, Any]
     _first: dict[str, Any] | None  # what the state was given as, where a training begins anew
     _batch: int  # samples of a batch of all processes
@@ -71,7 +72,8 @@ class PrunedEpochs:
             self.emp_state, self._keep, num_replicas=1, rank=0, **(ours | self._sampler_options)
         )
         self._resumed, self._selections = (-1, 0), None
-        loader = with_ids(stock, self.emp_sampler, arguments.dataloader_drop_last)
+        drop_last = arguments.dataloader_drop_last
+        loader = with_ids(stock, self.emp_sampler, drop_last, self._candidates)
         prepared: Any = trainer.accelerator.prepare(loader)
         self._batch = prepared.total_batch_size
         return prepared

@@ -79,10 +79,7 @@ class BatchLoss:
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         self.called = True
-        logits = logits_of(outputs)
-        _check_problem(logits, labels)
-        wanted = self._targets(labels, logits.device)
-        found = Logits(logits) if self.head is None else self.head.product(logits)
+        found, wanted = self._found(outputs, labels)
         scores = found.score(wanted, self.state.beta)
         self._remember(scores)
         if self.own is not None:
@@ -97,6 +94,18 @@ class BatchLoss:
         if self.keep_tokens is not None:  # each of them stands for counted / kept tokens
             loss = loss * (counted / max(len(rows.indices), 1))
         return loss + balance_of(outputs, self.model)
+
+    def samples(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The samples' scores (B,) alone, which are written into the state."""
+        found, wanted = self._found(outputs, labels)
+        return self._remember(found.score(wanted, self.state.beta)).score
+
+    def _found(self, outputs: Any, labels: torch.Tensor) -> tuple[Logits | Product, torch.Tensor]:
+        """The logits, or their factors, and the label of each row."""
+        logits = logits_of(outputs)
+        _check_problem(logits, labels)
+        wanted = self._targets(labels, logits.device)
+        return (Logits(logits) if self.head is None else self.head.product(logits)), wanted
 
     def of_one_batch(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """What the stock loss of these outputs is, by themselves."""
@@ -119,8 +128,8 @@ class BatchLoss:
             )
         return (shifted(labels) if causal else labels).to(device)
 
-    def _remember(self, scores: Scores) -> None:
-        """Writes the samples' scores into the state."""
+    def _remember(self, scores: Scores) -> Scores:
+        """Writes the samples' scores (B,) into the state, and returns them."""
         if scores.score.dim() > 1:
             if self.lengths is not None:  # (1, T) to (B, longest)
                 scores = Scores(*(self._apart(field, name) for name, field in _named(scores)))
@@ -128,6 +137,7 @@ class BatchLoss:
         if self.state.device != scores.score.device:
             self.state.to(scores.score.device)
         self.state.update(self.ids, scores)
+        return scores
 
     def _apart(self, field: torch.Tensor, name: str) -> torch.Tensor:
         assert self.lengths is not None

@@ -12,8 +12,9 @@ for logits (B, T, C), as of language models, where a sample is a sequence.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from ..dataset import IndexedDataset
 from ..keep import Keep
 from ..state import EMPState
 from ..validation import check_real
+from .candidates import best_of, check_candidates, looking, narrowed
 from .trainer_batches import IDS, LENGTHS, IdCollator
 from .trainer_epochs import CHECKPOINT, PrunedEpochs
 from .trainer_logits import OutputHead
@@ -58,7 +60,10 @@ class EMPTrainerMixin(PrunedEpochs):
 
     Args:
         keep, sampler_options: of :class:`emp_kernels.EMPSampler`; `epochs`, `seed` and `shuffle`
-            come from the TrainingArguments.
+            come from the TrainingArguments. `keep` is 0.3 unless given, with `candidates` 1.0.
+        candidates: batches are loaded so many times as large, all of it is scored by a forward pass
+            in evaluation mode, and the `per_device_train_batch_size` samples with the highest
+            scores are trained. An epoch then has as many times fewer steps.
         beta: of the :class:`emp_kernels.EMPState`, made for the training set.
         emp_state: an existing state instead.
         keep_tokens: a float in (0, 1], or None: all tokens are trained.
@@ -78,7 +83,8 @@ class EMPTrainerMixin(PrunedEpochs):
     def __init__(
         self,
         *arguments: Any,
-        keep: Keep = 0.3,
+        keep: Keep | None = None,
+        candidates: int = 1,
         beta: float = 1.0,
         emp_state: EMPState | None = None,
         sampler_options: Mapping[str, Any] | None = None,
@@ -89,6 +95,9 @@ class EMPTrainerMixin(PrunedEpochs):
         **options: Any,
     ) -> None:
         check_trainer(self, PrunedEpochs)
+        self._candidates = check_candidates("EMPTrainerMixin", candidates)
+        if keep is None:
+            keep = 0.3 if candidates == 1 else 1.0
         if keep_tokens is not None:
             keep_tokens = check_real("EMPTrainerMixin", "keep_tokens", keep_tokens)
             if not 0 < keep_tokens <= 1:
@@ -150,8 +159,40 @@ class EMPTrainerMixin(PrunedEpochs):
             )
         return found
 
-    def _loss_of(self, model: torch.nn.Module, inputs: dict[str, Any]) -> BatchLoss:
-        """The loss of a training batch; leaves in `inputs` what the Trainer and the model know."""
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> Any:
+        """As Trainer's, of the candidates that are trained: what it counts is theirs."""
+        if self._candidates > 1 and self.emp_sampler is not None:
+            found = islice(epoch_iterator, num_batches)
+            epoch_iterator = iter([self._best_of(batch) for batch in found])
+        return super().get_batch_samples(  # type: ignore[misc]
+            epoch_iterator, num_batches, device
+        )
+
+    def _best_of(self, batch: Any) -> Any:
+        """Those candidates of a batch with the highest scores under the weights of now."""
+        function, trainer = "EMPTrainerMixin", self._trainer()
+        if LENGTHS in batch:
+            raise ValueError(
+                f"{function}: candidates must be 1 where a collator joins the samples of a batch "
+                f"into one row, got {self._candidates}"
+            )
+        inputs = trainer._prepare_inputs(batch)
+        inputs = dict(inputs)
+        loss, name = self._batch_loss(inputs)
+        labels = inputs[name]
+        inputs.pop("labels", None)
+        model = trainer.model_wrapped
+        with looking(model), trainer.compute_loss_context_manager():
+            with self._head or contextlib.nullcontext():
+                outputs = model(**inputs)
+            scores = loss.samples(outputs, labels)
+        rows = best_of(scores, self._candidates)
+        return narrowed(function, batch, rows, len(scores))
+
+    def _batch_loss(self, inputs: dict[str, Any]) -> tuple[BatchLoss, str]:
+        """The loss of a batch and its labels' name; leaves in `inputs` what the model knows."""
         trainer = self._trainer()
         ids, lengths = inputs.pop(IDS, None), inputs.pop(LENGTHS, None)
         if ids is None:
@@ -167,7 +208,7 @@ class EMPTrainerMixin(PrunedEpochs):
         if not self._materialise_logits and self._head is None:
             self._head = OutputHead(inner)
         smoother = trainer.label_smoother
-        loss = BatchLoss(
+        return BatchLoss(
             *(self.emp_state, ids, lengths, inner),
             causal=self._causal,
             targets=inputs.get("shift_labels"),
@@ -175,11 +216,17 @@ class EMPTrainerMixin(PrunedEpochs):
             smoothing=0.0 if smoother is None else smoother.epsilon,
             own=trainer.compute_loss_func,
             head=self._head,
-        )
+        ), name
+
+    def _loss_of(self, model: torch.nn.Module, inputs: dict[str, Any]) -> BatchLoss:
+        """The loss of a training batch; leaves in `inputs` what the Trainer and the model know."""
+        trainer = self._trainer()
+        loss, name = self._batch_loss(inputs)
+        labels = inputs[name]
         if self._divides is None:
-            plain = smoother is None and loss.own is None and loss.head is None
+            plain = trainer.label_smoother is None and loss.own is None and loss.head is None
             self._divides = True
-            if plain and takes(inner, name) and not self._is_sft:
+            if plain and takes(loss.model, name) and not self._is_sft:
                 expected = partial(loss.of_one_batch, labels=labels)
                 self._divides = divides_by_items(model, inputs, expected, trainer)
         loss.divides = self._divides

@@ -1,0 +1,81 @@
+"""Choosing what is trained within a batch of candidates, whoever owns the loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..keep import kept_count
+from ..selection import select
+from ..validation import check_size
+
+
+def check_candidates(function: str, candidates: int) -> int:
+    """Return `candidates`, how many samples there are for each that is trained.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is below 1.
+    """
+    if check_size(function, "candidates", candidates) < 1:
+        raise ValueError(f"{function}: candidates must be at least 1, got {candidates}")
+    return candidates
+
+
+@contextlib.contextmanager
+def looking(model: torch.nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients; afterwards each submodule is in its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def best_of(scores: torch.Tensor, candidates: int) -> torch.Tensor:
+    """Ascending positions of the samples to train: of N scores max(1, round(N / candidates)), the
+    highest. A sample without a valid score, NaN, or with nothing that counts, -inf, is last."""
+    return select(scores, kept_count(1 / candidates, len(scores)))
+
+
+def narrowed(function: str, batch: Any, rows: torch.Tensor, n: int) -> Any:
+    """A batch of `n` samples with those at `rows` alone: mappings, lists, tuples and NamedTuples
+    of tensors (n, ...); numbers, strings, None and tensors of no dimension stay as they are.
+
+    Raises:
+        ValueError: a tensor, or a list of other things, has not one row for each sample.
+    """
+    if isinstance(batch, torch.Tensor):
+        if batch.dim() == 0:
+            return batch
+        if len(batch) != n:
+            raise ValueError(
+                f"{function}: with candidates every tensor of a batch must have a row for each of "
+                f"its {n} samples, got shape {tuple(batch.shape)}"
+            )
+        return batch.index_select(0, rows.to(batch.device))
+    if isinstance(batch, dict) or hasattr(batch, "keys"):
+        parts = {name: narrowed(function, batch[name], rows, n) for name in batch}
+        return type(batch)(parts)
+    if isinstance(batch, list | tuple):
+        if isinstance(batch, list) and not any(map(_holds_rows, batch)):
+            if len(batch) != n:
+                raise ValueError(
+                    f"{function}: with candidates every list of a batch must have an item for each "
+                    f"of its {n} samples, got {len(batch)}"
+                )
+            return [batch[row] for row in rows.tolist()]
+        items = [narrowed(function, item, rows, n) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
+
+
+def _holds_rows(item: Any) -> bool:
+    """Whether it may hold rows of several samples: no text and no number does."""
+    return isinstance(item, torch.Tensor | list | tuple | dict) or hasattr(item, "keys")
