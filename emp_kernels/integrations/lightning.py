@@ -102,9 +102,8 @@ class EMPCallback(Callback):
         self.emp_state.to(pl_module.device)
         self._batches = 0  # a resumed epoch has no start of its own
         if self._candidates > 1:
-            pl_module.training_step = partial(
-                self._training_step, pl_module, pl_module.training_step
-            )
+            step = partial(self._training_step, pl_module, pl_module.training_step)
+            pl_module.training_step = step  # type: ignore[method-assign]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         step = vars(pl_module).get("training_step")

@@ -64,14 +64,17 @@ def key_of(row: Row) -> tuple[Any, ...]:
 
 def missing(rows: list[Row], data: Iterable[str], done: set[tuple[Any, ...]]) -> Iterator[Trial]:
     """Trials without a row; `rows` and `done` grow while they are run."""
-    for method in plan.METHODS:
-        for name in data:
-            for trial in plan.tuning(name, method):
-                if trial.key not in done:
-                    yield trial
-            for trial in plan.testing(name, method, tuned(rows)):
-                if trial.key not in done:
-                    yield trial
+
+    def parts() -> Iterator[Iterator[Trial]]:
+        for method in plan.METHODS:
+            for name in data:
+                yield plan.tuning(name, method)
+                yield plan.testing(name, method, tuned(rows))
+            if method in plan.EQUAL_TIME:
+                yield from (plan.longer(name, tuned(rows)) for name in data)
+
+    for part in parts():
+        yield from (trial for trial in part if trial.key not in done)
 
 
 def tuned(rows: Iterable[Row]) -> dict[tuple[str, str, float], float]:

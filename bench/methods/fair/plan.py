@@ -1,7 +1,12 @@
 """What is run, and the family of comparisons, named before the test split was looked at.
 
-A method's learning rate is tuned for each length of training, by the mean accuracy of its tuning
-seeds on the validation split; other seeds then look at the test split, once each.
+A method's learning rate is tuned for each length of training, by its accuracy with the tuning seed
+on the validation split; other seeds then look at the test split, once each.
+
+The family: every method of METHODS but the first less full data of as many steps, with the same
+seeds, in accuracy and in macro-F1, for each data set and each of the LENGTHS where it differs from
+full data. Holm's correction counts all of it, run or not. The comparisons of EQUAL_TIME are a family
+of their own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,6 +32,8 @@ METHODS: tuple[Method, ...] = (
     Candidates(choose="importance"),
     Sampling("pool"),
 )
+# Steps of full data that take as long as one of a method's, where choosing takes time to speak of.
+EQUAL_TIME: dict[Method, float] = {Candidates(): 1.4}
 KEY = ("data", "method", "epochs", "rate", "seed", "split")
 
 
@@ -58,6 +65,15 @@ def tuning(data: str, method: Method) -> Iterator[Trial]:
             for rate in RATES:
                 for seed in TUNING_SEEDS:
                     yield Trial(data, method, epochs, rate, seed, "validation")
+
+
+def longer(data: str, rates: Mapping[tuple[str, str, float], float]) -> Iterator[Trial]:
+    """Full data for as long as the methods of EQUAL_TIME take, at the rate of the equal steps."""
+    for times in EQUAL_TIME.values():
+        for epochs in LENGTHS:
+            rate = rates[data, FULL.name, epochs]
+            for seed in SEEDS:
+                yield Trial(data, FULL, round(times * epochs, 6), rate, seed, "test")
 
 
 def testing(
