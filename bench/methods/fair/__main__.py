@@ -82,7 +82,7 @@ def tuned(rows: Iterable[Row]) -> dict[tuple[str, str, float], float]:
     all of whose rates were run."""
     found: dict[tuple[str, str, float], dict[float, list[float]]] = defaultdict(dict)
     for row in rows:
-        if row["split"] == "validation":
+        if row["split"] == "validation" and row["rate"] in plan.RATES:
             place = (row["data"], row["method"], row["epochs"])
             found[place].setdefault(row["rate"], []).append(row["accuracy"])
     return {

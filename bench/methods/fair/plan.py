@@ -5,8 +5,8 @@ on the validation split; other seeds then look at the test split, once each.
 
 The family: every method of METHODS but the first less full data of as many steps, with the same
 seeds, in accuracy and in macro-F1, for each data set and each of the LENGTHS where it differs from
-full data. Holm's correction counts all of it, run or not. The comparisons of EQUAL_TIME are a family
-of their own.
+full data. Holm's correction counts all of it, run or not. What is compared in EQUAL_TIME is a
+family of its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from bench.methods.fair.methods import Balanced, Candidates, Full, Method, Sampl
 
 DATA = ("wordnet", "debian")
 LENGTHS = (0.5, 1.0, 2.0)  # steps, as epochs over all data
-RATES = (0.1, 0.2, 0.4)
+RATES = (0.2, 0.4, 0.8)
 TUNING_SEEDS = (100,)
 SEEDS = tuple(range(8))
 
