@@ -172,6 +172,7 @@ def test_differences_are_paired_and_corrected():
 def test_runs_are_rows_that_are_not_repeated(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(running, "load", lambda name: toy)
     monkeypatch.setattr(plan, "METHODS", (Full(), Candidates()))
+    monkeypatch.setattr(plan, "LONGER_AFTER", Candidates())
     monkeypatch.setattr(plan, "SEEDS", (0, 1, 2))
     monkeypatch.setattr(training, "BATCH", B)
     monkeypatch.setattr(

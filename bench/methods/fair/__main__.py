@@ -70,7 +70,7 @@ def missing(rows: list[Row], data: Iterable[str], done: set[tuple[Any, ...]]) ->
             for name in data:
                 yield plan.tuning(name, method)
                 yield plan.testing(name, method, tuned(rows))
-            if method in plan.EQUAL_TIME:
+            if method == plan.LONGER_AFTER:
                 yield from (plan.longer(name, tuned(rows)) for name in data)
 
     for part in parts():

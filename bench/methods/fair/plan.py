@@ -34,6 +34,7 @@ METHODS: tuple[Method, ...] = (
 )
 # Steps of full data that take as long as one of a method's, where choosing takes time to speak of.
 EQUAL_TIME: dict[Method, float] = {Candidates(): 1.4}
+LONGER_AFTER: Method = Balanced()  # when those runs have their turn
 KEY = ("data", "method", "epochs", "rate", "seed", "split")
 
 
