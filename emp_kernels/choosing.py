@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from . import backends
 from .drawing import shuffled, stream_of
 from .keep import Keep, kept_count
 from .selection import select
@@ -15,6 +16,8 @@ from .state import EMPState
 
 _TINY = 1e-12  # what is below is drawn as if it were this: a logarithm has to exist
 _UNITS = 2**61  # importance sampling counts in integers; products of them are below 2**63
+_SMALL = 1e-30
+_ROW = 4096  # values that one thread sums
 _MOST = 2**31  # samples that it takes are fewer, so that each has a unit
 
 # Ascending ids (K,) on the CPU, and the weights (N,) of their losses where these are not all 1.
@@ -69,20 +72,17 @@ def importance_draw(scores: torch.Tensor, count: int, stream: int) -> Chosen:
         left -= int((rest >= certain).sum())
         rest = rest[rest < certain]
     weights = units.float().reciprocal_().mul_(whole / left * count / n)
-    drawn = units >= certain
+    drawn = torch.zeros(n, dtype=torch.bool, device="cpu")
     if left < count:
+        drawn = units >= certain
         weights.masked_fill_(drawn, count / n)
         units.masked_fill_(drawn, 0)
 
     generator = torch.Generator().manual_seed(stream)
     first = int(torch.rand((), generator=generator, dtype=torch.float64, device="cpu") * whole)
-    order = stream_of(stream, 1)
-    ends = shuffled(units, order).cumsum_(0)
-    marks = ends.mul_(left).add_(first).div_(whole, rounding_mode="floor")  # up to each end
-    met = torch.empty(n, dtype=torch.bool, device="cpu")
-    met[0] = marks[0] > 0
-    torch.gt(marks[1:], marks[:-1], out=met[1:])
-    drawn[shuffled(torch.arange(n, device="cpu"), order)[met]] = True
+    order = shuffled(torch.arange(n, device="cpu"), stream_of(stream, 1))
+    backend = backends.resolve("EMPSampler", None, units)
+    backend.systematic(units, order, left, whole, first, drawn)
     return drawn.nonzero()[:, 0], weights
 
 
@@ -97,10 +97,18 @@ def _units(scores: torch.Tensor, count: int) -> torch.Tensor:
         sizes.masked_fill_(unseen, highest)
     if highest <= 0.0:
         return torch.ones(n, dtype=torch.int64, device="cpu")
-    sizes.div_(highest)  # up to 1: sums of any float32 scores are alike
-    total = int(sizes.mul(_UNITS // n).long().sum()) / (_UNITS // n)  # at least 1
-    sizes.add_(total / n).mul_(_UNITS / count / (2 * total))
+    if highest < _SMALL:  # whose mean may be no float32
+        sizes.div_(highest)
+    sizes.div_(_sum(sizes) / n).add_(1.0).mul_(_UNITS / count / (2 * n))
     return sizes.long().clamp_min_(1)
+
+
+def _sum(values: torch.Tensor) -> float:
+    """In one order on any number of threads: torch splits a whole tensor's sum among them."""
+    whole = len(values) // _ROW * _ROW
+    rows = values[:whole].view(-1, _ROW).sum(1, dtype=torch.float64)
+    last = values[whole:].sum(dtype=torch.float64)
+    return float(torch.cat([last[None], rows]).cumsum(0)[-1])
 
 
 def _top(state: EMPState, keep: Keep, stream: int) -> Chosen:

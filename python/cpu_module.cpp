@@ -13,6 +13,7 @@
 #include "cpu/selection.h"
 #include "cpu/shuffle.h"
 #include "cpu/state.h"
+#include "cpu/systematic.h"
 #include "cpu/targets.h"
 #include "cpu/threads.h"
 #include "cpu/tokens.h"
@@ -124,6 +125,13 @@ py::object shuffle(const Dense& ids, uint64_t seed, int threads) {
   return out.tensor();
 }
 
+void systematic(const Dense& units, const Dense& order, int64_t left, int64_t whole, int64_t first,
+                const Dense& drawn) {
+  py::gil_scoped_release released;
+  emp::systematic(units.data<const int64_t>(), order.data<const int64_t>(), units.size(0), left,
+                  whole, first, drawn.data<bool>());
+}
+
 // `fields` are the scores' (rows,) score, loss and entropy. The position of the first bad id,
 // before anything is written, or -1.
 int64_t update_state(const emp::State& state, const Dense& ids, const Dense& score,
@@ -198,6 +206,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("select", &bindings::select);
   module.def("select_rows", &bindings::select_rows);
   module.def("shuffle", &bindings::shuffle);
+  module.def("systematic", &bindings::systematic);
   module.def("draws", &bindings::draws);
   module.def("gather", &bindings::gather);
   module.attr("plain_gather") = bindings::plain_function<bindings::plain_gather, 2>("plain_gather");

@@ -14,7 +14,7 @@ from .linear import (
 from .loss import cross_entropy, cross_entropy_backward
 from .native import DEVICE, DTYPES, SIMD_LEVELS, describe, require, serves_device
 from .pruning import plain_score_and_select, score_and_select
-from .sampler import draws, shuffle
+from .sampler import draws, shuffle, systematic
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
@@ -47,6 +47,7 @@ __all__ = [
     "select_rows",
     "serves_device",
     "shuffle",
+    "systematic",
     "update_state",
 ]
 

@@ -16,6 +16,24 @@ def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     return shuffled
 
 
+def systematic(
+    units: torch.Tensor,
+    order: torch.Tensor,
+    left: int,
+    whole: int,
+    first: int,
+    drawn: torch.Tensor,
+) -> None:
+    """Sets drawn (N,) bool at `left` of the items 0 to N - 1, which lie side by side in the `order`
+    (N,) int64, each units (N,) int64 >= 0 long, `whole` in all: at those that reach over one of the
+    marks that stand whole / left apart, the first at (whole - first) / left.
+
+    With `first` drawn from [0, whole), an item no longer than whole / left has the probability
+    units * left / whole. whole * (left + 1) must be below 2**63.
+    """
+    native.module.systematic(units, order, left, whole, first, drawn)
+
+
 def draws(
     ids: torch.Tensor,
     progress: array[int],

@@ -15,7 +15,7 @@ from .linear import (
 )
 from .loss import cross_entropy_backward
 from .pruning import score_and_select
-from .sampler import draws, shuffle
+from .sampler import draws, shuffle, systematic
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import update_state
@@ -43,6 +43,7 @@ __all__ = [
     "select_rows",
     "serves_device",
     "shuffle",
+    "systematic",
     "update_state",
 ]
 

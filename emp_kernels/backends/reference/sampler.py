@@ -49,6 +49,21 @@ def _permuted(n: int, seed: int) -> torch.Tensor:
     return places
 
 
+def systematic(
+    units: torch.Tensor,
+    order: torch.Tensor,
+    left: int,
+    whole: int,
+    first: int,
+    drawn: torch.Tensor,
+) -> None:
+    """As :func:`emp_kernels.backends.cpu.systematic`."""
+    ends = units.index_select(0, order).cumsum_(0)
+    marks = ends.mul_(left).add_(first).div_(whole, rounding_mode="floor")  # up to each end
+    met = marks.diff(prepend=marks.new_zeros(1)) > 0
+    drawn[order[met]] = True
+
+
 def draws(
     ids: torch.Tensor,
     progress: array[int],
