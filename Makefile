@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := build
 .PHONY: venv build test kill-test lint format docs demo wheels sanitize fuzz portability bench \
-        peers evidence-quick evidence audit gpu-check clean
+        peers evidence-quick evidence evidence-texts audit gpu-check clean
 
 # The environment grows with what is asked of it: the build's tools, then one extra of
 # pyproject.toml after the other, with the package itself, editable. It is made anew when either
@@ -144,6 +144,14 @@ evidence: $(VENV)/test build
 	$(if $(CIFAR100),$(RUN)/python -m bench.methods --rows $$results \
 	    --data cifar100 --data-dir $(CIFAR100) &&) \
 	$(RUN)/python -m bench.methods.draw $$results && \
+	$(RUN)/python -m bench.readme_tables $$results
+
+# Ways of choosing on real texts, against full data in as many steps: an hour on one core, in as many
+# pieces as you like. The first command needs a network, once.
+evidence-texts: $(VENV)/test build
+	results=$(or $(RESULTS),$$($(RUN)/python -m bench.harness)) && \
+	$(RUN)/python -m bench.methods.fair.fetch && \
+	$(RUN)/python -m bench.methods.fair --rows $$results && \
 	$(RUN)/python -m bench.readme_tables $$results
 
 # What the compiler made of the Triton kernels; needs no GPU.

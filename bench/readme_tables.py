@@ -15,6 +15,7 @@ from typing import Any
 
 from bench import tables
 from bench.methods import report, time_to_accuracy
+from bench.methods.fair import report as fair
 from emp_kernels.cli import summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,9 +30,11 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "methods-gains": report.clear_gains,
     "methods-why": report.why,
     "methods-regimes": report.regimes,
+    "fair": fair.table,
+    "fair-short": fair.short,
     "methods-time": time_to_accuracy.table,
 }
-PAGES = ("README.md", "docs/benchmarks.md", "docs/findings.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/findings.md", "docs/findings_details.md")
 BLOCK = re.compile(r"(<!-- table (\S+) (\S+) -->\n).*?(<!-- end -->)", re.S)
 MISSING = "Not measured."
 

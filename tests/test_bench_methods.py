@@ -599,7 +599,7 @@ def test_plots_are_made_of_rows(rows, alone, tmp_path):
 
 def test_findings_are_those_of_the_rows():
     """Every measured figure stands in a table that is made from rows."""
-    text = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/findings_details.md").read_text(encoding="utf-8")
     assert readme_tables.rewritten(text) == text, "run: python -m bench.readme_tables"
     prose = readme_tables.BLOCK.sub("", text)
     figures = re.findall(r"\d+\.\d+", prose.replace("2408.16031", "").replace("2303.04947", ""))
