@@ -16,6 +16,7 @@ from typing import Any
 from bench import tables
 from bench.methods import report, time_to_accuracy
 from bench.methods.fair import report as fair
+from bench.methods.fair import timing
 from emp_kernels.cli import summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,7 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "methods-regimes": report.regimes,
     "fair": fair.table,
     "fair-short": fair.short,
+    "fair-time": timing.table,
     "methods-time": time_to_accuracy.table,
 }
 PAGES = ("README.md", "docs/benchmarks.md", "docs/findings.md", "docs/findings_details.md")

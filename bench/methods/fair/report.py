@@ -88,13 +88,12 @@ def tested(rows: Iterable[Row], data: str, method: str, epochs: float) -> dict[i
 def table(rows: Sequence[Row], folder: str = "") -> str:
     """A line for each data set, length and method; bold where the corrected p is below 0.05."""
     heads = ["data", "steps, epochs", "method", "seeds", "accuracy, %", "macro-F1, %"]
-    heads += ["accuracy − full", "macro-F1 − full", "in equal time", "time × full"]
+    heads += ["accuracy − full", "macro-F1 − full", "in equal time"]
     steps = {one[:4]: one for one in in_equal_steps(rows)}
     times = {one[:4]: one for one in in_equal_time(rows)}
     lines = []
     for data in plan.DATA:
         for epochs in plan.LENGTHS:
-            full = tested(rows, data, "full", epochs)
             for method in plan.METHODS:
                 ours = tested(rows, data, method.name, epochs)
                 if len(ours) < 2:
@@ -107,9 +106,6 @@ def table(rows: Sequence[Row], folder: str = "") -> str:
                         *(_mean(ours.values(), end) for end in ENDPOINTS),
                         *(str(steps[key]) if key in steps else NOTHING for key in keys),
                         "; ".join(map(str, lengths)) or NOTHING,
-                        f"{_seconds(ours.values()) / _seconds(full.values()):.2f}"
-                        if full
-                        else NOTHING,
                     ]
                 )
     return f"{markdown(heads, lines)}\n\n{origin(rows)}"
@@ -146,17 +142,13 @@ def origin(rows: Sequence[Row]) -> str:
         f"Holm's correction for all {family()} comparisons in equal steps, or the "
         f"{len(plan.EQUAL_TIME) * len(plan.LENGTHS) * len(plan.DATA) * len(ENDPOINTS)} in equal "
         f"time. Batches of {first['batch_size']}, rates of {rates} tuned for each method and "
-        f"length on the validation split. {first['machine']['cpu']}, one thread beside others' "
-        f"work, so that times are not exact; {known}; commit {commits}."
+        f"length on the validation split. {first['machine']['cpu']}, one thread; "
+        f"{known}; commit {commits}."
     )
 
 
 def _mean(rows: Iterable[Row], endpoint: str) -> str:
     return f"{statistics.fmean(row[endpoint] for row in rows):.1f}"
-
-
-def _seconds(rows: Iterable[Row]) -> float:
-    return statistics.median(row["seconds"] / row["steps"] for row in rows)
 
 
 def wins(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
