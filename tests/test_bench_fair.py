@@ -11,7 +11,7 @@ import torch
 import emp_kernels as emp
 from bench import harness
 from bench.methods.fair import __main__ as running
-from bench.methods.fair import fetch, plan, report, student, texts, training
+from bench.methods.fair import fetch, plan, report, student, texts, timing, training
 from bench.methods.fair.methods import Balanced, Candidates, Full, Run, Sampling
 from bench.methods.fair.network import Bags
 
@@ -202,6 +202,19 @@ def test_runs_are_rows_that_are_not_repeated(toy, tmp_path, monkeypatch, capsys)
     assert str(compared[2].difference) in report.table(rows)
     assert report.table(rows).count("debian") == 6
     assert "4x candidates by EMP" in report.short(rows)
+
+
+def test_times_are_compared_within_each_round():
+    times = {"full": [1.0, 4.0, 2.0], "2x": [1.5, 5.0, 3.0], "4x": [2.0, 6.0, 4.0]}
+    rows = [
+        {"method": method.name, "round": i, "ms_a_step": ms, "commit": "0123456789abcdef"}
+        for method, own in zip(timing.METHODS, times.values(), strict=True)
+        for i, ms in enumerate(own)
+    ]
+    table = timing.table(rows)
+    assert "| 2x candidates by EMP | 3.00 | 1.50 |" in table
+    assert "| 4x candidates by EMP | 4.00 | 2.00 |" in table
+    assert "0123456789ab." in table
 
 
 @pytest.mark.parametrize("name", plan.DATA)

@@ -32,8 +32,8 @@ METHODS: tuple[Method, ...] = (
     Candidates(choose="importance"),
     Sampling("pool"),
 )
-# Steps of full data that take at least as long as one of a method's, where choosing takes time to
-# speak of.
+# Steps of full data for one of a method's, where choosing takes time to speak of: more than two
+# candidates cost, a little less than four do (timing.py).
 EQUAL_TIME: dict[Method, float] = {Candidates(): 1.4, Candidates(2): 1.4}
 LONGER_AFTER: Method = Candidates(2)  # when those runs have their turn
 KEY = ("data", "method", "epochs", "rate", "seed", "split")
