@@ -157,9 +157,9 @@ def linear_cross_entropy(
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
         bias: (C,) of the same dtype, or None.
         rows: (K,) integer positions, in the flattened leading dimensions, of the rows that are
-            trained on; None trains on all. A Selection of these rows trains on its rows and lends
-            its losses, so that the forward pass multiplies nothing (with label_smoothing it
-            multiplies those rows).
+            trained on; None trains on all. Of a Selection, its rows are trained on and
+            its losses are reused, so that the forward pass multiplies nothing (with
+            label_smoothing it multiplies those rows).
         class_weight, sample_weight, label_smoothing, z_loss, temperature, softcap: as `weight` and
             the others in :func:`emp_kernels.cross_entropy`.
         ignore_index: rows with this label take no part and do not count. None ignores nothing.

@@ -91,10 +91,10 @@ def cross_entropy(
         indices: (N,) the rows' sample ids in the data set. Without them the state must hold
             exactly N samples, and row i is sample i.
         rows: (K,) integer positions, in the flattened leading dimensions, of the rows that are
-            trained on; None trains on all. A Selection, of these logits and labels, trains on its
-            rows and lends its losses, so that the forward pass reads no logits (with
-            label_smoothing or probabilities it reads those rows); state must then be None, and
-            temperature and softcap those of the Selection.
+            trained on; None trains on all. Of a Selection, made from these logits and
+            labels, the rows are trained on and the losses are reused, so that the forward pass
+            reads no logits (with label_smoothing or probabilities it reads those rows); state must
+            then be None, and temperature and softcap those of the Selection.
         weight: (C,) of a floating dtype, of each class, or None for 1.
         sample_weight: (N,) of a floating dtype, of each of all N rows, or None for 1.
         label_smoothing: in [0, 1].

@@ -1,4 +1,4 @@
-"""Which rows a loss is of, and what a Selection of them lends."""
+"""Which rows a loss is of, and what is reused of a Selection of them."""
 
 from __future__ import annotations
 

@@ -183,8 +183,8 @@ class Batch {
   std::vector<emp::GatherRows> rows_;
 };
 
-// (batch, indices): rows `indices` of the batch, unless one is out of range. Where derivatives
-// travel forwards, only torch's own operations take them along.
+// (batch, indices): rows `indices` of the batch, unless one is out of range. In forward-mode
+// AD only torch's own operations carry derivatives.
 inline py::object plain_gather(PyObject* const* arguments) {
   if (settings.forward_mode()) return {};
   Batch rows(arguments[1]);

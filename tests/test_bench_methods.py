@@ -186,12 +186,12 @@ def test_infobatch_prunes_below_the_mean_and_anneals():
     """On losses given by hand: two thirds of the samples are below the mean."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     state = emp.EMPState(N, beta=0.0)
-    course = experiment.Course(
+    context = experiment.TrainingContext(
         stripes(), KEEP, 0, RECIPE, "cpu", 160, torch.nn.Identity(), state, *generators
     )
     epochs = []  # the batches of each
     state.close_window = lambda: epochs.append([])
-    for batch in itertools.islice(plan.INFOBATCH.batches(course), course.steps):
+    for batch in itertools.islice(plan.INFOBATCH.batches(context), context.steps):
         epochs[-1].append(batch)
         state.loss.fill_(0.1)[60:] = 1.0
     pruned = next(i for i in range(len(epochs)) if sum(map(len, epochs[:i])) >= 140)  # 0.875 of 160

@@ -15,9 +15,9 @@ import emp_kernels
 PACKAGE = Path(emp_kernels.__file__).parent
 ROOT = "emp_kernels"
 
-# From the ground up: a module imports from its own floor and from those below.
-PUBLIC: set[str] = set()  # every top-level module that no other floor names
-FLOORS = (
+# From the ground up: a module imports from its own layer and from those below.
+PUBLIC: set[str] = set()  # every top-level module that no other layer names
+LAYERS = (
     {"_cpu", "_cuda", "kernels"},
     {"arrays", "cautions", "keep", "options", "order_keys", "results", "similarities", "terms"}
     | {"containers", "term_tiles", "tiles", "tracing", "validation"},
@@ -28,8 +28,8 @@ FLOORS = (
     {ROOT},
     {"__main__", "cli", "integrations"},
 )
-OUTERMOST = len(FLOORS) - 1
-# What a module may import when it is loaded; the outermost floor and the kernels load more, and
+OUTERMOST = len(LAYERS) - 1
+# What a module may import when it is loaded; the outermost layer and the kernels load more, and
 # every module may import anything inside a function.
 ALWAYS_THERE = {*sys.stdlib_module_names, "numpy", "torch", ROOT}
 
@@ -43,13 +43,15 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def first_part(module: str) -> str:
-    """The room of a module: `backends` for emp_kernels.backends.cpu, the root for the package."""
+    """`backends` for emp_kernels.backends.cpu; the root for the package."""
     return module.split(".")[1] if "." in module else ROOT
 
 
-def floor(module: str) -> int:
-    room = first_part(module)
-    return next((i for i, rooms in enumerate(FLOORS) if room in rooms), FLOORS.index(PUBLIC))
+def layer(module: str) -> int:
+    submodule = first_part(module)
+    return next(
+        (i for i, submodules in enumerate(LAYERS) if submodule in submodules), LAYERS.index(PUBLIC)
+    )
 
 
 def imported(module: str, statement: ast.Import | ast.ImportFrom) -> Iterator[str]:
@@ -94,9 +96,9 @@ def edges(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_only_from_its_own_floor_and_below(module: str) -> None:
-    above = {name for name in edges(module) if floor(name) > floor(module)}
-    assert not above, f"{module} imports {sorted(above)}, from a floor above its own"
+def test_imports_only_from_its_own_layer_and_below(module: str) -> None:
+    above = {name for name in edges(module) if layer(name) > layer(module)}
+    assert not above, f"{module} imports {sorted(above)}, from a layer above its own"
 
 
 def test_no_cycle() -> None:
@@ -119,15 +121,15 @@ def test_backends_never_import_one_another() -> None:
 
 def test_only_backends_and_the_outermost_floor_touch_kernels_and_native_modules() -> None:
     for module in MODULES:
-        if first_part(module) in {"backends", "kernels"} or floor(module) == OUTERMOST:
+        if first_part(module) in {"backends", "kernels"} or layer(module) == OUTERMOST:
             continue
-        low = {name for name in edges(module) if floor(name) == 0}
+        low = {name for name in edges(module) if layer(name) == 0}
         assert not low, f"{module} imports {sorted(low)}; that is for a backend to do"
 
 
 def test_optional_packages_are_imported_late() -> None:
     for module in MODULES:
-        if first_part(module) in {"backends", "kernels"} or floor(module) == OUTERMOST:
+        if first_part(module) in {"backends", "kernels"} or layer(module) == OUTERMOST:
             continue  # loaded on demand; the fresh processes below see that they are
         loaded = imports(module, in_functions=False)
         heavy = {name for name in loaded if name.split(".")[0] not in ALWAYS_THERE}

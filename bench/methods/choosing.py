@@ -11,7 +11,7 @@ import torch
 
 import emp_kernels as emp
 from emp_kernels.choosing import gumbel_keys
-from emp_kernels.cli.experiment import Batch, Course, Method
+from emp_kernels.cli.experiment import Batch, Method, TrainingContext
 
 STALE, PER_BATCH = "stale", "per batch"
 
@@ -36,36 +36,36 @@ class Ranking(Method):
     draw: str = "top"
     protocol: str = STALE
 
-    def batches(self, course: Course) -> Iterator[Batch]:
-        state = course.state
-        sampler = emp.EMPSampler(state, course.keep, seed=course.seed)
-        yield from course.epoch(sampler, state.score)  # the warm-up
+    def batches(self, context: TrainingContext) -> Iterator[Batch]:
+        state = context.state
+        sampler = emp.EMPSampler(state, context.keep, seed=context.seed)
+        yield from context.epoch(sampler, state.score)  # the warm-up
         if self.protocol == PER_BATCH:
-            yield from self._batch_by_batch(course)
-        count = round(course.keep * state.num_samples)
-        steps = -(-count // course.recipe.batch_size)
+            yield from self._batch_by_batch(context)
+        count = round(context.keep * state.num_samples)
+        steps = -(-count // context.recipe.batch_size)
         while True:
-            with course.timed("choosing"):
+            with context.timed("choosing"):
                 age = state.age().clamp_min(0) // steps
-                keys = self.keys(state.score, age, count, course.draws)
-            yield from course.epoch(sampler, keys)
+                keys = self.keys(state.score, age, count, context.draws)
+            yield from context.epoch(sampler, keys)
 
-    def _batch_by_batch(self, course: Course) -> Iterator[Batch]:
+    def _batch_by_batch(self, context: TrainingContext) -> Iterator[Batch]:
         """For ever: passes over all samples, of each candidate batch its share."""
-        state, model = course.state, course.model
-        candidates = round(course.recipe.batch_size / course.keep)
+        state, model = context.state, context.model
+        candidates = round(context.recipe.batch_size / context.keep)
         while True:
             state.close_window()
-            for ids in torch.randperm(state.num_samples, generator=course.draws).split(candidates):
-                batch = course.batch(ids)
-                with course.timed("choosing"), torch.no_grad():
-                    count = max(1, round(course.keep * len(ids)))
+            for ids in torch.randperm(state.num_samples, generator=context.draws).split(candidates):
+                batch = context.batch(ids)
+                with context.timed("choosing"), torch.no_grad():
+                    count = max(1, round(context.keep * len(ids)))
                     score = torch.zeros(len(ids))
                     if self.beta is not None:
                         model.eval()
                         score = self.scores(model(batch.images), batch.labels).score
                         model.train()
-                    keys = self.keys(score, torch.zeros_like(score), count, course.draws)
+                    keys = self.keys(score, torch.zeros_like(score), count, context.draws)
                     kept = emp.select(keys, count)
                 state.selections[ids[kept]] += 1
                 yield Batch(*emp.gather(batch[:3], kept))
@@ -112,10 +112,10 @@ class Ranking(Method):
 class Full(Method):
     """Trains on everything, in shuffled passes, until the steps are spent."""
 
-    def batches(self, course: Course) -> Iterator[Batch]:
-        sampler = emp.EMPSampler(course.state, 1.0, seed=course.seed)
+    def batches(self, context: TrainingContext) -> Iterator[Batch]:
+        sampler = emp.EMPSampler(context.state, 1.0, seed=context.seed)
         while True:
-            yield from course.epoch(sampler, course.state.score)
+            yield from context.epoch(sampler, context.state.score)
 
 
 @dataclass(frozen=True)
@@ -135,26 +135,26 @@ class InfoBatch(Method):
     prune: float = 0.5
     anneal: float = 0.125
 
-    def batches(self, course: Course) -> Iterator[Batch]:
-        state, size = course.state, course.recipe.batch_size
-        anneal_from = round((1 - self.anneal) * course.steps)
+    def batches(self, context: TrainingContext) -> Iterator[Batch]:
+        state, size = context.state, context.recipe.batch_size
+        anneal_from = round((1 - self.anneal) * context.steps)
         done = 0
         while True:
-            with course.timed("choosing"):
+            with context.timed("choosing"):
                 state.close_window()
                 n = state.num_samples
                 pruning = done < anneal_from
                 below = (state.loss < state.loss.mean()) & pruning
-                kept = ~below | (torch.rand(n, generator=course.draws) >= self.prune)
+                kept = ~below | (torch.rand(n, generator=context.draws) >= self.prune)
                 weights = torch.where(below, 1 / (1 - self.prune), 1.0)
                 ids = kept.nonzero()[:, 0]
-                ids = ids[torch.randperm(len(ids), generator=course.draws)]
+                ids = ids[torch.randperm(len(ids), generator=context.draws)]
             for part in ids.split(size):
                 if pruning and done == anneal_from:
                     break  # the rest of the steps draws from everything
                 done += 1
                 state.selections[part] += 1
-                yield course.batch(part, weights[part])
+                yield context.batch(part, weights[part])
 
     def loss(self, logits: torch.Tensor, batch: Batch, state: emp.EMPState) -> torch.Tensor:
         losses = emp.cross_entropy(logits, batch.labels, state, indices=batch.ids, reduction="none")

@@ -44,7 +44,8 @@ struct Places {
     return x < uint16_t(size - step) ? uint16_t(x + step) : below_zero;
   }
 
-  [[gnu::always_inline]] static uint32_t once(const Permutation& p, uint16_t row, uint16_t column) {
+  [[gnu::always_inline]] static uint32_t feistel_step(const Permutation& p, uint16_t row,
+                                                      uint16_t column) {
 #pragma GCC unroll 3
     for (int i = 0; i < kRounds; i += 2) {
       row = moved(row, column, p.rows, p.keys[i]);
@@ -56,7 +57,7 @@ struct Places {
   // The image of one place, which is below n.
   static uint32_t at(const Permutation& p, uint32_t place) {
     do {
-      place = once(p, uint16_t(place / p.columns), uint16_t(place % p.columns));
+      place = feistel_step(p, uint16_t(place / p.columns), uint16_t(place % p.columns));
     } while (place >= p.n);
     return place;
   }
@@ -68,13 +69,14 @@ struct Places {
     for (uint32_t i = 0; i < count; ++i) {
       const uint32_t column = first_column + i;
       const uint32_t over = column >= p.columns ? 1 : 0;
-      out[i] = once(p, uint16_t(first_row + over), uint16_t(over ? column - p.columns : column));
+      out[i] =
+          feistel_step(p, uint16_t(first_row + over), uint16_t(over ? column - p.columns : column));
       outside |= out[i] >= p.n ? 1 : 0;
     }
     if (!outside) return;
     for (uint32_t i = 0; i < count; ++i)
       while (out[i] >= p.n)
-        out[i] = once(p, uint16_t(out[i] / p.columns), uint16_t(out[i] % p.columns));
+        out[i] = feistel_step(p, uint16_t(out[i] / p.columns), uint16_t(out[i] % p.columns));
   }
 };
 

@@ -3,9 +3,9 @@
 Every backend offers the functions that it serves (its ``__init__`` lists them all), ``require``,
 ``serves_device``, ``describe`` and ``DTYPES``; arguments arrive checked for type, shape and device,
 but for those of its ``plain_`` functions, see :func:`plain`.
-A backend of many functions is a package, its rooms named as the public modules that they serve:
-``triton/contrastive.py`` is what ``emp_kernels/contrastive.py`` calls. Backends never import one
-another.
+A backend of many functions is a package, its submodules named as the public modules that they
+serve: ``triton/contrastive.py`` is what ``emp_kernels/contrastive.py`` calls. Backends never import
+one another.
 """
 
 import functools
@@ -43,7 +43,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def forward_mode() -> bool:
-    """Whether derivatives travel with the tensors (torch.func.jvp, torch.autograd.forward_ad):
+    """Whether forward-mode AD is on (torch.func.jvp, torch.autograd.forward_ad):
     only torch's own operations take them along."""
     return forward_ad._current_level >= 0
 

@@ -61,7 +61,7 @@ class Batch(NamedTuple):
 
 
 @dataclass
-class Course:
+class TrainingContext:
     """A run under way: all that a method may look at while it chooses.
 
     Attributes:
@@ -125,14 +125,14 @@ class Method:
     name: str
     beta: float | None
 
-    def batches(self, course: Course) -> Iterator[Batch]:
+    def batches(self, context: TrainingContext) -> Iterator[Batch]:
         """What the steps of a run train on, one after the other; more than a run takes."""
-        sampler = emp.EMPSampler(course.state, course.keep, seed=course.seed)
+        sampler = emp.EMPSampler(context.state, context.keep, seed=context.seed)
         while True:
-            score = course.state.score
+            score = context.state.score
             if self.beta is None:
-                score = torch.rand(len(score), generator=course.draws)
-            yield from course.epoch(sampler, score)
+                score = torch.rand(len(score), generator=context.draws)
+            yield from context.epoch(sampler, score)
 
     def loss(self, logits: torch.Tensor, batch: Batch, state: emp.EMPState) -> torch.Tensor:
         """Mean training loss of a batch; the same pass refreshes the samples' scores."""
@@ -240,17 +240,19 @@ def run(
     augmentation, draws = (
         torch.Generator().manual_seed((seed << 2) + stream) for stream in range(2)
     )
-    course = Course(data, keep, seed, recipe, device, steps, model, state, draws, augmentation)
+    context = TrainingContext(
+        data, keep, seed, recipe, device, steps, model, state, draws, augmentation
+    )
     tested_at = {-(-steps * part // evaluations) for part in range(1, evaluations + 1)}
 
     curve: list[Point] = []
     trained = 0
     model.train()
-    batches = itertools.islice(method.batches(course), steps)
+    batches = itertools.islice(method.batches(context), steps)
     seconds, start = 0.0, time.perf_counter()
     for step, batch in enumerate(batches, 1):
         logits = model(batch.images)
-        with course.timed("loss"):
+        with context.timed("loss"):
             loss = method.loss(logits, batch, state)
         optimizer.zero_grad()
         loss.backward()
@@ -274,7 +276,7 @@ def run(
         curve=tuple(curve),
         steps=steps,
         samples_trained=trained,
-        parts=dict(course.seconds),
+        parts=dict(context.seconds),
         state=state,
         model=model,
     )

@@ -1,4 +1,4 @@
-"""Exact selection among many scores in two and a bit reads of them, without the host.
+"""Exact selection among many scores, which are read little more than twice, without the host.
 
 1. `bracket`: a range of keys that should hold the k-th largest, from a sample. (A histogram of
    the leading digit, filled while scoring, was slower: scores share a few digits, and thousands

@@ -42,7 +42,7 @@ def _permuted(n: int, seed: int, places: torch.Tensor) -> torch.Tensor:
     columns = -(-n // rows)
     lanes = (_draws(seed, 6)[:, None] >> torch.tensor([0, 16, 32], device="cpu")) & 0xFFFF
 
-    def once(place: torch.Tensor) -> torch.Tensor:
+    def feistel_step(place: torch.Tensor) -> torch.Tensor:
         x, y, size, other = place // columns, place % columns, rows, columns
         for term, factor, factor2 in lanes.tolist():
             drawn = (y * (factor | 1) + term) & 0xFFFF
@@ -51,9 +51,9 @@ def _permuted(n: int, seed: int, places: torch.Tensor) -> torch.Tensor:
             x, y, size, other = y, x, other, size
         return x * columns + y
 
-    places = once(places)
+    places = feistel_step(places)
     while (outside := places >= n).any():
-        places[outside] = once(places[outside])
+        places[outside] = feistel_step(places[outside])
     return places
 
 

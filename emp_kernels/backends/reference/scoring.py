@@ -81,8 +81,8 @@ def row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
         zero = z.new_zeros(len(z))
         return (*[zero] * 6, zero.bool(), zero.long())
     m, u, t, top, e = _exponentials(z)
-    known = (labels >= 0) & (labels < z.shape[1])
-    y = torch.where(known, labels, 0)
+    label_in_range = (labels >= 0) & (labels < z.shape[1])
+    y = torch.where(label_in_range, labels, 0)
     z_y = z.gather(1, y[:, None])[:, 0]
 
     loss = (m - z_y) + u.log1p()
@@ -102,15 +102,15 @@ def row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
     broken = ~m.isfinite()  # NaN or +inf among the logits, or no finite logit
     loss = torch.where(broken, m - z_y, loss)
     lse = torch.where(broken, m, lse)
-    unknown = ~known
+    out_of_range = ~label_in_range
     if z.shape[1] == 1:
         margin = torch.full_like(m, torch.inf)
     fields = [
-        torch.where(unknown, nan, loss),
-        torch.where(unknown | broken, nan, entropy),
+        torch.where(out_of_range, nan, loss),
+        torch.where(out_of_range | broken, nan, entropy),
         lse,
-        *(torch.where(unknown | broken, nan, x) for x in ((-loss).exp(), el2n, margin)),
-        (y == prediction) & known & ~broken,
+        *(torch.where(out_of_range | broken, nan, x) for x in ((-loss).exp(), el2n, margin)),
+        (y == prediction) & label_in_range & ~broken,
         prediction.masked_fill(broken, 0),
     ]
     if ignore_index is not None:

@@ -116,8 +116,8 @@ def _gradient(z, labels, terms, coefficients, adjustment, targets, part):
     by: Any = [None if x is None else x[part].double()[:, None] for x in coefficients]
     big_a, big_b, big_s, rest = by
     g = big_a * p
-    known = (labels >= 0) & (labels < z.shape[1])
-    place, at_place, less_one = labels, known, torch.expm1(-loss)
+    label_in_range = (labels >= 0) & (labels < z.shape[1])
+    place, at_place, less_one = labels, label_in_range, torch.expm1(-loss)
     q = None
     if targets is not None and big_s is not None:
         q = _target_rows(targets, part, z).expand(z.shape)
