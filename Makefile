@@ -13,8 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test kill-test lint format docs demo wheels sanitize fuzz portability bench \
-        peers evidence-quick evidence evidence-texts audit gpu-check clean
+.PHONY: venv build test thorough kill-test lint format docs demo wheels sanitize fuzz portability \
+        bench peers evidence-quick evidence evidence-texts audit gpu-check clean
 
 # The environment grows with what is asked of it, and is made anew when either description changes.
 # The demo's has no build tools: pip compiles the modules with tools that it removes. Any other
@@ -50,6 +50,12 @@ build: $(VENV)/base
 # Two processes of one thread each: the tests that are about threads set their own number.
 test: $(VENV)/test build
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2
+
+# What `make test` leaves out for its time: losses with options and torch's switches in Triton's
+# interpreter, and the machine code of every variant of the kernels.
+thorough: $(VENV)/test build
+	EMP_THOROUGH=1 OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 \
+	    tests/test_triton_interpreter.py tests/test_audit.py
 
 # Trainings killed 200 times, at random moments: each must go on as if nothing had been. A share of
 # it is in `make test`; KILLS sets the count.

@@ -22,10 +22,14 @@ def audit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
+# All variants take minutes: `make thorough` and `make audit` compile them.
+THOROUGH = os.environ.get("EMP_THOROUGH") == "1"
+
+
 def test_no_faults():
-    done = audit()
+    done = audit() if THOROUGH else audit("score C=10")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
-    assert done.stdout.count("sm_90") == done.stdout.count("sm_80") > 20
+    assert done.stdout.count("sm_90") == done.stdout.count("sm_80") > (20 if THOROUGH else 2)
     assert "FAULT" not in done.stdout
 
 
