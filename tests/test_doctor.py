@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import emp_kernels as emp
 from emp_kernels import backends
 from emp_kernels.cli import doctor, main, provenance
-from emp_kernels.distributed import vocab_parallel
+from emp_kernels.distributed import columns
 
 
 def run_doctor(**environment: str) -> str:
@@ -82,8 +82,8 @@ def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
                 monkeypatch.setattr(module, function, spy(name, getattr(module, function)))
     monkeypatch.setattr(backends, "plain", backends.plain.__wrapped__)  # not what it found before
 
-    monkeypatch.setattr(vocab_parallel, "check_group", lambda function, group: None)
-    monkeypatch.setattr(vocab_parallel, "gather_equal", lambda function, tensor, group: [tensor])
+    monkeypatch.setattr(columns, "check_group", lambda function, group: (1, 0))
+    monkeypatch.setattr(columns, "gather_equal", lambda function, tensor, group: [tensor])
     logits, labels = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
     state = emp.EMPState(4)
     scores = emp.score(logits, labels)

@@ -298,6 +298,16 @@ def distributed_sync():
     return {"held": _held(state)}
 
 
+@call("distributed.ShardedState")
+def distributed_sharded_state():
+    state = emp.distributed.ShardedState(N, None, device="cpu")
+    state.update(FEW_IDS, FEW)
+    emp.cross_entropy(LOGITS, LABELS, state)
+    emp.distributed.sync(state)
+    names = "score", "loss", "entropy", "updates", "selections", "seen_at"
+    return {name: getattr(state, name).clone() for name in names} | {"kept": state.select(0.4)}
+
+
 @call("distributed.score_vocab_parallel")
 def distributed_score_vocab_parallel():
     """And every loss of a shard, which is read as scores of adjusted logits are."""

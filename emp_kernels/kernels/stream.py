@@ -113,9 +113,9 @@ def score_stream(
         champions, places, m, u, t, q, second = absorb(
             champions, places, m, u, t, q, second, tiles, offset, TAIL, STATISTICS, COMPENSATED
         )
-    places += head + columns
+    places += (head + columns).to(tl.int32)
     if RAGGED:
-        edge_columns = columns + tl.where(columns < head, 0, vectors * V)
+        edge_columns = (columns + tl.where(columns < head, 0, vectors * V)).to(tl.int32)
         end = tl.where(counts & (part == PARTS - 1), classes, 0)  # the last part reads the edge
         readable = (columns < 2 * V) & (edge_columns < end)
         z = tl.load(logits + start + edge_columns, mask=readable, other=-INF)

@@ -110,7 +110,6 @@ class Candidates:
 
     def batches(self, run: Run) -> Iterator[Batch]:
         b = run.batch_size
-        generator = torch.Generator().manual_seed(run.seed)
         everything = emp.EMPSampler(run.state, 1.0, seed=run.seed)
         for step, (ids, _) in enumerate(drawn(everything, self.times * b)):
             with torch.no_grad():
@@ -120,10 +119,11 @@ class Candidates:
                 yield ids[chosen.indices], None
                 continue
             scores = emp.score(logits, labels, beta=self.beta).score
+            stream = stream_of(run.seed, step)
             if self.choose == "gumbel":
-                yield ids[emp.select(gumbel_keys(scores, generator), b)], None
+                yield ids[emp.select(gumbel_keys(scores, stream), b)], None
                 continue
-            kept, weights = importance_draw(scores, b, stream_of(run.seed, step))
+            kept, weights = importance_draw(scores, b, stream)
             yield ids[kept], None if weights is None else weights[kept]
 
 
