@@ -28,9 +28,6 @@ LOSSES = [  # N, C, dtype, rounds, calls a round, and what is aimed at
 ]
 
 
-OPTIONS = ["label smoothing", "class weights", "probabilities"]  # those that torch has, too
-
-
 def gradient_of(loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(loss, logits)[0]
 
@@ -149,51 +146,6 @@ def composer_lines(losses: torch.Tensor, random: np.random.RandomState, keep: fl
     odds = ((np.arange(n) + 0.5) / n) ** (1 / keep - 1)
     drawn = random.choice(n, int(keep * n), replace=False, p=odds / odds.sum())
     return losses.argsort()[torch.from_numpy(drawn)]
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def bench_loss_with_options(case, option, dtype):
-    """Loss and gradient with an option of torch's own, and each way's errors against float64: the
-    loss's, and the gradient's by its largest element, on the batch's first rows."""
-    n, c = 2048, 32000
-    logits = harness.normal_logits(n * c, dtype).view(n, c).requires_grad_()
-    generator = torch.Generator().manual_seed(1)
-    labels = torch.randint(0, c, (n,), generator=generator)
-    options = {"label_smoothing": 0.1} if option == "label smoothing" else {}
-    if option == "class weights":
-        options = {"weight": torch.rand(c, generator=generator).to(logits.dtype)}
-    if option == "probabilities":
-        labels = torch.randn(n, c, generator=generator).softmax(1).to(logits.dtype)
-    compiled = harness.compiled(F.cross_entropy)
-
-    def both(loss, z, y, options):
-        found = loss(z, y, **options)
-        return found.detach(), gradient_of(found, z)
-
-    few, y = logits[: harness.ORACLE_ROWS].detach(), labels[: harness.ORACLE_ROWS]
-    wide = {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
-    exact = y.double() if y.is_floating_point() else y
-    right = both(F.cross_entropy, few.double().requires_grad_(), exact, wide)
-    errors = {}
-    ways = {"emp_kernels": emp.cross_entropy, "torch": F.cross_entropy, "torch.compile": compiled}
-    for name, loss in ways.items():
-        value, gradient = both(loss, few.clone().requires_grad_(), y, options)
-        relative = ((gradient.double() - right[1]).abs().max() / right[1].abs().max()).item()
-        errors[name] = [abs(float(value.double() / right[0]) - 1), relative]
-    assert errors["emp_kernels"][0] <= 1e-5
-    assert errors["emp_kernels"][1] <= 2e-5 + torch.finfo(logits.dtype).eps
-    calls = {name: lambda f=f: both(f, logits, labels, options) for name, f in ways.items()}
-    calls["torch.compile"]()  # for this shape
-    case(
-        f"loss and gradient, {option}, {n}×{c} {dtype}",
-        calls.pop("emp_kernels"),
-        calls,
-        moved=3 * logits.nbytes + labels.nbytes * (2 if option == "probabilities" else 1),
-        rounds=5,
-        goals={"torch": (4 if option == "probabilities" else 6, 8)},
-        fields={"n": n, "c": c, "dtype": dtype, "option_errors": errors},
-    )
 
 
 @pytest.fixture(scope="module")
