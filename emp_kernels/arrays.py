@@ -23,7 +23,9 @@ def as_tensor(function: str, name: str, value: Any) -> Any:
     Raises:
         TypeError: an array of a dtype that torch does not have, or one that cannot be read.
     """
-    if isinstance(value, torch.Tensor | np.ma.MaskedArray):
+    if type(value) is torch.Tensor:  # most are, and of a small batch the checks are most of a call
+        return value
+    if isinstance(value, (torch.Tensor, np.ma.MaskedArray)):
         return value
     if isinstance(value, np.ndarray):
         return _of_numpy(function, name, value)

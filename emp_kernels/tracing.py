@@ -31,7 +31,8 @@ def records(function: str) -> bool:
     """`recording`, raising where torch.jit.trace does, which would keep sizes as constants."""
     if torch.compiler.is_compiling():
         return True
-    _refuse_jit(function)
+    if _tracing_state() is not None:
+        _refuse_jit(function)
     return _modes() > 0 and _mode(_KEYS.PROXY) is not None
 
 
