@@ -12,7 +12,7 @@ from torch.utils.data import RandomSampler
 
 import emp_kernels as emp
 from bench import harness
-from emp_kernels.cli.experiment import small_cnn
+from emp_kernels.experiments.networks import small_cnn
 
 KEEP = 0.3
 TOPK, INFOBATCH, COMPOSER = "topk + sort", "InfoBatch", "Composer"

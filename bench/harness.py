@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from emp_kernels import backends
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results"

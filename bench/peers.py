@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 Call = Callable[[], Any]
 Maker = Callable[..., Call]  # takes a case's tensors

@@ -17,7 +17,7 @@ from bench import tables
 from bench.methods import report, time_to_accuracy
 from bench.methods.fair import report as fair
 from bench.methods.fair import timing
-from emp_kernels.cli import summary
+from emp_kernels.experiments import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {

@@ -22,9 +22,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import emp_kernels as emp
-from emp_kernels.cli import provenance
-from emp_kernels.cli.experiment import augmented
-from emp_kernels.cli.images import Images, load
+from emp_kernels.experiments import provenance
+from emp_kernels.experiments.images import Images, augmented, load
 
 TEMPERATURE, HIDDEN_TEMPERATURE = 0.2, 0.1
 BATCH_SIZE, RATE, WIDTH = 128, 2e-3, 32

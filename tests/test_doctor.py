@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import emp_kernels as emp
 from emp_kernels import backends
-from emp_kernels.cli import doctor, main, provenance
+from emp_kernels.cli import doctor, main
 from emp_kernels.distributed import columns
+from emp_kernels.experiments import provenance
 
 
 def run_doctor(**environment: str) -> str:

@@ -85,7 +85,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert modules in ({"emp_kernels/_cpu"}, {"emp_kernels/_cpu", "emp_kernels/_cuda"})
     python = {str(path.relative_to(ROOT)) for path in (ROOT / "emp_kernels").rglob("*.py")}
     others = {name for name in names if not name.endswith(".so")}
-    assert others == python | {"emp_kernels/py.typed", "emp_kernels/cli/digits.npz"}
+    assert others == python | {"emp_kernels/py.typed", "emp_kernels/experiments/digits.npz"}
 
 
 def test_the_metadata_says_what_is_needed(wheel: Path) -> None:

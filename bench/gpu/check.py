@@ -22,7 +22,7 @@ import torch
 
 from bench import harness
 from bench.gpu import timing
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = 500.0  # seconds for everything, under nine minutes

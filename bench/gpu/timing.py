@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bench import harness
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 Call = Callable[[], Any]
 COPIED = 2**32  # bytes of the copy that is the limit, far beyond the L2 cache

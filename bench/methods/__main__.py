@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import harness
 from bench.methods import worker
 from bench.methods.choosing import PER_BATCH
 from bench.methods.plan import KEY, STUDIES, Trial, timed_trials, trials
-from emp_kernels.cli import provenance
-from emp_kernels.cli.requirements import CommandError
+from emp_kernels.experiments import provenance
+from emp_kernels.terminal.progress_bars import progress_bars
+from emp_kernels.terminal.requirements import CommandError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,16 +111,7 @@ def _collect(
 ) -> None:
     """Append each row as its run ends, under a bar of all steps with the time left."""
     console = Console()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>4.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=600,
-    )
+    bar = progress_bars(console, seconds_averaged=600)
     total, start, pending = sum(map(_steps, tasks.values())), time.monotonic(), set(tasks)
     with bar:
         task = bar.add_task(f"{len(tasks)} runs", total=total)

@@ -1,7 +1,7 @@
 """The pruning methods that are compared: what ranks a sample, how ranks are drawn from, and when.
 
 A method is one of :class:`Ranking` (every method that keeps a fixed share), :class:`Full` and
-:class:`InfoBatch`; all take the same number of steps, see :mod:`emp_kernels.cli.experiment`.
+:class:`InfoBatch`; all take the same number of steps, see :mod:`emp_kernels.experiments.training`.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 
 import emp_kernels as emp
 from emp_kernels.choosing import gumbel_keys
-from emp_kernels.cli.experiment import Batch, Method, TrainingContext
+from emp_kernels.experiments.methods import Batch, Method, TrainingContext
 
 STALE, PER_BATCH = "stale", "per batch"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.methods import networks
 from bench.methods.choosing import PER_BATCH, STALE, Full, InfoBatch, Ranking
-from emp_kernels.cli.experiment import Method, Recipe
+from emp_kernels.experiments.methods import Method, Recipe
 
 BETAS = (0.3, 1.0, 3.0, 10.0)
 RANDOM, LFL = Ranking("random", None), Ranking("LFL", 0.0)

@@ -21,7 +21,7 @@ from bench.methods.cells import (
 )
 from bench.methods.choosing import PER_BATCH, STALE
 from bench.tables import markdown
-from emp_kernels.cli.summary import cell
+from emp_kernels.experiments.summary import cell
 
 HEAD_KEEP = 0.3  # of the tables that show one keep
 NOTHING = "–"

@@ -7,7 +7,7 @@ slope are added, and 40 points are read off. Only the numbers of samples are our
 
 import numpy as np
 
-from emp_kernels.cli.images import Images, normalised
+from emp_kernels.experiments.images import Images, normalised
 
 TRAIN, TEST = 5_000, 10_000
 TRAIN_SEED, TEST_SEED = 42, 43

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from bench.methods.cells import Method, Row, cells, difference, in_cell, methods, of_method
 from bench.methods.report import NOTHING, average, or_nothing, origin
 from bench.tables import markdown
-from emp_kernels.cli.summary import cell
+from emp_kernels.experiments.summary import cell
 
 
 def table(rows: Sequence[Row], folder: str = "") -> str:

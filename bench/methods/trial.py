@@ -11,8 +11,8 @@ import torch
 import emp_kernels as emp
 from bench.methods.plan import STUDIES, Trial
 from bench.methods.signals import mnist1d
-from emp_kernels.cli import images
-from emp_kernels.cli.experiment import Run, correct, run
+from emp_kernels.experiments import images
+from emp_kernels.experiments.training import Run, correct, run
 
 RARE = 0.1  # the share of the training samples that were trained least
 NOISE_SEED = 1_000  # the first seed of the wrong labels, far from those of the runs

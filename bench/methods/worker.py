@@ -1,7 +1,6 @@
 """A process that does one run after the other."""
 
 import signal
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 
 from bench.methods.plan import STUDIES, Trial
 from bench.methods.trial import measured
-from emp_kernels import EMPWarning
 
 STEPS_AT_ONCE = 10  # the shared counter is advanced by so many
 
@@ -39,7 +37,6 @@ def begin(steps: Any, stop: Any) -> None:
     which a terminal sends to every process, is the first one's to act on."""
     global _counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore", EMPWarning)  # methods that score nothing are meant
     _counter = _Counter(steps, stop)
 
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from .. import __version__
 from ..keep import Keep, check_keep
 from ..ranking import MEASURES
+from ..terminal.requirements import CommandError
 from ..validation import check_beta
-from .requirements import CommandError
 
 T = TypeVar("T")
 

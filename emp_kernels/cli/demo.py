@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 
 from .. import backends, plots
-from ..cautions import EMPWarning
-from . import images, provenance
-from .experiment import Recipe, Run, methods, run
-from .requirements import CommandError, require_packages
+from ..experiments import images, provenance
+from ..experiments.methods import Recipe, demo_methods
+from ..experiments.training import Run, run
+from ..terminal.requirements import CommandError, require_packages
 
 BATCH_SIZES = {"digits": 32, "cifar100": 128}
 ROWS = "rows.jsonl"
@@ -31,7 +30,7 @@ def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
         CommandError: a package is missing, the images cannot be read, or nothing can be written.
     """
     require_packages("demo", "rich", "matplotlib")
-    from .display import Display  # draws with rich
+    from ..experiments.display import Display  # draws with rich
 
     data = images.load(options.data, options.data_dir)
     recipe = Recipe(options.epochs, BATCH_SIZES[options.data])
@@ -42,7 +41,7 @@ def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
         (method, keep, seed)
         for seed in options.seeds
         for keep in sorted(options.keep, reverse=True)
-        for method in methods(options.beta)
+        for method in demo_methods(options.beta)
     ]
     try:
         out = _new_folder(options.out)
@@ -56,10 +55,7 @@ def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
         origin = _origin(data, recipe, device)
         for method, keep, seed in plan:
             step = display.start(method, keep, seed)
-            with warnings.catch_warnings():
-                if method.beta is None:  # no score is written, and that is meant
-                    warnings.simplefilter("ignore", EMPWarning)
-                runs.append(run(method, keep, seed, data, recipe, device=device, on_step=step))
+            runs.append(run(method, keep, seed, data, recipe, device=device, on_step=step))
             rows.append(_row(runs[-1]) | origin)
             rows_file.write(json.dumps(rows[-1]) + "\n")
             rows_file.flush()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import backends
-from . import provenance
+from ..experiments import provenance
 
 OPERATIONS = (
     "score",

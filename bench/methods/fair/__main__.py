@@ -20,7 +20,7 @@ from bench.methods.fair import plan
 from bench.methods.fair.plan import KEY, Trial
 from bench.methods.fair.texts import load
 from bench.methods.fair.training import BATCH, steps_of, train
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 Row = dict[str, Any]
 

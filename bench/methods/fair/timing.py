@@ -17,7 +17,7 @@ from bench.methods.fair.methods import Candidates, Full
 from bench.methods.fair.texts import load
 from bench.methods.fair.training import steps_of, train
 from bench.tables import markdown
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 METHODS = (Full(), Candidates(2), Candidates(4))
 ROUNDS = 7

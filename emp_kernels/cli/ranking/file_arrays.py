@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..requirements import CommandError
+from ...terminal.requirements import CommandError
 
 # Of arrays, where a file holds several.
 NAMES = {"logits": ("logits",), "labels": ("labels", "label")}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..requirements import CommandError, require_packages
+from ...terminal.requirements import CommandError, require_packages
 from .file_arrays import InputError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...arrays import as_tensor
-from ..requirements import require_packages
+from ...terminal.requirements import require_packages
 from .file_arrays import NAMES, Array, InputError
 
 BATCH = 1 << 15  # rows that are decoded at a time

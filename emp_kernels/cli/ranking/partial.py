@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..requirements import CommandError
+from ...terminal.requirements import CommandError
 
 MAGIC = b"emp_kernels rank 1\n"
 

@@ -17,17 +17,11 @@ class Progress:
         self.bar: Any = None
         if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
             return
-        from rich import progress
         from rich.console import Console
 
-        self.bar = progress.Progress(
-            progress.TextColumn("{task.description:<10}"),
-            progress.BarColumn(bar_width=None),
-            progress.TaskProgressColumn(),
-            progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        from ...terminal.progress_bars import progress_bars
+
+        self.bar = progress_bars(Console(stderr=True), transient=True)
 
     def __enter__(self) -> "Progress":
         if self.bar is not None:

@@ -7,23 +7,13 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from ..terminal.progress_bars import progress_bars
 from . import summary
-from .experiment import Method, Recipe
 from .images import Images
+from .methods import Method, Recipe
 
-WIDE = 100  # columns; narrower terminals get fewer of the progress bars' columns
 TITLE = "Test accuracy in percent, mean ± standard deviation over seeds:"
 
 
@@ -35,13 +25,7 @@ class Display:
     ) -> None:
         self.console = Console()
         self.num_samples, self.recipe, self.runs = len(data.train_labels), recipe, len(plan)
-        wide = self.console.width >= WIDE
-        columns: list[ProgressColumn] = [TaskProgressColumn(), TimeRemainingColumn()]
-        if wide:
-            columns[1:1] = [MofNCompleteColumn(), TimeElapsedColumn()]
-            columns.insert(0, BarColumn(bar_width=30))
-        label = TextColumn("{task.description:<28}" if wide else "{task.description}")
-        self.progress = Progress(label, *columns, console=self.console)
+        self.progress = progress_bars(self.console)
         total = sum(recipe.steps(self.num_samples, keep) for _, keep, _ in plan)
         self.all = self.progress.add_task(f"{len(plan)} runs, steps", total=total)
         self.current = self.progress.add_task("", total=None)

@@ -1,4 +1,4 @@
-"""The image sets that the commands train on, as normalised tensors in memory."""
+"""The image sets that experiments train on, as normalised tensors in memory."""
 
 import io
 import pickle
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from .requirements import CommandError, require_packages
+from ..terminal.requirements import CommandError, require_packages
 
 DIGITS = Path(__file__).with_name("digits.npz")
 CIFAR_CLASSES = 100
@@ -219,3 +220,18 @@ def normalised(
         shift,
         flip,
     )
+
+
+def augmented(
+    images: torch.Tensor, shift: int, flip: bool, generator: torch.Generator
+) -> torch.Tensor:
+    """Images (B, channels, H, W), each shifted by up to `shift` pixels and perhaps mirrored."""
+    b, _, height, width = images.shape
+    down, across = torch.randint(0, 2 * shift + 1, (2, b, 1), generator=generator)
+    rows, columns = down + torch.arange(height), across + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(b, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = nn.functional.pad(images, [shift] * 4).permute(0, 2, 3, 1)
+    shifted = padded[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return shifted.permute(0, 3, 1, 2).contiguous()
