@@ -61,22 +61,22 @@ class Diagnostics(NamedTuple):
 
 def close_window(state: EMPState) -> None:
     """Note what was drawn since the last call; nothing where nothing was."""
-    drawn = state.selections != state.counted
+    drawn = state.selections != state._counted
     count = _total(state, drawn)
     if count == 0:
         return
     seen = _total(state, state.updates)
     row = (
         count / state.num_samples,
-        _total(state, drawn & state.drawn) / count,
+        _total(state, drawn & state._drawn) / count,
         state.total(float(state.loss.sum(dtype=torch.float64))) / max(1, seen),
         1 - seen / state.num_samples,
     )
-    windows = state.windows.roll(-1, 0)
+    windows = state._windows.roll(-1, 0)
     windows[-1] = windows.new_tensor(row)
-    state.windows.copy_(windows)
-    state.drawn.copy_(drawn)
-    state.counted.copy_(state.selections)
+    state._windows.copy_(windows)
+    state._drawn.copy_(drawn)
+    state._counted.copy_(state.selections)
 
 
 def _total(state: EMPState, counted: torch.Tensor) -> int:
@@ -87,7 +87,7 @@ def _total(state: EMPState, counted: torch.Tensor) -> int:
 def diagnose(state: EMPState) -> Diagnostics:
     """Close the window and describe the state; warn, once a state, of a collapse."""
     close_window(state)
-    windows = state.windows.cpu()
+    windows = state._windows.cpu()
     windows = windows[windows[:, 0] >= 0]
     ages = state.counts(state.age()[state.updates > 0]).cumsum(0)  # up to each age
     num_seen = int(ages[-1]) if len(ages) else 0

@@ -25,10 +25,11 @@ from .validation import (
 )
 
 _VERSION = 2
-_FIELDS: tuple[str, ...] = (
-    *("score", "loss", "entropy", "updates", "selections", "seen_at", "clock"),
-    *("counted", "drawn", "windows"),
-)
+_PUBLIC = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock")
+# Each tensor of a snapshot and the attribute that it is. `diagnostics` keeps the last three:
+# selections when the last window was closed (N,) int32, whether that window drew each sample (N,)
+# bool, and (256, 4) float64, the latest last and unused rows -1, what `Diagnostics` reports.
+_FIELDS = {name: name for name in _PUBLIC} | {x: f"_{x}" for x in ("counted", "drawn", "windows")}
 _COUNTERS = ("epoch", "warned", "synced_at")
 
 
@@ -51,10 +52,6 @@ class EMPState(Whole):
             or drawn by a sampler.
         clock: () int32, how many calls wrote into the state.
         seen_at: (num_samples,) int32, the clock at the call that last wrote the sample; 0 = never.
-        counted: (num_samples,) int32, the selections when the last window was closed.
-        drawn: (num_samples,) bool, what that window drew.
-        windows: (256, 4) float64, the latest last, unused rows -1: what
-            :class:`emp_kernels.Diagnostics` says of them.
         epoch: int, the epochs completed.
         beta: float. num_samples: int.
     """
@@ -66,9 +63,9 @@ class EMPState(Whole):
     selections: torch.Tensor
     seen_at: torch.Tensor
     clock: torch.Tensor
-    counted: torch.Tensor
-    drawn: torch.Tensor
-    windows: torch.Tensor
+    _counted: torch.Tensor
+    _drawn: torch.Tensor
+    _windows: torch.Tensor
 
     def __init__(
         self,
@@ -90,14 +87,14 @@ class EMPState(Whole):
             self.seen_at = torch.zeros(size, dtype=torch.int32, device=device)
             # A tensor, so that a captured CUDA graph advances it.
             self.clock = torch.zeros((), dtype=torch.int32, device=device)
-            self.counted = torch.zeros(size, dtype=torch.int32, device=device)
-            self.drawn = torch.zeros(size, dtype=torch.bool, device=device)
+            self._counted = torch.zeros(size, dtype=torch.int32, device=device)
+            self._drawn = torch.zeros(size, dtype=torch.bool, device=device)
             windows = (diagnostics.WINDOWS, len(diagnostics.COLUMNS))
-            self.windows = torch.full(windows, -1.0, dtype=torch.float64, device=device)
+            self._windows = torch.full(windows, -1.0, dtype=torch.float64, device=device)
             self._make_claims()
         self.warned = False  # of a collapse; a state says so once
         self.synced_at = 0  # the clock up to which all ranks' states are equal
-        self.rooms: dict[str, torch.Tensor] = {}  # what fields lie in that have grown
+        self._buffers: dict[str, torch.Tensor] = {}  # longer tensors of fields that have grown
 
     @property
     def device(self) -> torch.device:
@@ -157,8 +154,9 @@ class EMPState(Whole):
         chosen.update_state(rows, ids, scores, function)
 
     def grow(self, num_samples: int) -> EMPState:
-        """Make room for `num_samples` samples, in place, and return the state: those there are keep
-        their entries, the new ones are never seen.
+        """Grow to `num_samples` samples, in place, and return the state.
+
+        Existing samples keep their entries; new ones have never been seen.
 
         Growing little by little costs no more than growing at once. The fields are other tensors
         afterwards; a captured CUDA graph goes on writing to the old ones.
@@ -216,8 +214,8 @@ class EMPState(Whole):
                 f"fixed), got {device if isinstance(device, torch.dtype) else describe(device)}"
             )
         with torch.inference_mode(False):
-            moved = {name: getattr(self, name).to(device) for name in _FIELDS}
-            vars(self).update(moved | {"rooms": {}})
+            moved = {name: getattr(self, name).to(device) for name in _FIELDS.values()}
+            vars(self).update(moved | {"_buffers": {}})
             self._make_claims()
         return self
 
@@ -225,7 +223,9 @@ class EMPState(Whole):
         """A snapshot (copies) of everything that :meth:`load_state_dict` restores. Warns where
         several ranks' states were written since :func:`emp_kernels.distributed.sync`."""
         self.check_synced()
-        snapshot: dict[str, Any] = {name: getattr(self, name).clone() for name in _FIELDS}
+        snapshot: dict[str, Any] = {
+            name: getattr(self, field).clone() for name, field in _FIELDS.items()
+        }
         snapshot |= {"num_samples": self.num_samples, "beta": self.beta}
         snapshot |= {name: getattr(self, name) for name in _COUNTERS}
         return snapshot | {"version": _VERSION}
@@ -247,7 +247,7 @@ class EMPState(Whole):
         check_snapshot(function, state_dict, _VERSION, entries)
         check_same(function, "num_samples", state_dict["num_samples"], self.num_samples)
         check_same(function, "beta", state_dict["beta"], self.beta)
-        own = {name: getattr(self, name) for name in _FIELDS}
+        own = {name: getattr(self, field) for name, field in _FIELDS.items()}
         loaded = check_tensors(function, state_dict, own)
         counters = check_counters(function, state_dict)
         memory = {tensor.untyped_storage().data_ptr() for tensor in own.values()}
@@ -263,19 +263,20 @@ class EMPState(Whole):
         """What pickle, ``copy`` and ``torch.load`` read. It may come from a file of anybody's, so
         types, dtypes and shapes are checked; memory stays shared where a process shares it."""
         function = "EMPState.__setstate__"
-        missing = [x for x in (*_FIELDS, "num_samples", "beta", *_COUNTERS) if x not in entries]
+        fields = tuple(_FIELDS.values())
+        missing = [x for x in (*fields, "num_samples", "beta", *_COUNTERS) if x not in entries]
         if missing:
             raise ValueError(f"{function}: entries must hold {', '.join(missing)}, got none")
         like = EMPState(entries["num_samples"], beta=entries["beta"], device="meta")
-        tensors = check_tensors(function, entries, {name: getattr(like, name) for name in _FIELDS})
+        tensors = check_tensors(function, entries, {name: getattr(like, name) for name in fields})
         for name, tensor in tensors.items():
             check_same_device(function, name, tensor, "score", tensors["score"])
         with torch.inference_mode(False):
             for name, tensor in tensors.items():
                 if tensor.is_inference() or not tensor.is_contiguous() or tensor.is_neg():
                     tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
-        # Without room to grow: a copy would write into the same.
-        own = tensors | check_counters(function, entries) | {"rooms": {}}
+        # Without spare capacity: a copy would grow into the same memory.
+        own = tensors | check_counters(function, entries) | {"_buffers": {}}
         vars(self).update(entries | own)
 
 

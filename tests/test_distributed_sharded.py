@@ -17,7 +17,7 @@ from emp_kernels.distributed import sharing, states, write_log
 
 WORLDS = [1, 2, 3, 4, 7]
 SIZES = [0, 1, 2, 5, 6, 8, 9, 23, 60, 101]
-SHARED = ["score", "loss", "entropy", "updates", "selections", "seen_at", "counted", "drawn"]
+SHARED = ["score", "loss", "entropy", "updates", "selections", "seen_at", "_counted", "_drawn"]
 
 
 def differences(shared, state):
@@ -137,7 +137,7 @@ def orders(rank, world, n, keep, epochs, options):
         emp.distributed.sync(shared)
         emp.distributed.sync(state)
         wrong += [(chosen, name) for name in differences(shared, state)]
-        if not torch.allclose(shared.windows, state.windows, rtol=1e-12, atol=0):
+        if not torch.allclose(shared._windows, state._windows, rtol=1e-12, atol=0):
             wrong.append((chosen, "windows"))
         if (shared.selections.sum() > 0) != (len(shared.owned) > 0):
             wrong.append((chosen, "nothing was counted"))

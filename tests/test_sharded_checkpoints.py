@@ -47,7 +47,7 @@ def steps_of(rank, world, kind, sampling, folder, first, last):
     whole.load_state_dict(state.state_dict())
     return drawn, {
         name: getattr(whole, name).tolist()
-        for name in ("score", "seen_at", "updates", "selections", "counted", "drawn", "clock")
+        for name in ("score", "seen_at", "updates", "selections", "_counted", "_drawn", "clock")
     }
 
 

@@ -417,8 +417,8 @@ def test_a_file_of_another_state_is_no_state(name, value):
     setattr(state, name, value)
     with pytest.raises((TypeError, ValueError), match=rf"{name} must "):
         pickle.loads(pickle.dumps(state))
-    del state.windows
-    with pytest.raises(ValueError, match="entries must hold windows"):
+    del state._windows
+    with pytest.raises(ValueError, match="entries must hold _windows"):
         pickle.loads(pickle.dumps(state))
 
 

@@ -54,8 +54,8 @@ class ShardedState(EMPState):
 
     Attributes:
         owned: range of the ids that this rank owns.
-        score, loss, entropy, updates, selections, seen_at, counted, drawn: of these,
-            (len(owned),), as of an EMPState; so are clock, windows, epoch and beta.
+        score, loss, entropy, updates, selections, seen_at: of these, (len(owned),), as of an
+            EMPState; so are clock, epoch and beta.
         num_samples: of the data set.
         pending: rows in this rank's log.
 
