@@ -1,4 +1,4 @@
-"""A data set that tells each item's id."""
+"""A data set that yields each item's id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class IndexedDataset(Dataset):
     and its id is the non-negative one.
 
     Args:
-        dataset: a map-style data set. Its ``__getitems__``, where it has one, serves batches.
+        dataset: a map-style data set. Its ``__getitems__``, if it has one, is used for batches.
 
     Raises:
         TypeError: `dataset` is iterable-style or has no ``__getitem__`` or ``__len__``.

@@ -99,7 +99,7 @@ class KeptTiles:
         self.positions: torch.Tensor | None = None
         self.rows = 0
 
-    def make_room(self, product: Product) -> bool:
+    def reserve(self, product: Product) -> bool:
         """Whether there is; all tiles of the product are then to be written."""
         weight, size = product.weight, product.dtype.itemsize
         free = weight.numel() * weight.dtype.itemsize - product.rows * product.classes * size

@@ -1,7 +1,7 @@
 """Command line, ``python -m emp_kernels`` or ``emp-kernels``: demo, doctor and rank.
 
-Outermost: nothing in the package imports from here, and each command's modules are imported when
-it runs.
+The outermost layer: nothing else in the package imports it, and each command's modules are imported
+when it runs.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def _share(text: str) -> float:
 
 
 def _kept(text: str) -> Keep:
-    """A share, which 1 is, or a number of rows from 2 on."""
+    """A share in (0, 1], or a number of rows from 2 on."""
     value = _number(text)
     if value >= 2 and value.is_integer():
         return int(text) if text.isdecimal() else int(value)
@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    """The parsed list of lists, flat, in order and without repeats."""
+    """The parsed list of lists, flattened, in order and without duplicates."""
     flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
     return list(dict.fromkeys(flat))
 

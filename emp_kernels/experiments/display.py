@@ -1,4 +1,4 @@
-"""The demo's terminal: a table that fills up above two progress bars; elsewhere a line a run."""
+"""The demo's output: on a terminal a table above two progress bars, elsewhere one line per run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ TITLE = "Test accuracy in percent, mean ± standard deviation over seeds:"
 
 
 class Display:
-    """A context in which runs are announced with `start` and results shown with `show`."""
+    """A context manager: announce runs with `start`, show results with `show`."""
 
     def __init__(
         self, data: Images, recipe: Recipe, plan: Sequence[tuple[Method, float, int]]
@@ -69,8 +69,8 @@ class Display:
         return step
 
     def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the table by that of `rows`; with the last run the progress bars go. Without a
-        terminal, a line for the last run; the table stands at the end."""
+        """Show the table of `rows`, without the progress bars after the last run. Without a
+        terminal, print a line for the last run, and the table at the end."""
         done = len(rows) == self.runs
         if not self.console.is_terminal:
             self.console.print(summary.run(rows[-1], len(rows), self.runs), highlight=False)
@@ -79,7 +79,7 @@ class Display:
         self.live.update(Group(*parts), refresh=done)
 
     def _table(self, headings: list[str], lines: list[list[str]]) -> RenderableType:
-        """A line a keep, or where that is too wide for the terminal a line a cell."""
+        """One line per keep, or one line per cell if that is too wide for the terminal."""
         table = Table()
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
@@ -90,9 +90,9 @@ class Display:
         return table if needed <= self.console.width else summary.narrow(headings, lines)
 
     def close(self, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
-        """After the context: say where the numbers come from and what was written."""
+        """After the context: print where the numbers come from and which files were written."""
         if not self.console.is_terminal:
-            self.console.line()  # which Live ends with on terminals only
+            self.console.line()  # Live ends with a newline only on terminals
         self.console.print(summary.origin(rows), highlight=False)
         for file in files:
             self.console.print(f"wrote {file}", highlight=False, soft_wrap=True)

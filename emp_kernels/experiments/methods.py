@@ -1,4 +1,4 @@
-"""Which samples a run trains on: what every pruning method has to answer, and the demo's three."""
+"""Pruning methods: which samples a run trains on, and the three that the demo compares."""
 
 import contextlib
 import itertools
@@ -23,10 +23,10 @@ class Recipe:
     """How to train, the same for every method.
 
     Attributes:
-        epochs: in all, the warm-up one included.
-        batch_size: samples a step.
-        learning_rate: the highest, of one rise and one fall over the run (SGD with momentum).
-        network: of (channels, classes, seed), the model with its initial weights.
+        epochs: total number, including the warm-up epoch.
+        batch_size: samples per step.
+        learning_rate: peak of the one-cycle schedule (SGD with momentum).
+        network: makes the initial model from (channels, classes, seed).
     """
 
     epochs: int
@@ -41,8 +41,8 @@ class Recipe:
 
 
 class Batch(NamedTuple):
-    """What one step trains on: ids (B,), augmented images (B, ...), labels (B,), and by how much
-    each sample's gradient counts, (B,) or None for equally."""
+    """A training batch: ids (B,), augmented images (B, ...), labels (B,), and per-sample weights
+    (B,) of the gradient, or None for equal ones."""
 
     ids: torch.Tensor
     images: torch.Tensor
@@ -52,15 +52,15 @@ class Batch(NamedTuple):
 
 @dataclass
 class TrainingContext:
-    """A run under way: all that a method may look at while it chooses.
+    """The running training: everything that a method may use to choose samples.
 
     Attributes:
         data, keep, seed, recipe, device: as given to `run`.
-        steps: how many batches will be taken of the method.
-        model: what is being trained, in training mode.
+        steps: how many batches the run takes from the method.
+        model: the model being trained, in training mode.
         state: the samples' scores, and how often each was trained.
         draws, augmentation: generators of the method's random choices and of the images'.
-        seconds: wall time so far of the named parts of the training.
+        seconds: wall time so far, per named part of the training.
     """
 
     data: Images
@@ -90,11 +90,11 @@ class TrainingContext:
         return Batch(ids, images.to(self.device), labels, weights)
 
     def epoch(self, sampler: emp.EMPSampler, keys: torch.Tensor) -> Iterator[Batch]:
-        """The batches of the sampler's next epoch, drawn as if `keys` (N,) were the scores."""
+        """The batches of the sampler's next epoch, chosen as if `keys` (N,) were the scores."""
         with self.timed("choosing"):
             remembered = self.state.score.clone()
             self.state.score.copy_(keys)
-            with warnings.catch_warnings():  # a method that remembers nothing means it
+            with warnings.catch_warnings():  # some methods never score
                 warnings.simplefilter("ignore", emp.EMPWarning)
                 ids = iter(sampler)  # fixes the order
             self.state.score.copy_(remembered)
@@ -104,19 +104,19 @@ class TrainingContext:
 
 @dataclass(frozen=True)
 class Method:
-    """Trains on the samples of the highest scores.
+    """Trains on the samples with the highest scores.
 
     Attributes:
-        name: what rows and plots call it.
-        beta: weight of the memory term in the score; None gives every sample a random score
-            before each epoch, and remembers nothing.
+        name: its name in rows and plots.
+        beta: weight of the memory term in the score; None draws random scores before each epoch,
+            and no scores are stored.
     """
 
     name: str
     beta: float | None
 
     def batches(self, context: TrainingContext) -> Iterator[Batch]:
-        """What the steps of a run train on, one after the other; more than a run takes."""
+        """An endless iterator over the batches of a run."""
         sampler = emp.EMPSampler(context.state, context.keep, seed=context.seed)
         while True:
             score = context.state.score
@@ -132,5 +132,5 @@ class Method:
 
 
 def demo_methods(beta: float) -> tuple[Method, ...]:
-    """What the demo compares; LFL, low-frequency learning, is selection by loss alone."""
+    """The methods that the demo compares; LFL, low-frequency learning, selects by loss alone."""
     return Method("random", None), Method("LFL", 0.0), Method("EMP", beta)

@@ -1,4 +1,4 @@
-"""One training run under a pruning method: everything but the choice of samples is held equal.
+"""One training run under a pruning method: only the choice of samples depends on the method.
 
 The *stale* protocol: a warm-up epoch trains on everything; each later epoch draws the method's
 share, shuffled, and a sample's score is refreshed only when it is trained. Two runs that share
@@ -26,7 +26,7 @@ EVALUATION_BATCH = 2048
 
 
 class Point(NamedTuple):
-    """The test accuracy in percent after so many steps and seconds of training."""
+    """The test accuracy in percent after `step` steps and `seconds` of training."""
 
     step: int
     seconds: float
@@ -35,17 +35,17 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What one run did.
+    """The result of one run.
 
     Attributes:
-        method, keep, seed: what was run.
-        curve: how the accuracy on the test split grew; the last point is the result.
-        steps, samples_trained: how much was trained.
+        method, keep, seed: the run's arguments.
+        curve: test accuracy during training; the last point is the final one.
+        steps, samples_trained: number of steps and of samples in them.
         parts: seconds of the training's parts: "choosing" the samples, and "loss", where scores
             are refreshed too.
-        state: at the end: the scores, and how often each training sample was trained
+        state: the final state, with the scores and how often each sample was trained
             (`selections`).
-        model: as trained.
+        model: the trained model.
     """
 
     method: Method
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the training, evaluation left out."""
+        """Wall time of the training, without evaluation."""
         return self.curve[-1].seconds
 
 
@@ -83,13 +83,13 @@ def run(
     """Train a network on `data` with the samples that `method` chooses, and test it.
 
     Args:
-        method: chooses the samples.
+        method: the pruning method.
         keep: share of the training split that an epoch trains on, in (0, 1].
-        seed: of the weights, the order, the augmentation and random draws.
+        seed: determines weights, order, augmentation and random draws.
         data: the images.
         recipe: how to train.
-        device: where the model and the state live.
-        evaluations: how many times to test, evenly spread over the steps, the last at the end.
+        device: the device of the model and the state.
+        evaluations: number of tests, evenly spread over the steps, the last one at the end.
         on_step: called after each optimiser step.
     """
     num_samples = len(data.train_labels)

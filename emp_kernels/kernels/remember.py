@@ -1,9 +1,9 @@
-"""Writing scores into the state: the last valid row of an id wins, whatever the order of threads.
+"""Writing scores into the state: the last valid row of an id wins, whatever the thread order.
 
-The rows of one id agree on the last of them in `claims`, which has an entry for every sample:
-`clear` sets it to 0, `claim` raises it to the largest tag among the rows, and `write` lets the row
-whose tag stands there write. What the state says of a sample is never anything but an old or a new
-value, also to another stream that copies it meanwhile.
+The last row of each id is found in `claims`, which has an entry per sample: `clear` sets it to 0,
+`claim` raises it to the largest tag among the id's rows, and `write` writes the row whose tag is
+stored there. An entry of the state is always either an old or a new value, even for another stream
+that copies it concurrently.
 """
 
 import triton

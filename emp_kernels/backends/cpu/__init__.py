@@ -53,6 +53,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plain_gather":  # the native function itself, which is there once it is loaded
+    if name == "plain_gather":  # the native function itself, available once the module is loaded
         return native.module.plain_gather
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
