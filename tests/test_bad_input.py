@@ -529,7 +529,7 @@ def test_ids_in_the_place_of_keep(backend):
     message = r"keep must .*\(sample ids are passed by name, indices=ids\), got "
     for wrong in (ids, ids.tolist(), ids.numpy()):
         spoilt("score_and_select", backend, TypeError, message, keep=wrong, indices=None)
-    message = r"pass indices= \(the ids of the rows; by name, behind keep\)"
+    message = r"pass indices= \(the ids of the rows, as a keyword after keep\)"
     spoilt("score_and_select", backend, ValueError, message, indices=None)
     with pytest.raises(TypeError) as caught:
         emp.select(torch.zeros(5), ids)

@@ -1,1 +1,1 @@
-"""What commands share: progress bars, and errors that are one line for the user."""
+"""Shared by all commands: progress bars, and errors that are shown to the user as one line."""

@@ -1,4 +1,4 @@
-"""The progress bars of every command: the share done and the time left."""
+"""Progress bars of all commands: the share done and the time left."""
 
 from rich.console import Console
 from rich.progress import (
@@ -12,18 +12,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-WITH_BAR, WIDE = 80, 100  # columns of the terminal
+WITH_BAR, WIDE = 80, 100  # terminal widths
 
 
 def progress_bars(
     console: Console, *, transient: bool = False, seconds_averaged: float = 30.0
 ) -> Progress:
-    """Bars on `console`; a terminal of fewer than 80 columns gets no bar but the numbers, one of
-    100 also counts and the time so far.
+    """Progress bars on `console`. A terminal with fewer than 80 columns shows only the numbers, one
+    with at least 100 also counts and the elapsed time.
 
     Args:
         transient: whether the bars disappear at the end.
-        seconds_averaged: how far back the speed is measured for the time left.
+        seconds_averaged: period over which the speed is averaged to estimate the time left.
     """
     wide = console.width >= WIDE
     columns: list[ProgressColumn] = [
