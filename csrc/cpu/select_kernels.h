@@ -1,4 +1,4 @@
-// The passes over the scores that selection consists of, one set for each target.
+// The passes over the scores that make up selection, one set per target.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@
 
 namespace emp {
 
-// Which of the scores equal to the threshold a run takes.
+// Which scores equal to the threshold a run takes.
 enum class Ties { kNone, kAll };
 
-// Scores that `collect` and `compact` read may change meanwhile: each reads a score once.
+// Scores may change while `collect` and `compact` read them; each score is read once per pass.
 struct SelectKernels {
-  // Counts scores above `high` and writes those in [low, high] to candidates (room for n + 16).
+  // Counts scores above `high` and writes those in [low, high] to candidates (capacity n + 16).
   // Returns {above, written}. A NaN is neither.
   struct Collected {
     int64_t above, written;
@@ -20,9 +20,8 @@ struct SelectKernels {
   Collected (*collect)(const float* scores, int64_t n, float low, float high, float* candidates);
   // Number of scores >= bound.
   int64_t (*count_at_least)(const float* scores, int64_t n, float bound);
-  // Writes first + i for each of the n scores above the threshold, and for those equal to it with
-  // Ties::kAll, to out, and returns how many it wrote, at most `room`: what comes later is left
-  // out. n < 2^31.
+  // Writes first + i to out for each of the n scores above the threshold, and with Ties::kAll also
+  // for those equal to it, and returns the number written, at most `room`. n < 2^31.
   int64_t (*compact)(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
                      int64_t* out, int64_t room);
 };
@@ -33,8 +32,8 @@ SelectKernels select_kernels_portable();
 
 namespace plain {
 
-// Branchless scalar loops, compiled once for each target below AVX-512. `Target` keeps the
-// copies apart.
+// Branchless scalar loops, compiled once per target below AVX-512. `Target` makes the copies
+// distinct.
 template <int kTarget>
 struct Kernels {
   EMP_MAY_RACE static SelectKernels::Collected collect(const float* scores, int64_t n, float low,

@@ -10,7 +10,7 @@ namespace {
 using F = __m512;
 constexpr int kWidth = 16;
 
-// Lanes of the last vector of n elements.
+// Mask of the valid lanes in the last vector of n elements.
 __mmask16 lanes(int64_t left) { return __mmask16(left >= kWidth ? 0xffff : (1u << left) - 1); }
 
 EMP_MAY_RACE SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,
@@ -64,10 +64,10 @@ EMP_MAY_RACE int64_t compact_where(const float* scores, int64_t n, float thresho
     const __m512i high =
         _mm512_add_epi64(base, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(packed, 1)));
     const int64_t count = std::min<int64_t>(__builtin_popcount(taken), room - written);
-    if (written + kWidth <= room) {  // what is written too much is overwritten by what follows
+    if (written + kWidth <= room) {  // surplus lanes are overwritten by later ones
       _mm512_storeu_si512(out + written, low);
       _mm512_storeu_si512(out + written + 8, high);
-    } else {  // the end of this run's room: another thread may have written behind it
+    } else {  // the end of this run's output: another thread may have written after it
       const uint32_t lanes_taken = (1u << count) - 1;
       _mm512_mask_storeu_epi64(out + written, __mmask8(lanes_taken), low);
       _mm512_mask_storeu_epi64(out + written + 8, __mmask8(lanes_taken >> 8), high);
