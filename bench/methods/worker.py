@@ -1,4 +1,4 @@
-"""A process that does one run after the other."""
+"""A worker process that performs runs."""
 
 import signal
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from bench.methods.plan import STUDIES, Trial
 from bench.methods.trial import measured
 
-STEPS_AT_ONCE = 10  # the shared counter is advanced by so many
+STEPS_AT_ONCE = 10  # increment of the shared counter
 
 
 class Stopped(Exception):
@@ -17,7 +17,7 @@ class Stopped(Exception):
 
 
 class _Counter:
-    """Counts steps into a value that processes share, and ends the run where `stop` is set."""
+    """Counts steps in a shared value, and ends the run if `stop` is set."""
 
     def __init__(self, shared: Any, stop: Any) -> None:
         self.shared, self.stop, self.pending = shared, stop, 0
@@ -34,7 +34,7 @@ class _Counter:
 
 def begin(steps: Any, stop: Any) -> None:
     """Once a process: count steps into the shared value `steps`, until the event `stop`. Ctrl-C,
-    which a terminal sends to every process, is the first one's to act on."""
+    which a terminal sends to every process, is handled by the main process."""
     global _counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _counter = _Counter(steps, stop)
