@@ -47,7 +47,7 @@ def stripes() -> images.Images:
 
 
 def watched(method, steps: list):
-    """`method`, which notes of each step the batch and the state's losses before it."""
+    """`method`, recording for each step the batch and the state's losses before it."""
 
     class Watched(type(method)):
         def loss(self, logits, batch, state):
@@ -187,7 +187,7 @@ def test_infobatch_trains_the_weighted_mean():
 
 
 def test_infobatch_prunes_below_the_mean_and_anneals():
-    """On losses given by hand: two thirds of the samples are below the mean."""
+    """With given losses, of which two thirds are below the mean."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     state = emp.EMPState(N, beta=0.0)
     context = methods.TrainingContext(
@@ -279,7 +279,7 @@ def test_networks_depend_on_their_seed_alone(network, shape):
 
 
 def done_with(selections, method=plan.LFL, keep=0.25) -> training.Run:
-    """A run of 40 samples that is over: its network answers with the image."""
+    """A finished run of 40 samples whose network returns the image."""
     state = emp.EMPState(40, beta=method.beta)
     state.selections.copy_(torch.as_tensor(selections))
     curve = (training.Point(1, 1.0, 50.0),)
@@ -342,7 +342,7 @@ def test_the_plan_is_the_whole_grid_and_names_each_run_once():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The command in this process, on stripes in place of the digits, with two methods."""
+    """The command in this process, with stripes instead of the digits and two methods."""
     pytest.importorskip("rich")  # optional package
     from bench.methods import __main__ as command
 
@@ -369,7 +369,7 @@ def tiny(monkeypatch):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_many(tmp_path):
-    """A terminal sends it to every process; no run is waited for."""
+    """A terminal sends it to every process; running trials are not waited for."""
     for package in ("rich", "sklearn"):
         pytest.importorskip(package)  # optional packages
     arguments = ["--data", "digits", "--quick", "--methods", "random", "LFL", "--workers", "2"]
@@ -421,7 +421,7 @@ def test_the_command_resumes_where_it_stopped(tiny, tmp_path, capsys):
 
 
 def check(row):
-    """A row agrees with itself and says where it comes from."""
+    """A row is consistent and names its origin."""
     study = plan.STUDIES[row["data"]]
     assert sum(row["counts"]) == study.samples
     trained = sum(times * count for times, count in enumerate(row["counts"]))
@@ -636,7 +636,7 @@ def test_plots_are_made_of_rows(rows, alone, tmp_path):
 
 
 def test_findings_are_those_of_the_rows():
-    """Every measured figure stands in a table that is made from rows."""
+    """Every measured figure is in a table generated from rows."""
     text = (ROOT / "docs/findings_details.md").read_text(encoding="utf-8")
     assert readme_tables.rewritten(text) == text, "run: python -m bench.readme_tables"
     prose = readme_tables.BLOCK.sub("", text)

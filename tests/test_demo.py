@@ -58,7 +58,7 @@ def test_augmentation_shifts_and_mirrors_each_image(shift, flip):
 
 
 class Watched(methods.Method):
-    """A method that notes which ids each step trained, and the scores before and after it."""
+    """A method that records the ids of each step, and the scores before and after it."""
 
     def __init__(self, method: methods.Method) -> None:
         super().__init__(method.name, method.beta)
@@ -241,7 +241,7 @@ def test_rows_of_several_origins_make_no_table(name):
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
 def test_the_demo_fits_the_terminal(tmp_path, columns):
-    """Without a terminal there is a line a run; an earlier demo's files stay."""
+    """Without a terminal there is one line per run; an earlier demo's files are kept."""
     for package in ("sklearn", "rich", "matplotlib"):
         pytest.importorskip(package)  # optional packages
     (tmp_path / "demo").mkdir()
@@ -269,7 +269,7 @@ def test_the_demo_fits_the_terminal(tmp_path, columns):
 
 
 def test_a_terminal_gets_a_table_and_bars(monkeypatch):
-    """At any width, and no line a run; the last picture has the table alone."""
+    """At any width, without a line per run; the final output has only the table."""
     console = pytest.importorskip("rich.console")
     from emp_kernels.experiments import display
 

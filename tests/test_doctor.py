@@ -1,4 +1,4 @@
-"""doctor: what it says is what the operations do."""
+"""doctor: its report matches what the operations do."""
 
 import os
 import re
@@ -144,7 +144,7 @@ def test_a_backend_that_cannot_run_is_explained(monkeypatch):
 
 @pytest.fixture
 def choices_made_anew():
-    """No choice of a backend is remembered from before, nor kept."""
+    """No choice of a backend is cached from before, or kept."""
     remembered = backends.load, backends._resolve, backends._gathers_on_cuda, backends._warn_once
     for choice in remembered:
         choice.cache_clear()

@@ -1,4 +1,4 @@
-"""EpochMask: EMPSampler's choice in shared memory, which workers of every kind see change."""
+"""EpochMask: EMPSampler's choice in shared memory, whose changes all kinds of workers see."""
 
 import copy
 import io
@@ -159,7 +159,7 @@ def test_samples_that_came_since_are_in_and_come_first_in_the_next_epoch():
 
 
 class Stream(IterableDataset):
-    """Ids from 0 on, shared out among the workers, as the mask lets them pass, and its epoch."""
+    """Ids from 0 on, divided among the workers and filtered by the mask, and its epoch."""
 
     def __init__(self, mask, length):
         self.mask, self.length = mask, length
@@ -205,7 +205,7 @@ def test_persistent_workers_see_each_epoch(context):
 
 
 def writes(mask, results):
-    """What a copy in a worker may not do, and what it sees."""
+    """The restrictions on a copy in a worker, and what it sees."""
     with pytest.raises(RuntimeError) as first:
         mask.set_epoch(5)
     with pytest.raises(RuntimeError) as second:
@@ -232,7 +232,7 @@ def test_a_copy_in_another_process_only_reads(context):
     for text, name in zip(said, ("set_epoch", "load_state_dict"), strict=True):
         rule = "the mask must be written by the process"
         assert text.startswith(f"EpochMask.{name}: {rule} {os.getpid()} that made it")
-    assert not state.score.is_shared()  # it stayed at home
+    assert not state.score.is_shared()  # it was not sent
 
 
 def test_copies_share_the_bits():
@@ -286,7 +286,7 @@ def test_descriptors_are_given_back():
 
 
 def test_without_memory_files_a_file_serves_and_goes(monkeypatch, tmp_path):
-    """As on systems that have no memfd_create."""
+    """As on systems without memfd_create."""
     monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mask = mask_of(3000)

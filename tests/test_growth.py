@@ -1,4 +1,4 @@
-"""EMPState.grow: what was there stays, what is new was never seen."""
+"""EMPState.grow: existing entries are kept, new ones were never seen."""
 
 import copy
 import io
@@ -52,7 +52,7 @@ def test_what_was_there_stays_and_the_rest_is_new(n):
 
 
 def test_histories_that_grow_equal_those_that_were_large_from_the_start():
-    """Sizes that end inside a room, at its end and beyond."""
+    """Sizes within the capacity of a buffer, at its end and beyond."""
     grown, large = emp.EMPState(0), emp.EMPState(20_000)
     generator = torch.Generator().manual_seed(0)
     for step in range(300):

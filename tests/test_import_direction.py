@@ -15,7 +15,7 @@ import emp_kernels
 PACKAGE = Path(emp_kernels.__file__).parent
 ROOT = "emp_kernels"
 
-# From the ground up: a module imports from its own layer and from those below.
+# From the bottom up: a module imports from its own layer and from those below.
 PUBLIC: set[str] = set()  # every top-level module that no other layer names
 LAYERS = (
     {"_cpu", "_cuda", "kernels"},
