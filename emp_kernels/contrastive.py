@@ -239,8 +239,8 @@ def _hidden(hidden: Any, z1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] 
         )
     if (pair[0].dtype == torch.float64) != (z1.dtype == torch.float64):
         raise TypeError(
-            f"{_FUNCTION}: hidden[0] must be float64 where z1 is and only there, got "
-            f"{pair[0].dtype} beside {z1.dtype}"
+            f"{_FUNCTION}: hidden[0] must be float64 if and only if z1 is, got "
+            f"{pair[0].dtype} with {z1.dtype}"
         )
     check_same_device(_FUNCTION, "hidden[0]", pair[0], "z1", z1)
     return pair

@@ -27,8 +27,8 @@ class IndexedDataset(Dataset):
             hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         ):
             raise TypeError(
-                "IndexedDataset: dataset must be map-style (__getitem__ and __len__; what reads a "
-                "stream asks an emp.EpochMask which ids it keeps: "
+                "IndexedDataset: dataset must be map-style (__getitem__ and __len__; streams are "
+                "pruned with an emp.EpochMask: "
                 "emp_kernels.integrations.streams.Kept, or .mosaicml for StreamingDataset), got "
                 f"{type(dataset).__name__}"
             )

@@ -226,7 +226,7 @@ class EpochMask:
             )
         if size % 8 and int(packed[-1]) >> size % 8:
             raise ValueError(
-                f"{function}: bits must be 0 behind the last sample, got {int(packed[-1]):#x}"
+                f"{function}: bits must be 0 after the last sample, got {int(packed[-1]):#x}"
             )
         self._bits.write(packed, size, _ones(packed), epoch)
 

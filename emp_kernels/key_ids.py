@@ -49,8 +49,8 @@ class KeyIds:
             raise TypeError(f"KeyIds: key must be a str, got {type(key).__name__}")
         if get_worker_info() is not None:
             raise RuntimeError(
-                "KeyIds: key must be known in a DataLoader's worker (numbers given there never "
-                "reach the process that trains: hand on the key, and ask with ids.get(key)), "
+                "KeyIds: key must be known in a DataLoader's worker (ids assigned there never "
+                "reach the training process: pass on the key, and look it up with ids.get(key)), "
                 f"got {key!r}"
             )
         self._ids[str(key)] = number = len(self._ids)

@@ -96,7 +96,7 @@ def check_loader(loader: Any, state: EMPState) -> None:
     if size != state.num_samples:
         never = f"samples from {state.num_samples} on are never drawn"
         if size < state.num_samples:
-            never = f"ids from {size} on are no samples of it"
+            never = f"ids from {size} on are not in it"
         caution(
             f"EMPSampler: state must hold as many samples as the loader's data set, {size}, got "
             f"{state.num_samples}: {never}; make it EMPState(len(dataset)), of the data set or "

@@ -339,7 +339,7 @@ BAD = [
      lambda: (Z, Z, {"hidden": (Z, Z[:, :2])})),
     (ValueError, r"hidden\[0\] must have z1's 6 rows, got 5",
      lambda: (Z, Z, {"hidden": (Z[:5], Z[:5])})),
-    (TypeError, r"hidden\[0\] must be float64 where z1 is and only there",
+    (TypeError, r"hidden\[0\] must be float64 if and only if z1 is",
      lambda: (Z, Z, {"hidden": (Z.double(), Z.double())})),
     (ValueError, r"hidden\[0\] must be on the device of z1 \(cpu\), got meta",
      lambda: (Z, Z, {"hidden": (Z.to("meta"), Z.to("meta"))})),

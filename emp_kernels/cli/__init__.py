@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--data-dir",
         type=Path,
-        help="where CIFAR-100 lies: the folder cifar-100-python, cifar-100-python.tar.gz, the "
+        help="where CIFAR-100 is: the folder cifar-100-python, cifar-100-python.tar.gz, the "
         "folder that holds either, or a folder with train.jpg, test.jpg and labels.npz",
     )
     demo.add_argument(
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "rank",
         help="which rows of logits on disk are worth training on",
         description="Ranks the rows of logits (N, C) in files by their labels (N,) and writes the "
-        "ids of those to keep, ascending, with a picture beside them. Files end in .npy, .npz, "
+        "ids of those to keep, ascending, and a picture. Files end in .npy, .npz, "
         ".pt, .safetensors or .parquet and are read a block at a time; a run that was stopped goes "
         "on where it was.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

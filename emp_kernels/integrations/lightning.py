@@ -147,8 +147,8 @@ class EMPCallback(Callback):
         if self._batch_size and self._batches > self._last and self._cycled():
             raise ValueError(
                 "EMPCallback: the sampler's loader must last as long as the other loaders, or "
-                "CombinedLoader's mode be 'min_size' or 'max_size', got one that was begun anew "
-                f"behind its {self._last} batches"
+                "CombinedLoader's mode be 'min_size' or 'max_size', got one that was restarted "
+                f"after its {self._last} batches"
             )
         # Resumed after an epoch's last batch, Lightning does not count the start of the next epoch:
         # after another resume within it, it would train one epoch too many.
