@@ -376,7 +376,7 @@ def test_a_grown_state_takes_the_mask_of_a_smaller_one():
         ({"version": 2}, ValueError, "version must be 1, got 2"),
         ({"num_samples": 101}, ValueError, "num_samples must be at most the state's 100"),
         ({"num_samples": 92}, ValueError, "bits must hold 12 bytes for 92 samples, got 13"),
-        ({"num_samples": 98}, ValueError, "bits must be 0 behind the last sample, got 0xf"),
+        ({"num_samples": 98}, ValueError, "bits must be 0 after the last sample, got 0xf"),
         ({"epoch": -1}, ValueError, "epoch must be at least 0"),
         ({"epoch": "1"}, TypeError, "epoch must be an int"),
         ({"bits": torch.zeros(13).byte()}, TypeError, "bits must be a tuple of one tensor"),

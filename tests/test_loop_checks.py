@@ -208,7 +208,7 @@ def test_a_subset_shorter_than_the_state():
         for _ in DataLoader(data, batch_size=7, sampler=sampler):
             pass
 
-    wording = "data set, 4, got 60: ids from 4 on are no samples"
+    wording = "data set, 4, got 60: ids from 4 on are not in it"
     with pytest.warns(emp.EMPWarning, match=wording), pytest.raises(IndexError):
         loop(emp.IndexedDataset(Subset(indexed(60).dataset, [5, 9, 40, 2])))
 
