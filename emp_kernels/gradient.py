@@ -153,19 +153,27 @@ class SomeRows(NamedTuple):
 
 
 def differentiable(
-    logits: torch.Tensor, labels: torch.Tensor, plan: EveryRow | SomeRows
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    plan: EveryRow | SomeRows,
+    found: Forward | None = None,
 ) -> torch.Tensor:
-    """The plan's result, differentiable once with respect to `logits`."""
-    loss: torch.Tensor = _CrossEntropy.apply(logits, labels, plan)
+    """The plan's result, `found` where its forward pass was made already, differentiable once with
+    respect to `logits`."""
+    loss: torch.Tensor = _CrossEntropy.apply(logits, labels, plan, found)
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, plan: EveryRow | SomeRows
+        ctx: Any,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        plan: EveryRow | SomeRows,
+        found: Forward | None,
     ) -> torch.Tensor:
-        result, loss, lse, ctx.counted = plan.forward(logits, labels)
+        result, loss, lse, ctx.counted = found or plan.forward(logits, labels)
         ctx.plan = plan
         ctx.save_for_backward(logits, labels, loss, lse)
         return result
@@ -174,10 +182,11 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return ctx.plan.backward(*saved, ctx.counted, gradient), None, None
+            return ctx.plan.backward(*saved, ctx.counted, gradient), None, None, None
         with torch.no_grad():  # create_graph=True
             result = ctx.plan.backward(*saved, ctx.counted, gradient)
-        return NotTwice.apply("cross_entropy", result, saved[0], gradient), None, None
+        result = NotTwice.apply("cross_entropy", result, saved[0], gradient)
+        return result, None, None, None
 
 
 class NotTwice(torch.autograd.Function):

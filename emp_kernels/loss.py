@@ -12,13 +12,13 @@ from . import backends
 from .compiling import outside_compiler_where
 from .distributed import vocab_parallel
 from .distributed.columns import Shard, is_sharded, local_part, shard_of
-from .gradient import EveryRow, Sharded, SomeRows, differentiable
-from .options import LossOptions, check_adjustment, check_options, check_targets
+from .gradient import EveryRow, Forward, Sharded, SomeRows, differentiable
+from .options import LossOptions, asks_for_nothing, check_adjustment, check_options, check_targets
 from .results import Scores, Selection
 from .row_ids import check_ids_of_rows
-from .state import EMPState
+from .state import EMPState, recomputing
 from .terms import Adjustment
-from .tracing import records
+from .tracing import records, running
 from .trained_rows import check_reduction, check_rows, check_unremembered, lent_scores, only
 from .validation import check_ignore_index, check_logits, check_strided
 from .weighted_loss import loss_with_options
@@ -125,6 +125,14 @@ def cross_entropy(
             died or did not call.
     """
     function = "cross_entropy"
+    unchanged = asks_for_nothing(
+        temperature, softcap, weight, sample_weight, label_smoothing, z_loss
+    )
+    ordinary = backend is None and (state is None or type(state) is EMPState)
+    if unchanged and ordinary and rows is None and group is None and vocab_start is None:
+        loss = _plain_loss(logits, labels, state, indices, ignore_index, reduction)
+        if loss is not None:
+            return loss
     shard = None
     if is_sharded(logits, vocab_start, group):
         shard = shard_of(function, logits, labels, vocab_start, group)
@@ -134,17 +142,19 @@ def cross_entropy(
     labels, probabilities = check_targets(
         function, labels, logits, ignore_index, all_columns=shard is None
     )
-    options = check_options(
-        function,
-        labels,
-        logits.shape[-1],
-        adjustment=check_adjustment(function, temperature, softcap, labels),
-        weight=weight,
-        sample_weight=sample_weight,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        probabilities=probabilities,
-    )
+    options = None
+    if probabilities is not None or not unchanged:
+        options = check_options(
+            function,
+            labels,
+            logits.shape[-1],
+            adjustment=check_adjustment(function, temperature, softcap, labels),
+            weight=weight,
+            sample_weight=sample_weight,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            probabilities=probabilities,
+        )
     check_reduction(function, reduction)
     n = labels.numel()
     leading = logits.shape[:-1]
@@ -204,6 +214,29 @@ def cross_entropy(
     if (logits.requires_grad and torch.is_grad_enabled()) or backends.forward_mode():
         return differentiable(logits, labels, plan)
     return plan.forward(logits, labels)[0]
+
+
+def _plain_loss(
+    logits: Any,
+    labels: Any,
+    state: EMPState | None,
+    indices: Any,
+    ignore_index: int | None,
+    reduction: str,
+) -> torch.Tensor | None:
+    """The loss where arguments are what most calls pass, see :func:`backends.plain`."""
+    function = "cross_entropy"
+    if not running() or recomputing() or backends.forward_mode():
+        return None
+    plain = backends.plain(function)
+    found: Forward | None = plain and plain(logits, labels, state, indices, ignore_index, reduction)
+    if found is None:
+        return None
+    if not (logits.requires_grad and torch.is_grad_enabled()):
+        return found[0]
+    chosen = backends.resolve(function, None, logits)
+    plan = EveryRow(chosen, state, indices, ignore_index, reduction, function)
+    return differentiable(logits, labels, plan, found)
 
 
 def _score(

@@ -56,6 +56,29 @@ class LossOptions:
         return Targets(self.weight, None, 0.0, smoothed)
 
 
+def asks_for_nothing(
+    temperature: float | torch.Tensor,
+    softcap: float | None,
+    weight: torch.Tensor | None = None,
+    sample_weight: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> bool:
+    """Whether all are as they stand where nobody gives them: then nothing is to be checked, which
+    of a small batch would be a good part of the call."""
+    return (
+        softcap is None
+        and weight is None
+        and sample_weight is None
+        and type(temperature) is float
+        and temperature == 1.0
+        and type(label_smoothing) is float
+        and label_smoothing == 0.0
+        and type(z_loss) is float
+        and z_loss == 0.0
+    )
+
+
 def check_adjustment(
     function: str, temperature: float | torch.Tensor, softcap: float | None, labels: torch.Tensor
 ) -> Adjustment:
@@ -135,12 +158,9 @@ def check_targets(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Integer labels (...) and None; of labels that are probabilities (..., C), integers in their
     place, all 0, and the probabilities (N, C). `all_columns` says that there are none elsewhere."""
-    if not (
-        isinstance(labels, torch.Tensor)
-        and labels.dtype in FLOAT_DTYPES
-        and labels.shape == logits.shape
-    ):
-        if isinstance(labels, torch.Tensor) and labels.dtype not in INTEGER_DTYPES:
+    dtype = labels.dtype if isinstance(labels, torch.Tensor) else None
+    if dtype not in FLOAT_DTYPES or labels.shape != logits.shape:
+        if dtype is not None and dtype not in INTEGER_DTYPES:
             one = f" ({BINARY})" if logits.shape[-1] == 1 else ""
             raise TypeError(
                 f"{function}: labels must have an integer dtype, or be probabilities of the shape "

@@ -4,10 +4,10 @@ import torch
 
 from . import backends, ops, term_ops
 from .arrays import as_tensor
-from .options import check_adjustment
+from .options import asks_for_nothing, check_adjustment
 from .results import SampleStatistics, Scores
 from .terms import scores_of
-from .tracing import records
+from .tracing import records, running
 from .validation import check_beta, check_ignore_index, check_labels, check_logits
 
 
@@ -58,13 +58,19 @@ def score(
         ValueError: a wrong shape, a label out of range (on CPU), different devices.
         RuntimeError: the named backend is not available.
     """
+    unadjusted = asks_for_nothing(temperature, softcap)
+    if unadjusted and backend is None and running():
+        plain = backends.plain("score")
+        served: Scores | None = plain and plain(logits, labels, beta, ignore_index)
+        if served is not None:
+            return served
     logits = as_tensor("score", "logits", logits)
     labels = as_tensor("score", "labels", labels)
     check_logits("score", logits)
     check_labels("score", labels, logits)
     beta = check_beta("score", beta)
     ignore_index = check_ignore_index("score", ignore_index)
-    if softcap is not None or type(temperature) is not float or temperature != 1.0:
+    if not unadjusted:
         adjustment = check_adjustment("score", temperature, softcap, labels)
         if not adjustment.changes_nothing:
             if records("score"):
@@ -112,6 +118,11 @@ def sample_statistics(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`score`.
     """
+    if backend is None and running():
+        plain = backends.plain("sample_statistics")
+        served: SampleStatistics | None = plain and plain(logits, labels, ignore_index)
+        if served is not None:
+            return served
     logits = as_tensor("sample_statistics", "logits", logits)
     labels = as_tensor("sample_statistics", "labels", labels)
     check_logits("sample_statistics", logits)

@@ -5,7 +5,6 @@
 
 #include "arguments.h"
 #include "cpu/contrastive.h"
-#include "cpu/cross_entropy.h"
 #include "cpu/gathering.h"
 #include "cpu/row_parts.h"
 #include "cpu/row_terms.h"
@@ -19,46 +18,15 @@
 #include "cpu/tokens.h"
 #include "draws.h"
 #include "gathering.h"
+#include "loss.h"
 #include "plain.h"
 #include "pruning.h"
 #include "results.h"
+#include "scoring.h"
 #include "tensors.h"
 #include "terms.h"
 
 namespace bindings {
-
-// (-1, Scores), or (the first row with an invalid label, None).
-py::tuple score(const Tensor& z, const Dense& y, Ignored ignored, float beta, int threads) {
-  const emp::Logits logits = logits_of(z);
-  const emp::Labels labels = labels_of(y, ignored);
-  Result<float> score(y), loss(y), entropy(y), lse(y);
-  int64_t bad = -1;
-  {
-    py::gil_scoped_release released;
-    bad = emp::score(logits, labels, beta, {score, loss, entropy, lse}, threads).bad_label;
-  }
-  if (bad >= 0) return py::make_tuple(bad, py::none());
-  return py::make_tuple(bad, named_tuple(Scores, score, loss, entropy, lse));
-}
-
-// (-1, SampleStatistics), or (the first row with an invalid label, None).
-py::tuple sample_statistics(const Tensor& z, const Dense& y, Ignored ignored, int threads) {
-  const emp::Logits logits = logits_of(z);
-  const emp::Labels labels = labels_of(y, ignored);
-  Result<float> loss(y), entropy(y), lse(y), confidence(y), el2n(y), margin(y);
-  Result<bool> correct(y);
-  Result<int64_t> prediction(y);
-  int64_t bad = -1;
-  {
-    py::gil_scoped_release released;
-    bad = emp::sample_statistics(
-        logits, labels, {loss, entropy, lse, confidence, el2n, margin, correct, prediction},
-        threads);
-  }
-  if (bad >= 0) return py::make_tuple(bad, py::none());
-  return py::make_tuple(bad, named_tuple(SampleStatistics, loss, entropy, lse, confidence, el2n,
-                                         margin, correct, prediction));
-}
 
 // m, u, t and z_y, (4, rows). Labels may have any value.
 py::object row_sums(const Tensor& z, const Dense& y, Ignored ignored, int threads) {
@@ -157,36 +125,6 @@ int64_t update_state(const emp::State& state, const Dense& ids, const Dense& sco
   return emp::update_state(state, {scores, losses, entropies, id, rows}, 1);
 }
 
-// Writes result, loss and lse. Returns (rows that count, -1, -1), or (0, the first row with an
-// invalid label, the first position of an invalid id).
-py::tuple cross_entropy(const Tensor& z, const Dense& y, Ignored ignored, int reduction, float beta,
-                        const Remembered& state, const Ids& ids, const Written& result,
-                        const Written& loss, const Written& lse, int threads) {
-  const emp::Logits logits = logits_of(z);
-  const emp::Labels labels = labels_of(y, ignored);
-  emp::CountedRows counted;
-  {
-    py::gil_scoped_release released;
-    counted = emp::cross_entropy(
-        logits, labels, emp::Reduction(reduction), beta, state_of(state), ids_of(ids),
-        {result.data<float>(), loss.data<float>(), lse.data<float>()}, threads);
-  }
-  return py::make_tuple(counted.count, counted.bad.label, counted.bad.id);
-}
-
-// Writes the gradient to out. `scales` has one element per row, or one for all; `maximum` is for
-// sharded rows.
-void cross_entropy_backward(const Tensor& z, const Dense& y, Ignored ignored, const Dense& loss,
-                            const Dense& lse, const Dense& scales, double divisor,
-                            const std::optional<Dense>& maximum, const Written& out, int threads) {
-  py::gil_scoped_release released;
-  emp::cross_entropy_backward(logits_of(z), labels_of(y, ignored),
-                              {loss.data<const float>(), lse.data<const float>(),
-                               scales.data<const float>(), scales.elements() == 1 ? 0 : 1,
-                               float(divisor), maximum ? maximum->data<const float>() : nullptr},
-                              out.data<void>(), threads);
-}
-
 // Adds a tile (rows, columns) to the sums of its rows or of its columns.
 void add_tile(const Tensor& tile, const Written& sums, bool columns, int threads) {
   py::gil_scoped_release released;
@@ -207,10 +145,13 @@ PYBIND11_MODULE(_cpu, module) {
              "torch.autograd.forward_ad.");
   module.def("use_results", &bindings::use_results, "Scores, SampleStatistics and Selection.");
   module.def("score", &bindings::score);
+  module.attr("plain_score") = bindings::plain_function<bindings::plain_score, 4>("plain_score");
   module.def("first_bad_label", &bindings::first_bad_label);
   module.def("add_row_parts", &bindings::add_row_parts);
   module.def("scores_of_parts", &bindings::scores_of_parts);
   module.def("sample_statistics", &bindings::sample_statistics);
+  module.attr("plain_sample_statistics") =
+      bindings::plain_function<bindings::plain_sample_statistics, 3>("plain_sample_statistics");
   module.def("row_sums", &bindings::row_sums);
   module.def("score_and_select", &bindings::score_and_select);
   module.attr("plain_score_and_select") =
@@ -225,6 +166,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.attr("plain_gather") = bindings::plain_function<bindings::plain_gather, 2>("plain_gather");
   module.def("update_state", &bindings::update_state);
   module.def("cross_entropy", &bindings::cross_entropy);
+  module.attr("plain_cross_entropy") =
+      bindings::plain_function<bindings::plain_cross_entropy, 8>("plain_cross_entropy");
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);
   module.def("row_terms", &bindings::row_terms);
   module.def("row_terms_backward", &bindings::row_terms_backward);

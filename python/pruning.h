@@ -8,6 +8,7 @@
 #include "arguments.h"
 #include "cpu/pruning.h"
 #include "results.h"
+#include "scoring.h"
 #include "tensors.h"
 
 namespace bindings {
@@ -65,58 +66,56 @@ inline bool is_keep_of(PyObject* keep, int64_t rows, emp::KeepRule& rule) {
   return overflow == 0 && rule.count >= 1 && rule.count <= rows;
 }
 
-// The tensors of a state of `samples` on the CPU.
-inline bool is_state(PyObject* fields, int64_t samples, emp::State& state) {
-  if (!PyTuple_CheckExact(fields) || PyTuple_GET_SIZE(fields) != 7) return false;
-  Tensor tensors[7];
-  for (int i = 0; i < 7; ++i)
-    if (!tensors[i].view(PyTuple_GET_ITEM(fields, i)) || !tensors[i].on_cpu()) return false;
-  return state_of(tensors, state) && state.size == samples;
-}
+// Where scores are remembered, as most calls pass it: a state's tensors on the CPU or None, its
+// samples, its beta, and int64 ids of the rows or None.
+class PlainState {
+ public:
+  bool look_at(PyObject* fields, PyObject* samples, PyObject* beta, PyObject* ids,
+               const PlainRows& rows) {
+    const int64_t size = PyLong_AsLongLong(samples);
+    beta_ = float(PyFloat_AsDouble(beta));
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    given_ = fields != Py_None;
+    has_ids_ = ids != Py_None;
+    if (given_ && !has_fields(fields, size)) return false;
+    if (has_ids_ && !rows.is_integer_each(ids, ids_, 64)) return false;
+    return !given_ || has_ids_ || size == rows.count();
+  }
+
+  float beta() const { return beta_; }
+  const emp::State* get() const { return given_ ? &state_ : nullptr; }
+  const int64_t* ids() const { return has_ids_ ? ids_.data<const int64_t>() : nullptr; }
+
+ private:
+  bool has_fields(PyObject* fields, int64_t size) {
+    if (!PyTuple_CheckExact(fields) || PyTuple_GET_SIZE(fields) != 7) return false;
+    Tensor tensors[7];
+    for (int i = 0; i < 7; ++i)
+      if (!tensors[i].view(PyTuple_GET_ITEM(fields, i)) || !tensors[i].on_cpu()) return false;
+    return state_of(tensors, state_) && state_.size == size;
+  }
+
+  emp::State state_{};
+  Tensor ids_;
+  float beta_ = 1;
+  bool given_ = false, has_ids_ = false;
+};
 
 // (logits, labels, a state's tensors or None, its samples, its beta, keep, ids or None,
 // ignore_index or None, threads): a Selection of logits (N, C) of at least one column, unless a
 // label or id is out of range.
 inline py::object plain_score_and_select(PyObject* const* arguments) {
-  const auto is_none = [&](int i) { return arguments[i] == Py_None; };
-  Tensor z, y, id;
-  if (!is_plain(arguments[0], z) || z.dims() != 2 || z.size(1) == 0 ||
-      (z.stride(1) != 1 && z.size(1) != 1))
-    return {};
-  const dlpack::DataType dtype = z.dtype();
-  const bool half =
-      dtype.bits == 16 && (dtype.code == dlpack::kFloat || dtype.code == dlpack::kBFloat);
-  if (!half && (dtype.code != dlpack::kFloat || dtype.bits != 32)) return {};
-  const int64_t rows = z.size(0);
-  const auto is_of_rows = [&](PyObject* object, Tensor& tensor, int bits) {
-    return is_plain(object, tensor) && tensor.dims() == 1 && tensor.size(0) == rows &&
-           tensor.is_contiguous(0) && tensor.dtype().code == dlpack::kInt &&
-           tensor.dtype().bits >= bits;
-  };
-  // Of 8 bits: DLPack calls torch's narrower integers by the same name.
-  if (!is_of_rows(arguments[1], y, 16)) return {};
-  const int64_t samples = PyLong_AsLongLong(arguments[3]);
-  const float beta = float(PyFloat_AsDouble(arguments[4]));
+  PlainRows rows;
+  if (!rows.look_at(arguments[0], arguments[1], arguments[7])) return {};
+  PlainState state;
+  if (!state.look_at(arguments[2], arguments[3], arguments[4], arguments[6], rows)) return {};
   const int threads = int(PyLong_AsLong(arguments[8]));
   if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  emp::State state{};
-  if (!is_none(2) && !is_state(arguments[2], samples, state)) return {};
   emp::KeepRule keep{};
-  if (!is_keep_of(arguments[5], rows, keep)) return {};
-  if (!is_none(6) && !is_of_rows(arguments[6], id, 64)) return {};
-  if (!is_none(2) && is_none(6) && samples != rows) return {};
-  Ignored ignored;
-  if (!is_none(7)) {
-    int overflow = 0;
-    if (!PyLong_CheckExact(arguments[7])) return {};
-    ignored = PyLong_AsLongLongAndOverflow(arguments[7], &overflow);
-    if (overflow != 0) return {};
-  }
+  if (!is_keep_of(arguments[5], rows.count(), keep)) return {};
   emp::BadValues bad;
-  return select_scored(
-      {logits_of(z), labels_of(y, ignored), keep, beta, is_none(2) ? nullptr : &state,
-       is_none(6) ? nullptr : id.data<const int64_t>()},
-      y, threads, bad);
+  return select_scored({rows.logits(), rows.labels(), keep, state.beta(), state.get(), state.ids()},
+                       rows.y, threads, bad);
 }
 
 }  // namespace bindings

@@ -225,41 +225,101 @@ def test_the_main_call_without_checks_does_what_it_does_with_them(way, dtype, la
             assert (without is None) == (way == "capsules")
 
 
-def test_the_main_call_without_checks_leaves_the_rest_alone(way):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("label_dtype", [torch.int64, torch.int32, torch.int16], ids=str)
+def test_scores_and_losses_without_checks_are_those_with_them(way, dtype, label_dtype):
+    generator = torch.Generator().manual_seed(0)
+    native = cpu.native.module
+    for n, c in [(0, 3), (1, 1), (40, 10), (300, 130)]:
+        logits = torch.randn(n, 2 * c, generator=generator).to(dtype)[:, :c]
+        logits[n // 3 : n // 3 + 1, 0] = torch.nan
+        labels = torch.randint(c, (n,), generator=generator).to(label_dtype)
+        ids = torch.randperm(2 * n + 1, generator=generator)[:n]
+        for ignored in (None, 0, -100):
+            options = {"ignore_index": ignored}
+            first, second = (
+                (
+                    emp.score(logits, labels, beta=0.5, backend=backend, **options),
+                    emp.sample_statistics(logits, labels, backend=backend, **options),
+                )
+                for backend in (None, "cpu")
+            )
+            assert same(first, second)
+            found = native.plain_score(logits, labels, 0.5, ignored)
+            assert (found is None) == (way == "capsules")
+            found = native.plain_sample_statistics(logits, labels, ignored)
+            assert (found is None) == (way == "capsules")
+            for given, reduction in itertools.product((None, ids), ("mean", "sum", "none")):
+                results = []
+                for backend in (None, "cpu"):
+                    state = emp.EMPState(n if given is None else 2 * n + 1, beta=0.5)
+                    leaf = logits.clone().requires_grad_()
+                    loss = emp.cross_entropy(
+                        *(leaf, labels, state),
+                        indices=given,
+                        reduction=reduction,
+                        backend=backend,
+                        **options,
+                    )
+                    loss.sum().backward()
+                    tensors = cpu.native.state_tensors(state)
+                    results.append((loss.detach(), leaf.grad.view(torch.uint8), *tensors))
+                assert same(*results)
+            found = native.plain_cross_entropy(logits, labels, None, 0, 1.0, None, ignored, 0)
+            assert (found is None) == (way == "capsules")
+
+
+def test_what_is_served_without_checks_leaves_the_rest_alone(way):
     logits = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     labels, ids = torch.arange(12) % 5, torch.arange(12)
     fields, small = (cpu.native.state_tensors(emp.EMPState(n)) for n in (12, 11))
-    usual = [logits, labels, fields, 12, 1.0, 0.5, ids, None, 1]
-    plain = cpu.native.module.plain_score_and_select
     unequal = (1j * logits).conj().imag
     unusual = {
-        0: [logits.double(), logits[0], logits[None], logits.t(), logits[:, ::2], logits[:, :0]]
+        "logits": [logits.double(), logits[0], logits[None], logits.t(), logits[:, ::2]]
         + [unequal, logits.long(), logits.to("meta"), torch.nn.Parameter(logits), None, "text"]
-        + [logits.to_sparse(), torch._efficientzerotensor(12, 5), logits[:11]],
-        1: [labels.to(torch.uint8), labels.to(torch.int8), labels > 2, labels.double(), labels[:11]]
+        + [logits.to_sparse(), torch._efficientzerotensor(12, 5), logits[:11], logits[:, :0]],
+        "labels": [labels.to(torch.uint8), labels.to(torch.int8), labels > 2, labels.double()]
         + [labels[:, None], labels.repeat_interleave(2)[::2], labels + 1, labels - 1, None, 3]
-        + [labels.to(torch.uint64), labels.to("meta")],
-        2: [fields[:6], list(fields), (*fields[:6], None), (fields[0].to("meta"), *fields[1:])]
-        + [(fields[0][:11], *fields[1:]), (fields[0].double(), *fields[1:]), small]
-        + [(*fields[:6], fields[5]), (*fields[:3], fields[0], *fields[4:])],
-        3: [11, 13],
-        5: [True, 0, 13, -1, 2**70, 0.0, -0.5, 1.5, torch.nan, None, "all", torch.tensor(0.5)],
-        6: [ids.int(), ids[:11], ids[:, None], ids + 1, ids - 1, ids.flip(0)[::2], 3],
-        7: [True, 2**70, 1.0, "none"],
+        + [labels.to(torch.uint64), labels.to("meta"), labels[:11]],
+        "fields": [fields[:6], list(fields), (*fields[:6], None)]
+        + [(fields[0].to("meta"), *fields[1:]), (*fields[:6], fields[5]), small]
+        + [(fields[0][:11], *fields[1:]), (fields[0].double(), *fields[1:])]
+        + [(*fields[:3], fields[0], *fields[4:])],
+        "samples": [11, 13],
+        "beta": [torch.nan, 2e29, -2e29, 1, True, None, "text"],
+        "keep": [True, 0, 13, -1, 2**70, 0.0, -0.5, 1.5, torch.nan, None, "all"]
+        + [torch.tensor(0.5)],
+        "ids": [ids.int(), ids[:11], ids[:, None], ids + 1, ids - 1, ids.flip(0)[::2], 3],
+        "ignored": [True, 2**70, 1.0, "none"],
     }
-    for place, values in unusual.items():
-        for value in values:
-            assert plain(*usual[:place], value, *usual[place + 1 :]) is None, (place, value)
-    assert plain(*usual[:2], small, 11, 1.0, 0.5, None, None, 1) is None
+    native = cpu.native.module
+    checked_before = {("score_and_select", "beta"), ("cross_entropy", "beta")}
+    for name, usual in {
+        "score": {"logits": logits, "labels": labels, "beta": 1.0, "ignored": None},
+        "sample_statistics": {"logits": logits, "labels": labels, "ignored": None},
+        "score_and_select": {"logits": logits, "labels": labels, "fields": fields, "samples": 12}
+        | {"beta": 1.0, "keep": 0.5, "ids": ids, "ignored": None, "threads": 1},
+        "cross_entropy": {"logits": logits, "labels": labels, "fields": fields, "samples": 12}
+        | {"beta": 1.0, "ids": ids, "ignored": None, "reduction": 0},
+    }.items():
+        plain = getattr(native, f"plain_{name}")
+        for argument in usual.keys() & unusual.keys():
+            if (name, argument) in checked_before:  # by the state
+                continue
+            for value in unusual[argument]:
+                assert plain(*(usual | {argument: value}).values()) is None, (name, argument, value)
+        with pytest.raises(TypeError, match=f"expected {len(usual)} arguments, got 1"):
+            plain(logits)
+        if "fields" in usual:
+            without_ids = usual | {"fields": small, "samples": 11, "ids": None}
+            assert plain(*without_ids.values()) is None
+        if way == "exchange":
+            for argument in usual.keys() & {"samples", "threads", "reduction"}:
+                with pytest.raises(TypeError):
+                    plain(*(usual | {argument: "a number"}).values())
     assert same(fields, cpu.native.state_tensors(emp.EMPState(12)))
-    with pytest.raises(TypeError, match="expected 9 arguments, got 7"):
-        plain(*usual[:7])
-    if way == "exchange":
-        for place in (3, 4, 8):
-            with pytest.raises(TypeError):
-                plain(*usual[:place], "a number", *usual[place + 1 :])
     with pytest.raises(TypeError, match="expected 2 arguments, got 1"):
-        cpu.native.module.plain_gather(logits)
+        native.plain_gather(logits)
 
 
 def test_a_state_whose_tensors_were_replaced_is_not_written_beyond_them(way):

@@ -94,12 +94,17 @@ struct RowKernel : Exponentials<S> {
   template <class T>
   static int64_t find(const T* z, int64_t n, float value) {
     const F v = S::set(value);
-    int64_t i = n;
-    for_each_vector(z, n, [&](int64_t pair, F x) {
-      if (!S::any_equal(x, v)) return true;
-      i = pair;
-      return false;
-    });
+    const auto equal_in = [&](int64_t i) __attribute__((always_inline)) {
+      F a, b;
+      S::load2(z + i, a, b);
+      return S::either(S::equal(a, v), S::equal(b, v));
+    };
+    int64_t i = 0;
+    for (; i + 4 * kPair <= n; i += 4 * kPair)  // one branch for so many
+      if (S::any(S::either(S::either(equal_in(i), equal_in(i + kPair)),
+                           S::either(equal_in(i + 2 * kPair), equal_in(i + 3 * kPair)))))
+        break;
+    while (i + kPair <= n && !S::any(equal_in(i))) i += kPair;
     while (i < n && to_float(z[i]) != value) ++i;
     return i;
   }

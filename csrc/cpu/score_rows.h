@@ -29,6 +29,25 @@ namespace emp {
   return float(k) * 0.69313812256f + (g - (half_square - tail));
 }
 
+// exp(x) for x <= 0, within 2 ulp where it is normal; NaN for NaN, 0 for -inf. Without branches.
+[[gnu::always_inline]] inline float exp_nonpositive(float x) {
+  constexpr float kLog2e = 1.44269504089f, kMagic = 12582912.0f;  // 1.5 * 2^23 rounds to integers
+  const float d = x < -104.0f ? -104.0f : x;                      // exp(-104) rounds to 0
+  const float k = (d * kLog2e + kMagic) - kMagic;
+  const float r = (d - k * 0.693145751953125f) - k * 1.42860682e-6f;
+  const float e =
+      1.0f +
+      r * (1.0f +
+           r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720))))));
+  // 2^k in two steps, for it may be a denormal.
+  const int32_t steps = int32_t(k == k ? k : 0.0f), half = steps >> 1;
+  const int32_t first_bits = (half + 127) << 23, second_bits = (steps - half + 127) << 23;
+  float first, second;
+  std::memcpy(&first, &first_bits, 4);
+  std::memcpy(&second, &second_bits, 4);
+  return e * first * second;
+}
+
 template <class S>
 struct RowScorer {
   using Kernel = RowKernel<S>;
@@ -42,6 +61,15 @@ struct RowScorer {
     int64_t row[kBlock], label[kBlock];
     const T* z[kBlock];
     RowSumsOf<kBlock> sums;
+
+    // to[row[i]] = from[i].
+    template <class Value>
+    void write(Value* to, const Value* from) const {
+      if (count == kBlock && row[kBlock - 1] - row[0] == kBlock - 1)
+        std::memcpy(to + row[0], from, kBlock * sizeof(Value));
+      else
+        for (int i = 0; i < count; ++i) to[row[i]] = from[i];
+    }
   };
 
   template <bool kStatistics, class T>
@@ -114,16 +142,10 @@ struct RowScorer {
             (std::fabs(loss[i]) < Kernel::kInf) & (std::fabs(entropy[i]) < Kernel::kInf);
         score[i] = valid ? sum : Kernel::kNaN;
       }
-      const auto write = [&](float* to, const float* from) {
-        if (block.count == kBlock && block.row[kBlock - 1] - block.row[0] == kBlock - 1)
-          std::memcpy(to + block.row[0], from, sizeof loss);
-        else
-          for (int i = 0; i < block.count; ++i) to[block.row[i]] = from[i];
-      };
-      write(out.score, score);
-      write(out.loss, loss);
-      write(out.entropy, entropy);
-      write(out.lse, lse);
+      block.write(out.score, score);
+      block.write(out.loss, loss);
+      block.write(out.entropy, entropy);
+      block.write(out.lse, lse);
       int invalid = 0;
       for (int i = 0; i < kBlock; ++i) invalid += (score[i] != score[i]) & (i < block.count);
       counts.invalid += invalid;
@@ -144,43 +166,58 @@ struct RowScorer {
       out.prediction[row] = 0;
     };
     const auto on_block = [&](const Block<T>& block) {
-      for (int i = 0; i < block.count; ++i)
-        row_statistics(block.z[i], logits.classes, block.label[i], block.sums.of(i),
-                       block.sums.top[i], block.row[i], out);
+      block_statistics(logits.classes, block, out);
     };
     return for_each_block<true, BadLabels::kLeftOut, T>(logits, labels, begin, end, on_ignored,
                                                         on_block);
   }
 
-  // In double: a few operations a row.
   template <class T>
-  static void row_statistics(const T* z, int64_t classes, int64_t y, const RowSums& sums,
-                             int64_t top, int64_t row, const StatisticOutputs& out) {
-    const double m = sums.m, u = sums.u, t = sums.t, q = sums.q, z_y = to_float(z[y]);
-    const double log_sum = std::log1p(u), loss = (m - z_y) + log_sum;
-    out.loss[row] = float(loss);
-    out.lse[row] = float(m + log_sum);
-    const bool at_maximum = z_y == m;
-    if (!std::isfinite(m) || !std::isfinite(u)) {
-      out.entropy[row] = out.confidence[row] = out.el2n[row] = out.margin[row] = Kernel::kNaN;
-      out.correct[row] = false;
-      out.prediction[row] = 0;
-      return;
+  static void block_statistics(int64_t classes, const Block<T>& block,
+                               const StatisticOutputs& out) {
+    const float *m = block.sums.m, *u = block.sums.u, *t = block.sums.t, *q = block.sums.q;
+    alignas(64) float z_y[kBlock] = {}, rival[kBlock] = {}, unless_finite[kBlock] = {};
+    alignas(64) float loss[kBlock], entropy[kBlock], lse[kBlock];
+    alignas(64) float confidence[kBlock], el2n[kBlock], margin[kBlock];
+    int64_t prediction[kBlock];
+    bool correct[kBlock];
+    for (int i = 0; i < block.count; ++i) {
+      const T* z = block.z[i];
+      const int64_t y = block.label[i];
+      const bool finite = std::fabs(m[i]) < Kernel::kInf && std::fabs(u[i]) < Kernel::kInf;
+      z_y[i] = to_float(z[y]);
+      prediction[i] = finite ? block.sums.top[i] : 0;
+      correct[i] = finite && y == prediction[i];
+      unless_finite[i] = finite ? 0.0f : Kernel::kNaN;
+      rival[i] = m[i];
+      if (!finite || z_y[i] != m[i]) continue;
+      rival[i] = -Kernel::kInf;  // the row is still in cache
+      if (y > 0) rival[i] = Kernel::highest_of(z, y);
+      if (y + 1 < classes)
+        rival[i] = std::max(rival[i], Kernel::highest_of(z + y + 1, classes - y - 1));
     }
-    out.entropy[row] = float(log_sum - t / (1 + u));
-    out.confidence[row] = float(std::exp(-loss));
-    const double e_y = std::exp(z_y - m), p_not_y = -std::expm1(-loss);
-    const double others = at_maximum ? q : 1 + q - e_y * e_y;  // sum of e_j^2 over j != y
-    out.el2n[row] = float(std::sqrt(p_not_y * p_not_y + others / ((1 + u) * (1 + u))));
-    float rival = sums.m;
-    if (at_maximum) {  // the row is still in cache
-      rival = -Kernel::kInf;
-      if (y > 0) rival = Kernel::highest_of(z, y);
-      if (y + 1 < classes) rival = std::max(rival, Kernel::highest_of(z + y + 1, classes - y - 1));
+    for (int i = 0; i < kBlock; ++i) {
+      const float log_sum = log1p_positive(u[i]), sum = 1.0f + u[i];
+      const bool at_maximum = z_y[i] == m[i];
+      // Sums of e_j and e_j^2 over j != y: u and q lack one maximal element, which e_y may be.
+      const float e_y = exp_nonpositive(z_y[i] - m[i]);
+      const float others = at_maximum ? u[i] : sum - e_y;
+      const float squares = at_maximum ? q[i] : (1.0f + q[i]) - e_y * e_y;
+      loss[i] = (m[i] - z_y[i]) + log_sum;
+      lse[i] = m[i] + log_sum;
+      entropy[i] = (log_sum - t[i] / sum) + unless_finite[i];
+      confidence[i] = e_y / sum + unless_finite[i];
+      el2n[i] = std::sqrt(others * others + squares) / sum + unless_finite[i];
+      margin[i] = (z_y[i] - rival[i]) + unless_finite[i];
     }
-    out.margin[row] = float(z_y) - rival;
-    out.correct[row] = y == top;
-    out.prediction[row] = top;
+    block.write(out.loss, loss);
+    block.write(out.entropy, entropy);
+    block.write(out.lse, lse);
+    block.write(out.confidence, confidence);
+    block.write(out.el2n, el2n);
+    block.write(out.margin, margin);
+    block.write(out.correct, correct);
+    block.write(out.prediction, prediction);
   }
 
   template <class T>

@@ -45,7 +45,7 @@ struct Simd {
   static M none() { return _mm256_setzero_ps(); }
   static M all() { return _mm256_castsi256_ps(_mm256_set1_epi32(-1)); }
   static int count(M a) { return __builtin_popcount(unsigned(_mm256_movemask_ps(a))); }
-  static bool any_equal(F a, F b) { return _mm256_movemask_ps(equal(a, b)) != 0; }
+  static bool any(M a) { return _mm256_movemask_ps(a) != 0; }
   static bool any_nan(F a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
   static F zero_unless(M keep, F a) { return _mm256_and_ps(keep, a); }
 

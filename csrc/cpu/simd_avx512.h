@@ -35,7 +35,7 @@ struct Simd {
   static M both(M a, M b) { return M(a & b); }
   static M either(M a, M b) { return M(a | b); }
   static int count(M a) { return __builtin_popcount(a); }
-  static bool any_equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
+  static bool any(M a) { return a != 0; }
   static bool any_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
   static M equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static M none() { return 0; }

@@ -64,7 +64,15 @@ struct Simd {
     return -(a[0] + a[1] + a[2] + a[3]);
 #endif
   }
-  static bool any_equal(F a, F b) { return any(equal(a, b)); }
+  static bool any(M a) {
+#if defined(__aarch64__)
+    return vmaxvq_u32(uint32x4_t(a)) != 0;
+#elif defined(__SSE2__)
+    return _mm_movemask_ps(F(a)) != 0;
+#else
+    return (a[0] | a[1] | a[2] | a[3]) != 0;
+#endif
+  }
   static bool any_nan(F a) { return any(not_equal(a, a)); }
   static F zero_unless(M keep, F a) { return F(keep & M(a)); }
 
@@ -200,16 +208,6 @@ struct Simd {
     Half bits;
     std::memcpy(&bits, p, sizeof bits);
     return __builtin_convertvector(bits, Word);
-  }
-
-  static bool any(M a) {
-#if defined(__aarch64__)
-    return vmaxvq_u32(uint32x4_t(a)) != 0;
-#elif defined(__SSE2__)
-    return _mm_movemask_ps(F(a)) != 0;
-#else
-    return (a[0] | a[1] | a[2] | a[3]) != 0;
-#endif
   }
 
   // Splits words into their low halves, a, and high halves, b.

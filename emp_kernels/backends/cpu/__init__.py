@@ -11,7 +11,7 @@ from .linear import (
     linear_terms_backward,
     score_linear,
 )
-from .loss import cross_entropy, cross_entropy_backward
+from .loss import cross_entropy, cross_entropy_backward, plain_cross_entropy
 from .native import DEVICE, DTYPES, describe, require, serves_device
 from .pruning import plain_score_and_select, score_and_select
 from .sampler import draws, shuffle, shuffled_at, systematic
@@ -31,7 +31,10 @@ __all__ = [
     "linear_cross_entropy_backward",
     "linear_terms",
     "linear_terms_backward",
+    "plain_cross_entropy",
     "plain_gather",
+    "plain_sample_statistics",
+    "plain_score",
     "plain_score_and_select",
     "require",
     "row_sums",
@@ -53,6 +56,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plain_gather":  # the native function itself, available once the module is loaded
-        return native.module.plain_gather
+    if name.startswith("plain_"):  # the native function itself, available once the module is loaded
+        return getattr(native.module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,18 @@ from .native import DEVICE, int64_ids, logit_rows, raise_bad_label, readable_lab
 _REDUCTION_CODES = {"mean": 0, "sum": 1, "none": 2}  # of csrc/cpu/cross_entropy.h
 
 
+def plain_cross_entropy(logits, labels, state, ids, ignore_index, reduction: str):
+    """As `cross_entropy`, of ordinary rows and numbers; `state` is an EMPState or None."""
+    code = _REDUCTION_CODES.get(reduction) if isinstance(reduction, str) else None
+    if code is None:
+        return None
+    tensors = None if state is None else state_tensors(state)
+    samples, beta = (0, 1.0) if state is None else (state.num_samples, state.beta)
+    return native.module.plain_cross_entropy(
+        *(logits, labels, tensors, samples, beta, ids, ignore_index, code)
+    )
+
+
 def cross_entropy(
     logits, labels, state, ids, ignore_index, reduction: str, function: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
