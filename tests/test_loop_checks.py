@@ -197,7 +197,7 @@ def test_a_state_of_another_size(size):
     state = emp.EMPState(size)
     (message,) = told(loop, state)
     assert f"as many samples as the loader's data set, 60, got {size}: " in message
-    assert ("from 50 on are never drawn" if size == 50 else "from 60 on are no samples") in message
+    assert ("from 50 on are never drawn" if size == 50 else "from 60 on are not in it") in message
     assert "EMPState(len(dataset))" in message
     assert not told(loop, state)  # once a state
 
