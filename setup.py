@@ -1,7 +1,7 @@
 """Builds the native modules with CMake and Ninja; pyproject.toml describes the package itself.
 
-CMakeLists.txt decides which modules there are. They are compiled in build/, which is kept so that
-a rebuild compiles only what changed, and are moved into the package whole: a process that runs on
+CMakeLists.txt decides which modules are built. They are compiled in build/, which is kept so that a
+rebuild compiles only what changed, and are moved into the package atomically: a process that uses
 the old modules keeps them.
 
 The environment variable EMP_CUDA=0 leaves emp_kernels._cuda out.
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
 
 
-if int(__version__.split(".")[0]) < 77:  # what a new environment of Python 3.10 or 3.11 may hold
+if int(__version__.split(".")[0]) < 77:  # a new environment of Python 3.10 or 3.11 may have this
     raise SystemExit(
         f"emp_kernels: building needs setuptools 77 or newer, got {__version__}, "
         "install it with: pip install -U setuptools"
@@ -30,7 +30,7 @@ if int(__version__.split(".")[0]) < 77:  # what a new environment of Python 3.10
 
 
 def find_tool(name: str) -> str:
-    """Path of `name`: on PATH, where build isolation puts its own, or beside this interpreter."""
+    """Path of `name`: on PATH, where build isolation puts its own, or next to this interpreter."""
     places = [os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")]
     tool = shutil.which(name, path=os.pathsep.join(places))
     if tool is None:
@@ -46,7 +46,7 @@ def cmake(*arguments: str | Path) -> None:
 
 
 def built_here() -> bool:
-    """Whether build/ belongs to this directory, not to the one that it was copied from."""
+    """Whether build/ belongs to this directory and was not copied from another one."""
     cache = BUILD / "CMakeCache.txt"
     return cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" in cache.read_text()
 

@@ -31,7 +31,7 @@ def units(pair):
 
 
 def dense(form, z, hidden):
-    """Score, loss and entropy as a user writes them in float32 PyTorch: whole matrices."""
+    """Score, loss and entropy in straightforward float32 PyTorch, with whole matrices."""
 
     def directions(pair):
         first, second = units(pair)
@@ -54,7 +54,7 @@ def dense(form, z, hidden):
 
 
 def dense_in_place(z, hidden):
-    """The same of InfoNCE as one who knows torch's costs writes it: two matrices, used again."""
+    """The same for InfoNCE, optimised: two matrices that are reused."""
 
     def shifted(pair, out=None):
         first, second = units(pair)

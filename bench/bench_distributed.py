@@ -1,12 +1,12 @@
-"""What a state costs that is shared out among ranks, beside one that each rank holds whole:
-`python -m bench.bench_distributed SAMPLES RANKS [KEEP]` prints a row for each, of gloo ranks on
-this machine, a thread each.
+"""The cost of a sharded state compared with a replicated one:
+`python -m bench.bench_distributed SAMPLES RANKS [KEEP]` prints a row for each, with gloo ranks on
+this machine, one thread each.
 
-A row has the seconds of an epoch's start and the processor's seconds of one rank in it; the bytes
-that a rank sends, as a multiple of kept samples / ranks; by how many megabytes a rank has grown, at
-most, with state, log and sampler; nanoseconds for drawing an id; and microseconds of a call of
-cross_entropy that writes 128 rows. Times are medians over the rounds. All ranks check that both
-kinds of states draw the same order.
+A row has the seconds of an epoch's start and one rank's CPU seconds in it; the bytes that a rank
+sends, as a multiple of kept samples / ranks; a rank's peak memory growth in megabytes, with state,
+log and sampler; nanoseconds per drawn id; and microseconds per call of cross_entropy that writes
+128 rows. Times are medians over the rounds. All ranks check that both kinds of states draw the same
+order.
 """
 
 import json
@@ -24,9 +24,9 @@ import torch.multiprocessing as processes
 import emp_kernels as emp
 from bench import harness
 
-ROUNDS = 5  # epochs, of which the first finds no entries to bring
+ROUNDS = 5  # epochs; the first has no entries to exchange
 ROWS, CLASSES, CALLS = 128, 100, 200
-_SENT = {  # bytes of the tensor given, as ring and pairs send them
+_SENT = {  # bytes sent for the given tensor, by ring and pairwise algorithms
     "all_gather": lambda arguments, ranks: arguments[1].nbytes * (ranks - 1),
     "all_reduce": lambda arguments, ranks: 2 * arguments[0].nbytes * (ranks - 1) // ranks,
     "all_to_all_single": lambda arguments, ranks: arguments[1].nbytes * (ranks - 1) // ranks,
@@ -50,7 +50,7 @@ class Sent:
 
 
 def resident(name: str) -> float:
-    """Megabytes of this process, now or, of VmHWM, at most. Linux only."""
+    """Megabytes of this process: current or, with VmHWM, peak. Linux only."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name))
 
@@ -117,7 +117,7 @@ def on_rank(rank: int, ranks: int, port: int, samples: int, keep: float) -> None
     torch.randn(8, 8).softmax(1)
     for kind in ("shared", "whole"):
         before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
         row, orders[kind] = epochs_of(kind, samples, keep, sent)
         row |= {"samples": samples, "ranks": ranks, "keep": keep}
         row["megabytes"] = resident("VmHWM") - before

@@ -7,12 +7,12 @@ import torch
 import emp_kernels as emp
 from bench import harness
 
-# Row bytes, rows, rounds, calls a round; the last ones are batches.
+# Row bytes, rows, rounds, calls per round; the last ones are batches.
 SINGLE = [(4, 10**7, 15, 1), (512, 400_000, 15, 1), (12288, 20_000, 15, 1)]
 SINGLE += [(4, 256, 61, 200), (4, 33_333, 61, 50), (512, 256, 61, 200), (12288, 256, 61, 50)]
-# Rows, rounds, calls a round: an epoch's images, a large batch of them, a small one.
+# Rows, rounds, calls per round: an epoch's images, a large batch, a small batch.
 SEVERAL = [(20_000, 15, 1), (1024, 31, 5), (256, 61, 50)]
-WIDTH, MOST = 128, 10**7  # growth: numbers of a row, and rows of the source
+WIDTH, MOST = 128, 10**7  # growth: elements per row, and rows of the source
 GATHERED = [10**3, 10**4, 10**5, 10**6, 3 * 10**6]
 
 

@@ -1,4 +1,4 @@
-"""What arithmetic allows: the kernels and torch's product on data that the caches hold.
+"""Arithmetic limits: the kernels and torch's product on cached data.
 
 With the read bandwidth these are the roofs of the roofline plot.
 """
@@ -14,8 +14,8 @@ N, C, SIDE = 4096, 32000, 1024
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def bench_scoring_from_cache(case, dtype):
-    """The same row again and again, from the second-level cache. A long one: there the kernel does
-    least a logit."""
+    """The same row repeatedly, from the L2 cache. A long row has the fewest operations per
+    logit."""
     logits = harness.normal_logits(C, dtype).expand(N, C)
     labels = torch.arange(N) % C
     scores = emp.score(logits, labels)

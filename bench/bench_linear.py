@@ -1,7 +1,7 @@
 """score_linear and linear_cross_entropy: hidden @ weightᵀ without logits, against torch's product.
 
-Of a language model's head, C = 128256 and D = 1024. A call of 4096 rows takes seconds, so few
-rounds have to do; the few rows besides are where calls and narrow products cost most.
+For a language model's head with C = 128256 and D = 1024. A call of 4096 rows takes seconds, so
+there are few rounds; few rows are the case in which call overhead and narrow products cost most.
 """
 
 from collections.abc import Callable
@@ -94,8 +94,9 @@ def check_gradients(found, right, rtol: float) -> None:
 
 
 def bench_linear_cross_entropy(case):
-    """The loss with both gradients. The bytes are the weight twice and its gradient. As others,
-    ours makes three products: the logits' tiles wait in the memory of the weight's gradient."""
+    """The loss with both gradients. The bytes are the weight twice and its gradient. Like others,
+    ours computes three products: the logits' tiles are stored in the memory of the weight's
+    gradient."""
     n, dtype, rounds = CASES[0]
     hidden, weight, labels = inputs(n, dtype)
     hidden.requires_grad_()

@@ -1,4 +1,4 @@
-"""Losses with options, and log-probability and entropy that are trained on, each with its gradient,
+"""Losses with options, and differentiable log-probability and entropy, each with its gradient,
 against the same in torch."""
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def with_z_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def options_of(name: str, n: int, c: int, dtype: str) -> tuple[dict[str, Any], Loss]:
-    """An option as ours takes it, and the same loss as a user writes it in torch."""
+    """An option of ours, and the same loss in plain torch."""
     generator = torch.Generator().manual_seed(2)
     weight, rows = (torch.rand(size, generator=generator) + 0.5 for size in (c, n))
     own = weight.to(getattr(torch, dtype))
@@ -136,7 +136,7 @@ def bench_loss_with_option(case, n, c, dtype, name):
 
 
 def log_prob_lines(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Log-probability and entropy as a user writes them in float32 PyTorch."""
+    """Log-probability and entropy in plain float32 PyTorch."""
     return tuple(x if i else -x for i, x in enumerate(harness.score_lines(logits, labels)[1:]))
 
 

@@ -9,7 +9,7 @@ from bench import harness
 
 KEEP = 0.3
 
-# N, C, dtype, rounds, calls a round, whether NumPy takes part, and what is aimed at.
+# N, C, dtype, rounds, calls per round, whether to include NumPy, and the goals.
 CASES = [
     (65536, 1000, "float32", 15, 1, True, {"torch.compile": (3.5, 5), "share": (0.75, 0.95)}),
     (8192, 32000, "float32", 11, 1, False, {"torch.compile": (4.4, 5), "share": (0.90, 0.97)}),
@@ -60,7 +60,7 @@ def bench_score_and_select(case, n, c, dtype, rounds, calls, with_numpy, goals):
     if with_numpy:
         arrays = logits.numpy(), labels.numpy()
         same = np.intersect1d(numpy_lines(*arrays, count), found.indices.numpy())
-        assert len(same) >= count - 2 - count // 1000  # rounding swaps neighbours at the cut
+        assert len(same) >= count - 2 - count // 1000  # rounding swaps neighbours at the threshold
         opponents["numpy"] = lambda: numpy_lines(*arrays, count)
     case(
         f"score_and_select {n}×{c} {dtype}",

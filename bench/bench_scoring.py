@@ -7,7 +7,7 @@ import emp_kernels as emp
 from bench import harness
 
 CASES = [(65536, 1000, "float32"), (65536, 1000, "bfloat16"), (8192, 32000, "float16")]
-CLASSES, ROWS = 1000, 256  # while the other grows
+CLASSES, ROWS = 1000, 256  # while the other one grows
 LARGEST = {"float32": 10**9, "bfloat16": 22 * 10**8}  # logits: 4 GB, the latter beyond 2^31
 
 
@@ -49,7 +49,7 @@ def logits():
 
 
 def grown() -> list[tuple[str, str, int, int]]:
-    """dtype, what grows, N and C: logits from 10^3 and classes from 10^3, as far as they go."""
+    """dtype, the growing size, N and C: logits and classes from 10^3 up to the largest case."""
     found = []
     for dtype, largest in LARGEST.items():
         sizes = [10**e for e in range(3, 10)] + [largest] * (largest > 10**9)

@@ -10,7 +10,7 @@ from bench import harness
 
 KEEP = 0.3
 TOPK, UNSORTED, ARGPARTITION = "topk + sort", "topk", "argpartition + sort"
-CASES = [  # n, rounds, calls a round, and what is aimed at
+CASES = [  # n, rounds, calls per round, and the goals
     (10**5, 41, 20, {}),
     (10**6, 25, 3, {TOPK: (16, 25), "floor": (6, 3)}),
     (10**7, 11, 1, {TOPK: (25, 40), "floor": (6, 2.5)}),
@@ -65,7 +65,7 @@ def many():
 
 @pytest.mark.parametrize(("growth", "n", "k"), GROWN)
 def bench_growth(case, many, growth, n, k):
-    """n at keep 0.3; K of a fixed n, which hardly matters, for all n are read."""
+    """n at keep 0.3; K at a fixed n, which hardly matters because all n are read."""
     scores = many[:n]
     harness.check_selection(scores, emp.select(scores, k), k)
     size = {"n": n, "K": k}[growth]

@@ -1,7 +1,7 @@
-"""Log-probability and entropy of every token, against the code of those who train language models.
+"""Log-probability and entropy of every token, against the code of language-model trainers.
 
-A case names each way's largest relative errors, on its logits and on confident rows: some ways
-return the logits' dtype, and some lose what is near zero.
+A case reports each implementation's largest relative errors, on its logits and on confident rows:
+some return the logits' dtype, and some lose accuracy near zero.
 """
 
 import pytest
@@ -49,8 +49,8 @@ def largest_errors(
 def errors(
     maker: peers.Maker, logits: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, list[float]]:
-    """Of one way, on rows spread over the batch as they are, and with a confident label. As they
-    are, every way has to be right within the rounding of the dtype that it returns."""
+    """Errors of one implementation on rows spread over the batch, unchanged and with a confident
+    label. On the unchanged rows each must be correct within the rounding of its dtype."""
     rows = torch.linspace(0, len(labels) - 1, harness.ORACLE_ROWS, dtype=torch.float64).long()
     plain, labels = logits[rows], labels[rows]
     confident = plain.clone()

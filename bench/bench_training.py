@@ -1,5 +1,5 @@
-"""What training pays for EMP: the loss in a small CNN's step and alone, an epoch's selection and
-order."""
+"""The cost of EMP in training: the loss within a small CNN's step and alone, an epoch's selection
+and order."""
 
 import itertools
 from collections import deque
@@ -12,16 +12,16 @@ from torch.utils.data import RandomSampler
 
 import emp_kernels as emp
 from bench import harness
-from emp_kernels.cli.experiment import small_cnn
+from emp_kernels.experiments.networks import small_cnn
 
 KEEP = 0.3
 TOPK, INFOBATCH, COMPOSER = "topk + sort", "InfoBatch", "Composer"
 SELECT, DRAWS = "select", "RandomSampler"
 SAMPLES = 1_300_000  # of ImageNet
 STEP = 128, 3, 16, 100  # images, channels, height and width, classes
-STEP_PATIENCE = 25.0  # steps jitter by ten percent: a median needs hundreds of them
+STEP_PATIENCE = 25.0  # steps vary by ten percent, so a median needs hundreds
 
-LOSSES = [  # N, C, dtype, rounds, calls a round, and what is aimed at
+LOSSES = [  # N, C, dtype, rounds, calls per round, and the goals
     (8192, 32000, "float32", 9, 1, {"torch": (2, 3)}),
     (8192, 32000, "bfloat16", 9, 1, {}),
     (128, 100, "float32", 61, 100, {"torch": (1.2, 1.5)}),
@@ -122,8 +122,8 @@ def bench_loss(case, n, c, dtype, rounds, calls, goals):
 def infobatch_lines(
     losses: np.ndarray, random: np.random.RandomState, pruned: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and weights of InfoBatch (arXiv 2303.04947), in the NumPy of its release: all samples of
-    at least the mean loss, and of the others a share 1 - pruned, which weighs 1 / (1 - pruned)."""
+    """Ids and weights of InfoBatch (arXiv 2303.04947), as in its NumPy release: all samples with at
+    least the mean loss, and a share 1 - pruned of the others, with weight 1 / (1 - pruned)."""
     easy = losses < losses.mean()
     candidates = np.where(easy)[0]
     kept = random.choice(candidates, int((1 - pruned) * len(candidates)), replace=False)
@@ -133,7 +133,7 @@ def infobatch_lines(
 
 
 def infobatch_order(losses: np.ndarray, random: np.random.RandomState) -> list[int]:
-    """The same as an epoch's order: a list, shuffled, as its release has it."""
+    """The same as a shuffled list for an epoch, as in its release."""
     order = infobatch_lines(losses, random)[0].tolist()
     random.shuffle(order)
     return order
@@ -141,7 +141,7 @@ def infobatch_order(losses: np.ndarray, random: np.random.RandomState) -> list[i
 
 def composer_lines(losses: torch.Tensor, random: np.random.RandomState, keep: float):
     """Ids by selective backprop (arXiv 1910.00762) as Composer samples them: the loss at quantile q
-    with a probability in proportion to q^(1/keep − 1), none twice."""
+    with probability proportional to q^(1/keep − 1), without replacement."""
     n = len(losses)
     odds = ((np.arange(n) + 0.5) / n) ** (1 / keep - 1)
     drawn = random.choice(n, int(keep * n), replace=False, p=odds / odds.sum())
@@ -162,7 +162,7 @@ def epoch():
 
 
 def check_infobatch(losses: np.ndarray) -> None:
-    """Every hard sample is kept, no sample twice, and the weights stand for all samples."""
+    """Every hard sample is kept, none twice, and the weights add up to all samples."""
     ids, weights = infobatch_lines(losses, np.random.RandomState(0))
     assert len(np.unique(ids)) == len(ids)
     assert np.isin(np.where(losses >= losses.mean())[0], ids).all()
@@ -226,7 +226,7 @@ def bench_epoch_order(case, epoch):
 
 
 def bench_epoch_draws(case, epoch):
-    """Every id of an epoch, one by one, with what the epoch begins with and what is counted."""
+    """Drawing every id of an epoch, including the epoch's start and the counting."""
     state, _, found = epoch
     sampler = emp.EMPSampler(state, KEEP, warmup_epochs=0)
     plain = RandomSampler(range(len(found)))

@@ -1,4 +1,5 @@
-"""The benchmarks' fixtures: the reader, a bar, and the rows that a session writes at its end."""
+"""The benchmarks' fixtures: the bandwidth reader, a progress bar, and the rows written at the
+end."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Bar:
-    """On a terminal, in the place of pytest's dots: the cases done, and the time left by what they
-    took so far."""
+    """On a terminal, instead of pytest's dots: the number of finished cases and the estimated time
+    left."""
 
     WIDTH = 24
 
@@ -92,8 +93,8 @@ def case(benchmark, reader, request):
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Rows are written only when every case was right; those of a session that was interrupted
-    go into a file of their own, which no table reads."""
+    """Rows are written only if every case was correct; those of an interrupted session go into a
+    separate file, which no table reads."""
     folder = session.config.getoption("--rows")
     rows = session.config.stash[ROWS]
     if folder is not None and rows and exitstatus in FILES:

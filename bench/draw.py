@@ -1,6 +1,6 @@
 """Plots and tables of the CPU benchmarks from committed rows: python -m bench.draw FOLDER
 
-Reads FOLDER/cpu.jsonl; writes cpu.md and five PNG files beside it. Nothing is measured here.
+Reads FOLDER/cpu.jsonl; writes cpu.md and five PNG files next to it. Nothing is measured here.
 """
 
 import math
@@ -64,13 +64,13 @@ GROUPS = {  # of the roofline plot: benchmarks, colour, marker
 
 
 def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
-    """Share of the read bandwidth of each case that moves more than a cache holds; products are
-    bound by arithmetic."""
+    """Share of the read bandwidth of each case that exceeds the caches; products are
+    compute-bound."""
     found = [
         row
         for row in rows
         if row["benchmark"] in tables.BENCHMARKS
-        and row["benchmark"] not in ("contrastive", "linear", "limits")  # bound by arithmetic
+        and row["benchmark"] not in ("contrastive", "linear", "limits")  # compute-bound
         and row["bytes"] >= harness.IN_ROUNDS
         and "growth" not in row
     ]
@@ -95,7 +95,7 @@ def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
 
 
 def ratios(rows: Sequence[tables.Row]) -> Figure:
-    """How many times as long each opponent takes, for each case that has one."""
+    """Each competitor's time relative to ours, for each case that has one."""
     found = [row for row in rows if row["opponents"]]
     figure, axes = _figure(7.6, 2.2 + 0.34 * len(found))
     for name in tables.OPPONENTS:
@@ -211,7 +211,7 @@ FIGURES = {
 
 
 def page(rows: Sequence[tables.Row]) -> str:
-    """The tables: what was aimed at, every case, and where the numbers come from."""
+    """The tables: the goals, every case, and the origin of the numbers."""
     parts = [tables.goals(rows), tables.cases(rows), tables.errors(rows), grown.table(rows)]
     return "\n\n".join([*parts, roofline.table(rows), tables.origin(rows)]) + "\n"
 

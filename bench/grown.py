@@ -1,4 +1,4 @@
-"""How the cost of a call grows: the cases that grow, as lines with their slopes."""
+"""How the cost of a call grows with each size, with fitted slopes."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from bench import tables
 
-# A panel's benchmark, title, label of its axis, and its series: what grows, the size from which
-# fixed costs no longer count, and its name ("": what grows, and the dtype).
+# A panel's benchmark, title, axis label and series: the growing size, the size from which fixed
+# costs are negligible, and its name ("": the growing size and the dtype).
 PANELS = (
     ("scoring", "score_and_select, C = 1000", "logits N·C", (("N·C", 10**6, ""),)),
     ("scoring", "score_and_select, N = 256", "classes C", (("C", 10**4, ""),)),
@@ -45,7 +45,7 @@ def lines_of(
 
 
 def table(rows: Sequence[tables.Row]) -> str:
-    """A line for each series of the growth plot: 1 is growth in proportion."""
+    """A line for each series of the growth plot: 1 is proportional growth."""
     lines = []
     for benchmark, title, _, series in PANELS:
         for line in lines_of(rows, benchmark, series):

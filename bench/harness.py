@@ -1,7 +1,7 @@
-"""How a case is measured and what its row says; `python -m bench.harness` prints where rows go.
+"""Measures cases and makes their rows; `python -m bench.harness` prints the folder for rows.
 
-One process times ours and its opponents in turn, round by round, so that a busy machine slows
-both; ratios are medians over the rounds. The read bandwidth is measured beside every case.
+One process times ours and its competitors alternately, round by round, so that a busy machine slows
+both; ratios are medians over the rounds. The read bandwidth is measured with every case.
 """
 
 import datetime
@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from emp_kernels import backends
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results"
 READ_BYTES = 2**29  # of each streaming read; far beyond any cache
-IN_ROUNDS = 2**25  # cases of as many bytes leave nothing in the caches that a read could evict
-PATIENCE, FEWEST = 6.0, 3  # seconds for an opponent: a slow one runs in fewer rounds, but in three
+IN_ROUNDS = 2**25  # cases of this many bytes fill the caches themselves
+PATIENCE, FEWEST = 6.0, 3  # seconds per competitor, and its fewest rounds
 ORACLE_ROWS = 64
 
 Call = Callable[[], Any]
@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def origin() -> dict[str, Any]:
-    """What every row says of its run."""
+    """The fields that every row of a run has."""
     return {
         "threads": torch.get_num_threads(),
         "simd": backends.load("cpu").require().simd_level(),
@@ -74,7 +74,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def normal_logits(size: int, dtype: str) -> torch.Tensor:
-    """(size,) filled with 2^24 normal numbers, again and again, because that is quick."""
+    """(size,) filled with the same 2^24 normal numbers repeatedly, which is fast."""
     block = torch.randn(2**24, generator=torch.Generator().manual_seed(0))
     values = torch.empty(size, dtype=getattr(torch, dtype))
     for part in values.split(len(block)):
@@ -86,7 +86,7 @@ def normal_logits(size: int, dtype: str) -> torch.Tensor:
 
 
 def score_lines(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Score, loss and entropy of logits (N, C) as a user writes them in float32 PyTorch."""
+    """Score, loss and entropy of logits (N, C) in plain float32 PyTorch."""
     log_p = logits.float().log_softmax(1)
     loss = -log_p.gather(1, labels[:, None])[:, 0]
     entropy = -(log_p.exp() * log_p).sum(1)
@@ -94,18 +94,19 @@ def score_lines(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
 
 
 def select_lines(score: torch.Tensor, count: int) -> torch.Tensor:
-    """Ascending positions of the `count` highest; ties as they come. ``sorted=False`` is faster."""
+    """Ascending positions of the `count` highest, with ties in any order. ``sorted=False`` is
+    faster."""
     return score.topk(count, sorted=False).indices.sort().values
 
 
 def torch_lines(logits: torch.Tensor, labels: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-    """Both; without a state, which makes this opponent do less than ours."""
+    """Both; without a state, so it does less than ours."""
     score, loss, entropy = score_lines(logits, labels)
     return score, loss, entropy, select_lines(score, count)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` under torch.compile for one shape; every case compiles anew."""
+    """`function` under torch.compile for one shape; recompiled for every case."""
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
 
@@ -140,7 +141,7 @@ def check_selection(score: torch.Tensor, indices: torch.Tensor, count: int) -> N
 
 
 def check_selected_values(score: torch.Tensor, indices: torch.Tensor, ours: torch.Tensor) -> None:
-    """An opponent selected the same scores (N,), whichever of equal ones it took."""
+    """A competitor selected the same scores (N,), up to the choice among ties."""
     assert torch.equal(score[indices].sort().values, score[ours].sort().values)
 
 
@@ -174,7 +175,7 @@ class Reader:
 
 
 def timed(call: Call, calls: int = 1) -> float:
-    """Seconds a call, over `calls` of them."""
+    """Seconds per call, averaged over `calls`."""
     start = time.perf_counter()
     for _ in range(calls):
         call()
@@ -189,7 +190,7 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 def ratio_of_rounds(ratios: Sequence[float]) -> dict[str, float]:
     """The median of paired rounds, their 20th and 80th percentile, and the two order statistics
-    that hold the median of all rounds there could be in 95 of 100 runs (the extremes below 6)."""
+    that form its 95 % confidence interval (the extremes below 6 rounds)."""
     ordered, n = sorted(ratios), len(ratios)
     rank = max(0, math.floor((n - 1.96 * math.sqrt(n)) / 2))
     p20, p80 = np.quantile(ordered, [0.2, 0.8]).tolist()
@@ -215,13 +216,13 @@ def measure(
     warm: bool = False,
     goals: Mapping[str, tuple[float, float | None]] | None = None,
 ) -> dict[str, Any]:
-    """Time `ours` and each opponent in turn, `calls` calls a round.
+    """Time `ours` and each competitor alternately, with `calls` calls per round.
 
     Args:
         benchmark: pytest-benchmark's fixture; it times ours.
-        moved: bytes that the work has to move: what shares and floors refer to.
-        patience: seconds for each opponent, which limit its rounds.
-        warm: the checks have run all of them already, each in seconds: every call is timed.
+        moved: bytes that the work has to move, for shares and floors.
+        patience: seconds per competitor, which limit its rounds.
+        warm: whether the checks have already run all of them, so that every call is timed.
         goals: for an opponent's name, "share" (of the read bandwidth) or "floor" (multiples of
             the time to move the bytes): the value required and the stretch.
 
@@ -244,14 +245,13 @@ def measure(
             if len(seconds[name]) < limits[name]:
                 seconds[name].append(timed(call, calls))
 
-    # In every second round ours comes first: whatever drifts, or what the one before leaves in the
-    # caches, favours neither.
+    # Ours comes first in every second round, so that neither drift nor the cache state favours one.
     started = itertools.count()
 
     def before() -> None:
         if (number := next(started)) % 2 == 0:
             if number:
-                others()  # of the round before
+                others()  # of the previous round
             others()
 
     if moved < IN_ROUNDS:
@@ -275,7 +275,7 @@ def measure(
         name: {
             "seconds": spread(times),
             "rounds": len(times),
-            # Rounds of ours beyond the opponent's last have no partner.
+            # Our rounds after the competitor's last one have no counterpart.
             **ratio_of_rounds([t / o for t, o in zip(times, own, strict=False)]),
         }
         for name, times in seconds.items()

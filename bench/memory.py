@@ -1,5 +1,5 @@
-"""By how much a process grows: `python -m bench.memory MODULE ARGUMENT...` prints it for the call
-that `bench.MODULE.first_call(ARGUMENT...)` prepares."""
+"""Memory growth of a process: `python -m bench.memory MODULE ARGUMENT...` prints it for the call
+prepared by `bench.MODULE.first_call(ARGUMENT...)`."""
 
 import importlib
 import subprocess
@@ -10,26 +10,25 @@ from typing import Any
 
 from bench import harness
 
-MOST = 64 * 2**20  # bytes: what the calls that hold no matrix may take
+MOST = 64 * 2**20  # bytes allowed for calls that do not materialise a matrix
 
 
 def growth(call: Callable[[], Any]) -> int:
-    """Bytes by which this process's resident memory is larger during `call`, at most, than before:
-    tiles, results, and what libraries take for themselves and the allocator keeps. Linux only."""
+    """Peak increase of this process's resident memory during `call`, in bytes: tiles, results, and
+    memory of libraries and the allocator. Linux only."""
 
     def resident(name: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     call()
     return resident("VmHWM") - before
 
 
 def of_a_first_call(module: str, *arguments: str | int) -> int | None:
-    """`growth` of that call in a process of its own, which has made no other; None elsewhere than
-    on Linux."""
+    """`growth` of that call in a separate process that makes no other; None except on Linux."""
     if sys.platform != "linux":
         return None
     command = [sys.executable, "-m", "bench.memory", module, *map(str, arguments)]

@@ -1,7 +1,7 @@
 """The README's picture, from committed rows: python -m bench.overview
 
-Beside the way of the scores it shows the time of `score_and_select` and of the same lines of
-PyTorch, on a CPU and a GPU. The rows are those that docs/benchmarks.md takes its tables from.
+Next to the data flow it shows the times of `score_and_select` and of the same computation in
+PyTorch, on a CPU and a GPU. The rows are those of the tables in docs/benchmarks.md.
 """
 
 import json
@@ -67,7 +67,7 @@ def bars() -> list[Bars]:
 
 
 def draw(path: Path) -> None:
-    """Write the picture as SVG, the same bytes of the same rows."""
+    """Write the picture as SVG, byte for byte reproducible from the rows."""
     settings = STYLE | {"svg.fonttype": "none", "svg.hashsalt": "emp_kernels"}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(12, 3.7), layout="constrained")
@@ -105,7 +105,7 @@ def _way(axes: Axes) -> None:
 
 
 def _times(axes: Axes, case: Bars) -> None:
-    """A bar a way, on a scale from zero, with its time and how many times ours it is."""
+    """One bar per implementation, on a scale from zero, with its time and the ratio to ours."""
     names = list(case.seconds)
     ours = case.seconds["emp_kernels"]
     axes.barh(names, list(case.seconds.values()), color=[SHADES[name] for name in names])
@@ -133,7 +133,7 @@ def _machine(row: dict[str, Any]) -> str:
 
 
 def _shown(seconds: float) -> str:
-    """Three digits that count, in milliseconds."""
+    """Milliseconds with three significant digits."""
     ms = 1e3 * seconds
     return f"{ms:.0f} ms" if ms >= 100 else f"{ms:#.3g} ms"
 

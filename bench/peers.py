@@ -1,7 +1,7 @@
-"""What other packages offer for the same work, each imported when it is tried.
+"""Other packages' functions for the same work, each imported on first use.
 
-`make peers` installs them, in the versions of bench/peers.txt. What does not run on this machine is
-not measured, and its rows say why.
+`make peers` installs them, in the versions of bench/peers.txt. Packages that do not run on this
+machine are not measured, and rows state why.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 Call = Callable[[], Any]
 Maker = Callable[..., Call]  # takes a case's tensors
 
 
 def trl(logits: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Its one call for both, which on CUDA reads once and answers in float32."""
+    """Its single call for both, which on CUDA reads once and returns float32."""
     from trl.trainer.utils import selective_log_softmax_and_entropy
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +35,7 @@ def verl(logits: torch.Tensor, labels: torch.Tensor) -> Call:
 
 
 def verl_chunked(logits: torch.Tensor, labels: torch.Tensor) -> Call:
-    """What verl takes to save memory: row by row, and entropies of float32 chunks."""
+    """verl's memory-saving variants: row by row, and entropies of float32 chunks."""
     from verl.utils.torch_functional import (
         entropy_from_logits_with_chunking,
         logprobs_from_logits_v2,
@@ -55,14 +55,14 @@ def liger(logits: torch.Tensor, labels: torch.Tensor) -> Call:
 
 
 def cut_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Less than ours: the mean loss alone. Of its two implementations the one that needs no GPU."""
+    """Less than ours: the mean loss alone. The one of its two implementations that needs no GPU."""
     from cut_cross_entropy import linear_cross_entropy
 
     return lambda: linear_cross_entropy(hidden, weight, labels, impl="torch_compile")
 
 
 def torch_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Less than ours: the mean loss alone. In chunks, as it is meant to save memory."""
+    """Less than ours: the mean loss alone. In chunks, its memory-saving mode."""
     from torch.nn import LinearCrossEntropyOptions
 
     options = LinearCrossEntropyOptions()
@@ -140,13 +140,13 @@ def made(makers: Mapping[str, Maker], *inputs: Any) -> tuple[dict[str, Call], di
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Of the peers that are installed."""
+    """Versions of the peers that are installed."""
     found = {name: provenance.package_version(name) for name in packages}
     return {name: version for name, version in found.items() if version}
 
 
 def _tried(maker: Maker, *inputs: Any) -> tuple[Call | None, str]:
-    """The peer's call after it ran once, or why it does not. Its failure is its own."""
+    """The peer's call after it ran once, or the reason why it fails."""
     try:
         call = maker(*inputs)
         with torch.no_grad():

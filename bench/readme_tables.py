@@ -1,8 +1,8 @@
-"""Write the pages' result tables anew from the committed rows: python -m bench.readme_tables
+"""Regenerate the pages' result tables from the committed rows: python -m bench.readme_tables
 
-A table stands between ``<!-- table NAME FILE -->`` and ``<!-- end -->``: NAME is one of `TABLES`,
+A table is between ``<!-- table NAME FILE -->`` and ``<!-- end -->``: NAME is one of `TABLES`,
 FILE the rows (JSON lines) under the repository, or a pattern that several such files match. Tests
-fail where a page and its rows disagree. With a folder as argument, tables whose rows lie there are
+fail if a page and its rows disagree. With a folder as argument, tables whose rows exist there are
 first pointed at it.
 """
 
@@ -17,7 +17,7 @@ from bench import tables
 from bench.methods import report, time_to_accuracy
 from bench.methods.fair import report as fair
 from bench.methods.fair import timing
-from emp_kernels.cli import summary
+from emp_kernels.experiments import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
@@ -42,7 +42,7 @@ MISSING = "Not measured."
 
 
 def rewritten(text: str) -> str:
-    """`text` with the inside of every table block made from its rows, as far as there are any."""
+    """`text` with the content of every table block regenerated from its rows, if there are any."""
 
     def fill(block: re.Match[str]) -> str:
         start, name, file, end = block.groups()
@@ -60,7 +60,8 @@ def rewritten(text: str) -> str:
 
 
 def pointed(text: str, folder: str) -> str:
-    """`text` with each path of a result, table or picture, led to `folder` where it lies there."""
+    """`text` with each path of a result, table or picture, changed to `folder` if it exists
+    there."""
 
     def lead(path: re.Match[str]) -> str:
         return f"{folder}/{path[1]}" if any((ROOT / folder).glob(path[1])) else path[0]

@@ -1,8 +1,8 @@
-"""Where each case stands below the machine's limits: reading memory, and arithmetic.
+"""Each case relative to the machine's limits: memory bandwidth and arithmetic.
 
 Work is counted in elements: a logit scored, a score compared, a number moved, an entry of a matrix
-of similarities. Elements a byte are a case's intensity; times the read bandwidth they are the rate
-that memory allows, and `bench_limits.py` measures the rate that arithmetic allows.
+of similarities. Elements per byte are a case's intensity; times the read bandwidth they give the
+memory limit, and `bench_limits.py` measures the arithmetic limit.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ LEFT_OUT = ("growth", "train step")  # growth has its own plot; a step is not on
 
 
 class Point(NamedTuple):
-    """One case: elements a byte, and in 10^9 elements a second what it reaches, what memory allows
-    and what arithmetic allows (None where no limit is measured)."""
+    """One case: elements per byte, and in 10^9 elements per second its rate, the memory limit and
+    the arithmetic limit (None if not measured)."""
 
     row: Row
     intensity: float
@@ -35,7 +35,7 @@ class Point(NamedTuple):
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
-    """Of each case but those of `LEFT_OUT` and the limits themselves."""
+    """The points of all cases except `LEFT_OUT` and the limits themselves."""
     scoring, product = scoring_limits(rows), product_limits(rows)
     found = []
     for row in rows:
@@ -67,7 +67,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def elements(row: Row) -> int:
-    """What a call of the case works through."""
+    """Number of elements that a call of the case processes."""
     if "elements" in row:
         return row["elements"]
     if "row_bytes" in row:  # 30 % of the rows
@@ -76,12 +76,12 @@ def elements(row: Row) -> int:
 
 
 def scoring_limits(rows: Sequence[Row]) -> dict[str, float]:
-    """10^9 logits a second of each dtype, from the second-level cache."""
+    """10^9 logits per second for each dtype, from the L2 cache."""
     return _limits(rows, lambda row: "d" not in row, lambda row: row["n"] * row["c"])
 
 
 def product_limits(rows: Sequence[Row]) -> dict[str, float]:
-    """10^9 products, each added to a sum, a second of each dtype, from the last-level cache."""
+    """10^9 multiply-adds per second for each dtype, from the last-level cache."""
     return _limits(rows, lambda row: "d" in row, lambda row: row["n"] * row["c"] * row["d"])
 
 

@@ -1,4 +1,4 @@
-"""Markdown tables made from the rows of the benchmarks, and from nothing else."""
+"""Markdown tables made only from the rows of the benchmarks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ OPPONENTS = (
 
 
 def cases(rows: Sequence[Row]) -> str:
-    """A line for each case: its time, its rate and how many times as long each opponent takes."""
+    """A line for each case: its time, its rate and each competitor's relative time."""
     names = _named(rows, OPPONENTS)
     headings = ["case", "median ms (p20 – p80)", "GB/s", "share of read", *_times(names)]
     table = markdown(headings, [[*_line(row), *_ratios(row, names)] for row in rows])
@@ -31,7 +31,7 @@ def cases(rows: Sequence[Row]) -> str:
 
 
 def goals(rows: Sequence[Row]) -> str:
-    """A line for each value aimed at: required, stretch and measured."""
+    """A line for each goal: required, stretch and measured values."""
     lines = []
     for row in rows:
         for name, goal in row["goals"].items():
@@ -42,7 +42,7 @@ def goals(rows: Sequence[Row]) -> str:
 
 
 def readme(rows: Sequence[Row], folder: str) -> str:
-    """The page's block: the plots, a table a benchmark and where the numbers come from."""
+    """The page's block: the plots, one table per benchmark, and the origin of the numbers."""
     groups = (
         ("pruning", ("torch.compile", "torch", "numpy")),
         ("tokens", ("torch.compile", "torch", *peers.TOKENS)),
@@ -75,7 +75,7 @@ def readme(rows: Sequence[Row], folder: str) -> str:
 
 
 def gpu(rows: Sequence[Row], folder: str) -> str:
-    """The page's block of a GPU: a table a function, and where the numbers come from."""
+    """The page's block for a GPU: one table per function, and the origin of the numbers."""
     parts = []
     for function in dict.fromkeys(_function(row) for row in rows):
         found = [row for row in rows if _function(row) == function]
@@ -103,7 +103,7 @@ _SHORT_NAMES = ("torch.compile", "torch")
 
 
 def short(rows: Sequence[Row], folder: str) -> str:
-    """The README's lines of a CPU or a GPU: times, and where rows say so the largest relative
+    """The README's lines for a CPU or a GPU: times and, if rows have them, the largest relative
     error of a loss near zero and the memory of a product's logits."""
     lines = []
     for row in rows:
@@ -131,8 +131,8 @@ def short(rows: Sequence[Row], folder: str) -> str:
 
 
 def memory(rows: Sequence[Row]) -> str:
-    """A line for each case whose memory was measured: what it takes, and what the logits
-    or similarities that it does not hold would."""
+    """A line for each case whose memory was measured: what it uses, and what the logits or
+    similarities that it avoids would use."""
     found = [row for row in rows if row.get("peak_bytes") is not None]
     lines = [
         [row["case"], *(f"{row[key] / 2**20:.0f}" for key in ("peak_bytes", "logits_bytes"))]
@@ -142,7 +142,7 @@ def memory(rows: Sequence[Row]) -> str:
 
 
 def errors(rows: Sequence[Row]) -> str:
-    """A line for each way to get loss and entropy: its largest relative errors, by dtype."""
+    """A line for each implementation of loss and entropy: its largest relative errors, by dtype."""
     found = [row for row in rows if "errors" in row]
     dtypes = list(dict.fromkeys(row["dtype"] for row in found))
     columns = [(dtype, kind) for dtype in dtypes for kind in ("plain", "confident")]
@@ -179,7 +179,7 @@ def gpu_origin(rows: Sequence[Row]) -> str:
 
 
 def _agreed(rows: Sequence[Row], *fields: str) -> Row:
-    """The first row, which says what all of them say."""
+    """The first row, after checking that all rows agree."""
     for name in fields:
         if any(row[name] != rows[0][name] for row in rows):
             raise ValueError(f"origin: rows must come from one {name}, got several")
@@ -187,7 +187,7 @@ def _agreed(rows: Sequence[Row], *fields: str) -> Row:
 
 
 def _software(rows: Sequence[Row]) -> str:
-    """Versions, those of opponents among them, and the commit."""
+    """Versions, including those of competitors, and the commit."""
     known = {name: value for name, value in rows[0]["versions"].items() if value}
     for row in rows:
         known |= row.get("peer_versions", {})
@@ -208,26 +208,26 @@ def _line(row: Row) -> list[str]:
 
 
 def _rate(row: Row) -> list[str]:
-    """The bytes bound a loss; a step, and what an epoch begins with, have other limits."""
+    """A loss is memory-bound; a step and an epoch's start have other limits."""
     counts = row["benchmark"] != "training" or row["case"].startswith("cross_entropy")
     return _line(row)[2:] if counts else ["–", "–"]
 
 
 def _ratios(row: Row, names: Sequence[str]) -> list[str]:
-    """Of each opponent; what this machine cannot run says so."""
+    """A cell per competitor; those that cannot run on this machine are marked."""
     found, missing = row["opponents"], row.get("not_measured", {})
     absent = {name: "not measured" if name in missing else "–" for name in names}
     return [f"{found[n]['ratio']:.2f}×" if n in found else absent[n] for n in names]
 
 
 def _named(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
-    """Those of `names` that some row has measured, or has tried to."""
+    """Those of `names` that some row has measured or tried to measure."""
     known = {name for row in rows for name in (*row["opponents"], *row.get("not_measured", ()))}
     return [name for name in names if name in known]
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:
-    """A paragraph that says why opponents were not measured; none where all were."""
+    """A paragraph with the reasons why competitors were not measured; empty if all were."""
     why = {name: why for row in rows for name, why in row.get("not_measured", {}).items()}
     said = "; ".join(f"{name}: {reason}" for name, reason in why.items())
     return [f"Not measured: {said}."] if said else []
@@ -242,7 +242,7 @@ def _ms(seconds: float) -> str:
 
 
 def _three(value: float) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
@@ -255,7 +255,7 @@ def _meaning(name: str) -> str:
 
 
 def _verdict(goal: dict[str, float | None]) -> str:
-    """Which of the two values the measured one reaches; floors are reached from above."""
+    """Which of the two goals the measured value reaches; floors are reached from above."""
     required, stretch, measured = (goal[key] for key in ("required", "stretch", "measured"))
     sign = -1 if stretch is not None and stretch < required else 1
     if stretch is not None and sign * measured >= sign * stretch:
@@ -264,6 +264,6 @@ def _verdict(goal: dict[str, float | None]) -> str:
 
 
 def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose columns stand right, but for the first."""
+    """A table with right-aligned columns, except the first."""
     marks = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))

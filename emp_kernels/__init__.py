@@ -1,4 +1,4 @@
-"""emp_kernels: which training samples are worth training on, decided at the speed of memory.
+"""emp_kernels: fast scoring and selection of training samples for data pruning.
 
 Scores each sample's logits (cross-entropy plus the predictive entropy, EMP, arXiv 2408.16031),
 keeps the scores over epochs, selects the exact top k and gathers the kept rows.

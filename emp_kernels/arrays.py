@@ -1,4 +1,4 @@
-"""Arrays of other libraries as tensors: NumPy's, and all that has DLPack or ``__array__``."""
+"""Converts arrays of other libraries to tensors: NumPy, DLPack and ``__array__``."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import torch
 
 
 class _Writable:
-    """Says of an array that it may be written. torch warns of read-only memory, as of a mapped
-    file's, for a tensor could be written; ours are not."""
+    """Presents a read-only array (such as a memory-mapped file) as writable, which avoids torch's
+    warning: the package never writes to its inputs."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -17,13 +17,14 @@ class _Writable:
 
 
 def as_tensor(function: str, name: str, value: Any) -> Any:
-    """`value` as a tensor of the same memory, or of a copy where torch has no such strides or byte
-    order. What is no array comes back as it is, for the checks of tensors to say so.
+    """`value` as a tensor that shares its memory, or a copy where torch does not support the
+    strides or the byte order. Anything that is not an array is returned unchanged; the argument
+    checks reject it later.
 
     Raises:
-        TypeError: an array of a dtype that torch does not have, or one that cannot be read.
+        TypeError: an array whose dtype torch does not have, or one that cannot be read.
     """
-    if type(value) is torch.Tensor:  # most are, and of a small batch the checks are most of a call
+    if type(value) is torch.Tensor:  # the common case; checks dominate the cost of a small batch
         return value
     if isinstance(value, (torch.Tensor, np.ma.MaskedArray)):
         return value
@@ -33,7 +34,7 @@ def as_tensor(function: str, name: str, value: Any) -> Any:
         try:
             return torch.utils.dlpack.from_dlpack(value)
         except (BufferError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            pass  # read-only or of other dtypes: as an array, where it can be one
+            pass  # read-only or another dtype: try it as an array
     if not hasattr(value, "__array__") or isinstance(value, type):
         return value
     try:
@@ -52,7 +53,7 @@ def _of_numpy(function: str, name: str, array: np.ndarray) -> torch.Tensor:
     size = array.itemsize
     if not array.flags.aligned or any(stride < 0 or stride % size for stride in array.strides):
         array = array.copy()
-    bfloat16 = array.dtype.name == "bfloat16"  # NumPy's own has none; ml_dtypes adds it
+    bfloat16 = array.dtype.name == "bfloat16"  # NumPy has none; ml_dtypes adds it
     if bfloat16:
         array = array.view(np.uint16)
     if not array.flags.writeable:

@@ -1,5 +1,5 @@
-"""Warnings of what trains the wrong thing without an error: their category, and how they are told
-once, at the line of the user's that led there."""
+"""Warnings about training loops that run but do not train as intended, each shown once at the
+user's line of code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 import weakref
 from types import FrameType
 
-# Packages whose frames stand between a user's line and ours.
+# Packages whose frames may be between the user's line and ours.
 _BETWEEN = frozenset(
     {"emp_kernels", "torch", "torchdata", "accelerate", "lightning", "pytorch_lightning"}
     | {"lightning_fabric", "transformers", "trl", "contextlib", "functools"}
@@ -18,13 +18,13 @@ _told: weakref.WeakKeyDictionary[object, set[str]] = weakref.WeakKeyDictionary()
 
 
 class EMPWarning(UserWarning):
-    """A training loop that runs and does not do what it was meant to do. Each names the mend, and
-    is told once a state."""
+    """A training loop runs but does not train as intended. The message names the fix and is shown
+    once per state."""
 
 
 def caution(message: str, of: object, kind: str) -> None:
-    """Warn with `message`, unless `of` has been warned of `kind` before. The line shown is the
-    nearest one that is neither the package's nor a trainer's or loader's."""
+    """Warn with `message`, unless a warning of this `kind` was given for `of` before. The line
+    shown is the nearest one outside this package, trainers and loaders."""
     told = _told.setdefault(of, set())
     if kind in told:
         return

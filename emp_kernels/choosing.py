@@ -1,4 +1,4 @@
-"""Ways of choosing the samples of a pruned epoch, by name."""
+"""Sampling methods: which samples a pruned epoch draws, by name."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from .keep import Keep, kept_count
 from .selection import select
 from .state import EMPState
 
-_BLOCK = 1 << 16  # keys that are made at a time: a cache holds them
-_TINY = 1e-12  # what is below is drawn as if it were this: a logarithm has to exist
-_UNITS = 2**61  # importance sampling counts in integers; products of them are below 2**63
+_BLOCK = 1 << 16  # keys per block, which fit in a cache
+_TINY = 1e-12  # lower bound of the scores, so that the logarithm exists
+_UNITS = 2**61  # total length in integer units; products must stay below 2**63
 _SMALL = 1e-30
-_ROW = 4096  # values that one thread sums
-_MOST = 2**31  # samples that it takes are fewer, so that each has a unit
+_ROW = 4096  # values summed by one thread
+_MOST = 2**31  # importance sampling takes fewer samples, so that each has a unit
 
-# Ascending ids (K,) on the CPU, and the weights (N,) of their losses where these are not all 1.
+# Ascending ids (K,) on the CPU, and the weights (N,) of the losses if they are not all 1.
 Chosen = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def gumbel_keys(scores: torch.Tensor, stream: int, first: int = 0) -> torch.Tensor:
-    """Keys (N,) float32 of random draws from `scores` (N,), both on the CPU: the samples with the
-    K highest are K draws without replacement, each with probability in proportion to its score
-    among those that are left.
+    """Gumbel top-k keys (N,) float32 of `scores` (N,), both on the CPU: the K highest keys are K
+    draws without replacement, each with probability proportional to its score among the remaining
+    samples.
 
-    ``log(score) + G`` with Gumbel noise G, which is minus the logarithm of an exponential variable
-    (Kool et al., 2019, arXiv 1903.06059). +inf stays the highest. Sample i, of the ids from
-    `first` on, draws element i of the 64-bit seed `stream`, so that any part of the scores has the
-    keys that it has in the whole.
+    ``log(score) + G`` with Gumbel noise G, minus the logarithm of an exponential variable (Kool et
+    al., 2019, arXiv 1903.06059). +inf stays the highest. Sample i (ids start at `first`) uses
+    element i of the random stream seeded with `stream` (64 bits), so a part of the scores gets the
+    same keys as in the whole.
     """
     keys = torch.empty(len(scores), dtype=torch.float32, device="cpu")
     for start in range(0, len(scores), _BLOCK):
@@ -59,21 +59,21 @@ def _uniform(stream: int, first: int, count: int) -> torch.Tensor:
 
 
 def importance_draw(scores: torch.Tensor, count: int, stream: int) -> Chosen:
-    """`count` different samples, each with a probability that is known exactly, and 1 over it.
+    """Draws `count` distinct samples with exactly known inclusion probabilities; returns
+    inverse-probability weights.
 
-    The probability p_i of sample i is in proportion to its score plus the mean of all scores
-    (half of each draw is uniform, so that no weight is above about 2), and 1 where that share is
-    above 1. Its weight is (count / N) / p_i: over the draws the expected weight of every sample is
-    the same, and the mean of weight * loss over what is drawn has the mean loss over all N as its
-    expectation.
+    The inclusion probability p_i is proportional to the sample's score plus the mean score (a
+    mixture of half uniform, so that no weight exceeds about 2), capped at 1. The weight is (count /
+    N) / p_i, so the mean of weight * loss over the drawn samples is an unbiased estimate of the
+    mean loss over all N.
 
-    Samples in a random order are laid side by side on a line, each as long as its probability, and
-    those are drawn on which one of `count` marks falls that stand 1 apart, the first at random
-    (systematic sampling). Lengths are integers, so no sum is rounded and exactly `count` are drawn.
+    Systematic sampling: the samples, in random order, are laid side by side on a line, each as long
+    as its probability, and those that contain one of `count` marks 1 apart are drawn, the first
+    mark being random. Lengths are integers, so no sum is rounded and exactly `count` are drawn.
 
     Args:
-        scores: (N,) float32 on the CPU; below 0 counts as 0. One never seen, +inf, counts as the
-            highest of the others.
+        scores: (N,) float32 on the CPU; negative ones count as 0, +inf (never seen) as the highest
+            of the others.
         count: from 1 to N.
         stream: seed of the order and of the first mark.
 
@@ -84,10 +84,10 @@ def importance_draw(scores: torch.Tensor, count: int, stream: int) -> Chosen:
     if count == n:
         return torch.arange(n, device="cpu"), None
     units = _units(scores, count)
-    rest, left = units, count  # but for samples that are drawn for certain
+    rest, left = units, count  # without the samples that are drawn with certainty
     while True:
         whole = int(rest.sum())
-        certain = -(-whole // left)  # so many units are the share of one draw
+        certain = -(-whole // left)  # units per draw
         if int(rest.max()) < certain:
             break
         left -= int((rest >= certain).sum())
@@ -108,8 +108,8 @@ def importance_draw(scores: torch.Tensor, count: int, stream: int) -> Chosen:
 
 
 def _units(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Each score plus their mean, as an integer >= 1 (N,) int64 of a unit that is about the finest
-    of which `count` times the sum is below 2**63."""
+    """Each score plus the mean, as integers >= 1 (N,) int64 in about the finest unit for which
+    `count` times the sum is below 2**63."""
     n = len(scores)
     sizes, highest = scores.clamp_min(0.0), float(scores.max())
     if highest == torch.inf:
@@ -118,14 +118,14 @@ def _units(scores: torch.Tensor, count: int) -> torch.Tensor:
         sizes.masked_fill_(unseen, highest)
     if highest <= 0.0:
         return torch.ones(n, dtype=torch.int64, device="cpu")
-    if highest < _SMALL:  # whose mean may be no float32
+    if highest < _SMALL:  # their mean may underflow float32
         sizes.div_(highest)
     sizes.div_(_sum(sizes) / n).add_(1.0).mul_(_UNITS / count / (2 * n))
     return sizes.long().clamp_min_(1)
 
 
 def _sum(values: torch.Tensor) -> float:
-    """In one order on any number of threads: torch splits a whole tensor's sum among them."""
+    """A sum in a fixed order: torch would split a whole tensor's sum among its threads."""
     whole = len(values) // _ROW * _ROW
     rows = values[:whole].view(-1, _ROW).sum(1, dtype=torch.float64)
     last = values[whole:].sum(dtype=torch.float64)
@@ -141,11 +141,11 @@ def _gumbel(state: EMPState, keep: Keep, stream: int) -> Chosen:
 
 
 def _pool(state: EMPState, keep: Keep, stream: int) -> Chosen:
-    """The highest scores of a pool that is drawn at random, as large against the kept ones as all
-    samples are against the pool. Never-seen samples are in it first."""
+    """The highest scores of a random pool of sqrt(K * N) samples; never-seen samples enter the pool
+    first."""
     n, scores = state.num_samples, state.score.cpu()
     count = kept_count(keep, n)
-    size = min(n, math.isqrt(max(0, count * n - 1)) + 1)  # the root, rounded up
+    size = min(n, math.isqrt(max(0, count * n - 1)) + 1)  # the square root, rounded up
     keys = _random_keys(n, stream).masked_fill_(scores == torch.inf, torch.inf)
     pool = select(keys, size)
     return pool[select(scores[pool], count)], None
@@ -156,14 +156,14 @@ def _importance(state: EMPState, keep: Keep, stream: int) -> Chosen:
 
 
 class Way(NamedTuple):
-    """A way of choosing: (state, keep, seed) -> Chosen; whether never-seen samples come first in
-    it, so that where there are more of them than are kept, they are all that is chosen from."""
+    """A sampling method: (state, keep, seed) -> Chosen, and whether it takes never-seen samples
+    first, in which case it chooses only among them while there are more than K."""
 
     choose: Callable[[EMPState, Keep, int], Chosen]
     unseen_first: bool = True
 
 
-# By the names that EMPSampler takes.
+# Keys are EMPSampler's names.
 SAMPLINGS = {
     "top": Way(_top),
     "gumbel": Way(_gumbel),
@@ -173,11 +173,11 @@ SAMPLINGS = {
 
 
 def check_sampling(function: str, sampling: str, num_samples: int) -> str:
-    """Return `sampling`, the name of a way that can choose among so many samples.
+    """Return `sampling` if it names a method that supports `num_samples`.
 
     Raises:
         TypeError: it is no str.
-        ValueError: it names no way, or there are too many samples.
+        ValueError: an unknown name, or too many samples.
     """
     if not isinstance(sampling, str):
         raise TypeError(f"{function}: sampling must be a str, got {type(sampling).__name__}")
@@ -195,14 +195,15 @@ _NAMES = " or ".join(SAMPLINGS)
 
 
 def chosen(state: EMPState, keep: Keep, sampling: str, stream: int) -> Chosen:
-    """What a pruned epoch draws. Where more samples were never seen than are kept, nothing tells
-    them apart but their ids, and data sets are often sorted by class: `stream` chooses among them.
+    """The samples of a pruned epoch. If more samples were never seen than are kept, `stream`
+    chooses among them at random: taking the lowest ids would favour the first classes of a sorted
+    data set.
     """
     if state.num_samples == 0:
         return torch.arange(0, device="cpu"), None
     way = SAMPLINGS[sampling]
     ids, weights = way.choose(state, keep, stream)
-    if not way.unseen_first or state.score[ids[0]] < torch.inf:  # then not all were never seen
+    if not way.unseen_first or state.score[ids[0]] < torch.inf:  # not only never-seen samples
         return ids, weights
     unseen = (state.score == torch.inf).nonzero()[:, 0]
     count = kept_count(keep, state.num_samples)
@@ -212,7 +213,7 @@ def chosen(state: EMPState, keep: Keep, sampling: str, stream: int) -> Chosen:
 
 
 def _at_random(n: int, count: int, stream: int) -> torch.Tensor:
-    """`count` of the positions 0 to n - 1, ascending."""
+    """`count` random positions in [0, n), ascending."""
     return select(_random_keys(n, stream), count)
 
 

@@ -1,4 +1,4 @@
-"""Calls that torch.compile must leave alone: their sizes depend on the data, or they write."""
+"""Calls that torch.compile must not trace: their sizes depend on the data, or they write."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ R = TypeVar("R")
 def outside_compiler_where(
     condition: Callable[..., bool], name: str | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator: where `condition` of its arguments holds, the function is a graph break under
-    ``torch.compile``, and an error under ``torch.export``. The break is made on first use:
-    ``torch.compiler.disable`` imports the whole compiler."""
+    """A decorator: if `condition` holds for its arguments, the function is a graph break under
+    ``torch.compile`` and an error under ``torch.export``. ``torch.compiler.disable`` imports the
+    whole compiler and is therefore called on first use."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         made: list[Callable[P, R]] = []

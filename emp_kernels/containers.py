@@ -14,7 +14,7 @@ def _is_namedtuple(node: Any) -> bool:
 
 
 def _is_dataclass(node: Any) -> bool:
-    """Whether `node` is one, and none of the containers that are looked into as such."""
+    """Whether `node` is a dataclass instance and not also a mapping, list or tuple."""
     return (
         dataclasses.is_dataclass(node)
         and not isinstance(node, type)
@@ -23,7 +23,7 @@ def _is_dataclass(node: Any) -> bool:
 
 
 def _fields(node: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are there, by name."""
+    """The fields of a dataclass that are set, by name."""
     values = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -32,7 +32,7 @@ def collect(node: Any, leaves: list[torch.Tensor]) -> None:
     """Append the tensors of a nested container to `leaves`, in iteration order.
 
     Raises:
-        TypeError: a leaf is no tensor, or one whose rows torch cannot select.
+        TypeError: a leaf is not a tensor, or torch cannot select its rows.
         ValueError: a tensor has no first dimension.
     """
     if isinstance(node, torch.Tensor):
@@ -45,7 +45,7 @@ def collect(node: Any, leaves: list[torch.Tensor]) -> None:
         if node.dim() == 0:
             raise ValueError("gather: batch must hold tensors with a first dimension, got shape ()")
         leaves.append(node)
-    elif isinstance(node, dict | Mapping):  # a dict is found out faster
+    elif isinstance(node, dict | Mapping):  # testing for dict first is faster
         for value in node.values():
             collect(value, leaves)
     elif isinstance(node, list | tuple):
@@ -62,7 +62,7 @@ def collect(node: Any, leaves: list[torch.Tensor]) -> None:
 
 
 def rebuild(node: Any, rows: Iterator[torch.Tensor]) -> Any:
-    """The container again, its tensors replaced in order by `rows`."""
+    """A copy of the container with its tensors replaced, in order, by `rows`."""
     if isinstance(node, torch.Tensor):
         return next(rows)
     if isinstance(node, dict | Mapping):
@@ -74,19 +74,19 @@ def rebuild(node: Any, rows: Iterator[torch.Tensor]) -> Any:
             for key, value in items.items():  # transformers' ModelOutput has no update
                 clone[key] = value
             return clone
-        kind: Any = type(node)  # a copy of another mapping may share its items with the batch
+        kind: Any = type(node)  # copying another mapping may share its items with the batch
         return kind(items)
     if _is_dataclass(node):
         clone = copy.copy(node)
         for name, value in _fields(node).items():
-            object.__setattr__(clone, name, rebuild(value, rows))  # it may be frozen
+            object.__setattr__(clone, name, rebuild(value, rows))  # the dataclass may be frozen
         return clone
     values = [rebuild(value, rows) for value in node]
     return type(node)(*values) if _is_namedtuple(node) else type(node)(values)
 
 
 def same_structure(a: Any, b: Any) -> bool:
-    """Whether both are the same containers, with tensors in the same places."""
+    """Whether both have the same structure, with tensors in the same positions."""
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
     if type(a) is not type(b):

@@ -1,4 +1,4 @@
-"""Contrastive scores: self-supervised loss plus a memory term, without the matrix in memory."""
+"""Contrastive scores: a self-supervised loss plus a memory term, without the similarity matrix."""
 
 from __future__ import annotations
 
@@ -46,44 +46,43 @@ def score_contrastive(
 
         loss_i = lse_i - s_ip,   lse_i = log sum_j exp(s_ij),   score_i = loss_i + beta * M_i
 
-    in nats, p the positive. The forms differ in what a row is compared with:
+    in nats, where p is the positive. The forms differ in what a row is compared with:
 
     - ``"infonce"``: row i of s(z1, z2), positive i (van den Oord et al., arXiv 1807.03748).
-    - ``"ntxent"``: SimCLR's. Each view of i against all 2 N views but itself, so 2 N - 2
-      negatives; the mean of i's two views (Chen et al., arXiv 2002.05709).
+    - ``"ntxent"``: SimCLR's. Each view of i against all 2 N views except itself, so 2 N - 2
+      negatives; the mean over i's two views (Chen et al., arXiv 2002.05709).
     - ``"clip"``: the mean of row i of s(z1, z2) and row i of s(z2, z1) (arXiv 2103.00020).
 
     M_i is the entropy of the softmax over the same row of the hidden pair's similarities, at
-    `hidden_temperature`; the mean of the two in the forms that have two.
+    `hidden_temperature`; the mean of both rows in the forms that have two.
 
-    That data pruning lacks a memory term, and that in self-supervised learning it is built from
-    hidden layers of the base encoder, is the paper's (EMP, arXiv 2408.16031). Its formula is not
-    public: the entropy of the hidden similarities, its temperature, the use of the projections
-    without `hidden`, and beta = 1 are this package's choices.
+    The memory term, and building it from hidden layers of the base encoder in self-supervised
+    learning, are the paper's ideas (EMP, arXiv 2408.16031). Its formula is not public: the entropy
+    of the hidden similarities, its temperature, using the projections without `hidden`, and beta =
+    1 are this package's choices.
 
-    Similarities are made a tile at a time and never held, so memory grows with N, not N^2.
-    Autocast changes nothing. Under ``torch.compile`` the call is a graph break.
+    Similarities are computed one tile at a time and not stored, so memory grows with N, not N^2.
+    Autocast has no effect. Under ``torch.compile`` the call is a graph break.
 
     Args:
         z1, z2: (N, D) projections of the two views, of one dtype: float32, float16 or bfloat16
-            (float64 is served by the reference backend, which then answers in float64). Scaled to
-            unit length in float32 here; a zero vector stays zero, alike to everything.
+            (float64 is served by the reference backend, which then answers in float64). They are
+            normalised here, in float32; a zero vector stays zero, with similarity 0 to everything.
         form: "infonce", "ntxent" or "clip".
         temperature: of the projections, positive.
         hidden: (h1, h2), both (N, H) of one dtype: the views' features before the projection head
             (:class:`emp_kernels.HiddenFeatures` captures them). None takes the projections.
         hidden_temperature: of the hidden pair, positive; None takes `temperature`.
         beta: weight of the memory term, from -1e29 to 1e29.
-        group: a process group whose ranks all call with their own samples, as many as each has:
-            negatives come from all of them, as if one process held the samples of all ranks one
-            behind another. The embeddings are gathered, not the similarities. None: no other
-            ranks.
+        group: a process group whose ranks all call with their own samples; their numbers may
+            differ. Negatives come from all ranks, as if one process had the concatenated samples.
+            The embeddings are gathered, not the similarities. None: this process alone.
         backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
-        Scores(score, loss, entropy, lse), (N,) float32, without autograd; lse is of the
-        projections. A NaN or infinity in a row makes every row that is compared with it invalid:
-        score NaN. N = 1 without a group has loss and entropy 0.
+        Scores(score, loss, entropy, lse), (N,) float32, without autograd; lse is that of the
+        projections. A NaN or infinity in a row makes every row that is compared with it invalid
+        (score NaN). N = 1 without a group has loss and entropy 0.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -121,7 +120,8 @@ def score_contrastive(
 
 
 class _Everyone:
-    """The ranks of `group`, which agree on all but how many samples each has; or this one."""
+    """The ranks of `group`, which agree on everything but their numbers of samples; or this process
+    alone."""
 
     def __init__(
         self,
@@ -166,7 +166,8 @@ class _Everyone:
         self.rank = dist.get_rank(group)
 
     def views(self, pair: tuple[torch.Tensor, torch.Tensor]) -> Views:
-        """The pair and everyone's: rank after rank, whatever the number of samples of each."""
+        """This rank's pair and the concatenation over ranks, whose numbers of samples may
+        differ."""
         if self.group is None or len(self.counts) == 1:
             return Views(pair, pair, 0)
         from .distributed.group import gather_equal
@@ -188,12 +189,12 @@ class _Everyone:
 
 
 def _padded(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """rows (n, D) and zeros behind them, (count, D)."""
+    """rows (n, D) padded with zeros to (count, D)."""
     return torch.nn.functional.pad(rows, (0, 0, 0, count - len(rows)))
 
 
 def _code(fact: str | int | float) -> int:
-    """An int64 that is the same on all ranks where `fact` is, and nearly surely differs else."""
+    """A hash of `fact` as int64, to compare it between ranks."""
     return zlib.crc32(repr(fact).encode())
 
 
@@ -238,8 +239,8 @@ def _hidden(hidden: Any, z1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] 
         )
     if (pair[0].dtype == torch.float64) != (z1.dtype == torch.float64):
         raise TypeError(
-            f"{_FUNCTION}: hidden[0] must be float64 where z1 is and only there, got "
-            f"{pair[0].dtype} beside {z1.dtype}"
+            f"{_FUNCTION}: hidden[0] must be float64 if and only if z1 is, got "
+            f"{pair[0].dtype} with {z1.dtype}"
         )
     check_same_device(_FUNCTION, "hidden[0]", pair[0], "z1", z1)
     return pair

@@ -1,8 +1,8 @@
-"""The highest of scores that are read a block at a time, exactly, by counting digits.
+"""Exact top k of scores that are read in blocks, by counting digits.
 
 Scores are given as the keys of :func:`emp_kernels.order_keys.order_keys`. Each pass over the blocks
-counts the next digit of all keys that may still be the last one taken, so that memory grows with
-the counters, never with the scores.
+counts the next digit of all keys that can still be the threshold, so memory grows with the counters
+and not with the scores.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 import torch
 
-COUNTERS = 1 << 22  # int64 held at a time, where there are fewer targets
-DIGIT_BITS = 16  # of one pass, at most
+COUNTERS = 1 << 22  # int64 counters at a time, unless there are more targets
+DIGIT_BITS = 16  # per pass, at most
 
 
 class Block(NamedTuple):
-    """Scores that follow one another.
+    """Consecutive scores.
 
     Attributes:
         keys: (n,) int32 or int64.
-        groups: (n,) int64, which target each belongs to; None: every score to every target.
+        groups: (n,) int64, the target that each score belongs to; None: every score belongs to
+            every target.
     """
 
     keys: torch.Tensor
@@ -27,11 +28,11 @@ class Block(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where what is taken ends, for each of T targets.
+    """The threshold of each of T targets.
 
     Attributes:
-        keys: (T,) order key of the last score taken.
-        ties: (T,) int64, how many scores of that key are taken: those at the lowest positions.
+        keys: (T,) order key of the lowest score taken.
+        ties: (T,) int64, the number of scores with that key to take: those at the lowest positions.
     """
 
     keys: torch.Tensor
@@ -44,21 +45,21 @@ def find_cut(
     """The cut that takes the ``ranks[t]`` highest scores, for each target t.
 
     Args:
-        blocks: yields all scores in order of position, anew with each call: one call a pass.
+        blocks: yields all scores in order of position; called once per pass.
         ranks: (T,) int64, at most the number of the target's scores; 0 takes nothing.
         dtype: of the keys.
         grouped: whether the blocks have groups.
     """
     shift = width = torch.iinfo(dtype).bits
-    left = ranks.clone()  # of the scores in a target's range
+    left = ranks.clone()  # ranks within a target's range
     slots = torch.arange(len(ranks), device=ranks.device) if grouped else torch.zeros_like(ranks)
-    # The leading digits of the last score taken, as far as they are known.
+    # The leading digits of the threshold found so far.
     digits = ranks.new_zeros(len(ranks) if grouped else 1, dtype=dtype)
     if not len(ranks):
         return Cut(digits[:0], left)
     while True:
         bits = max(1, min(DIGIT_BITS, shift, (COUNTERS // len(digits)).bit_length() - 1))
-        first = shift == width  # whose digit is signed
+        first = shift == width  # the leading digit is signed
         lowest = digits - (1 << (bits - 1)) if first else digits << bits
         shift -= bits
         counts = _count(blocks, lowest, bits, shift, grouped)
@@ -82,9 +83,9 @@ def _count(
     shift: int,
     grouped: bool,
 ) -> torch.Tensor:
-    """How often each digit follows each of the ranges that begin at `lowest` (U,): (U, 2^bits)."""
+    """Histogram (U, 2^bits) of the next digit in each of the ranges that begin at `lowest` (U,)."""
     size = 1 << bits
-    # Of each range also what lies before and behind it.
+    # Each range also has bins below and above it.
     counts = torch.zeros(len(lowest) * (size + 2), dtype=torch.int64, device=lowest.device)
     for keys, groups in blocks():
         leading = keys >> shift
@@ -100,7 +101,7 @@ def _count(
 
 
 class Taking:
-    """Takes what is above a cut, of blocks that come in order of position."""
+    """Marks the scores that a cut takes, in blocks given in order of position."""
 
     def __init__(self, cut: Cut) -> None:
         self.keys, self.left = cut.keys, cut.ties.clone()

@@ -1,4 +1,4 @@
-"""A data set that tells each item's id."""
+"""A data set that yields each item's id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class IndexedDataset(Dataset):
     and its id is the non-negative one.
 
     Args:
-        dataset: a map-style data set. Its ``__getitems__``, where it has one, serves batches.
+        dataset: a map-style data set. Its ``__getitems__``, if it has one, is used for batches.
 
     Raises:
         TypeError: `dataset` is iterable-style or has no ``__getitem__`` or ``__len__``.
@@ -27,8 +27,8 @@ class IndexedDataset(Dataset):
             hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
         ):
             raise TypeError(
-                "IndexedDataset: dataset must be map-style (__getitem__ and __len__; what reads a "
-                "stream asks an emp.EpochMask which ids it keeps: "
+                "IndexedDataset: dataset must be map-style (__getitem__ and __len__; streams are "
+                "pruned with an emp.EpochMask: "
                 "emp_kernels.integrations.streams.Kept, or .mosaicml for StreamingDataset), got "
                 f"{type(dataset).__name__}"
             )

@@ -1,10 +1,9 @@
-"""What a state tells about its training: how stale its scores are, how selections succeed.
+"""Diagnostics of a state: how stale its scores are, how selections follow one another.
 
 Hard top-k can collapse (rescoring everything at each epoch's start and then training the
-top share alone falls far behind random selection). What shows it is the overlap of successive
-selections beside the mean loss of all samples: the loss does not fall, while the selections hardly
-meet (each epoch forgets what the one before learned) or are always the same (what is selected is
-not learned).
+top share alone falls far behind random selection). It shows in the overlap of successive selections
+and the mean loss of all samples: the loss does not fall, while the selections hardly overlap (each
+epoch forgets what the previous one learned) or stay the same (what is selected is not learned).
 """
 
 from __future__ import annotations
@@ -22,31 +21,30 @@ if TYPE_CHECKING:
 WINDOWS = 256  # how many windows a state remembers
 COLUMNS = ("share", "overlap", "loss", "never_seen")
 
-# Set so that neither training on stale scores nor random selection meets them, while hard top-k on
-# scores refreshed each epoch mostly does (tests/test_diagnostics.py trains both).
-_PRUNED = 0.9  # a window that drew a larger share is no selection
-_CHURN, _CHURNS = 0.75, 2  # so many overlaps in a row below this part of what chance gives
-_STUCK, _STUCKS = 0.9, 3  # so many overlaps in a row above this
+# Neither training on stale scores nor random selection reaches these thresholds, while hard top-k
+# on scores refreshed each epoch mostly does (tests/test_diagnostics.py trains both).
+_PRUNED = 0.9  # a window with a larger share is not pruned
+_CHURN, _CHURNS = 0.75, 2  # this many consecutive overlaps below this fraction of the expected one
+_STUCK, _STUCKS = 0.9, 3  # this many consecutive overlaps above this
 
 
 class Diagnostics(NamedTuple):
     """Result of :meth:`emp_kernels.EMPState.diagnostics`.
 
-    A window is what was drawn between two looks: an epoch of a sampler, or what happened between
-    two calls of ``diagnostics``.
+    A window is an epoch of a sampler, or the time between two calls of ``diagnostics``.
 
     Attributes:
         never_seen: share of the samples that have no score yet, in [0, 1].
-        median_age: of the samples that have a score, how many calls ago half of them had it
-            written; NaN when there are none.
-        share: share of the samples that the last window drew; NaN before the first window.
-        overlap: share of the last window's samples that the window before drew too; NaN before the
-            second window.
+        median_age: median over the samples with a score of how many calls ago it was written; NaN
+            if there are none.
+        share: share of the samples drawn in the last window; NaN before the first window.
+        overlap: share of the last window's samples that were also drawn in the previous one; NaN
+            before the second window.
         expected_overlap: what `overlap` would be if the last window had been drawn at random.
         training_counts: (M,) int64; entry c counts the samples that were selected c times.
         windows: (W, 4) float64, the latest last: share, overlap (0 in the first), mean loss of the
             seen samples in nats (0 without any), and share never seen, of up to 256 windows.
-        warning: why hard selection seems to be collapsing, in words; None when it does not.
+        warning: why hard selection seems to be collapsing; None if it does not.
     """
 
     never_seen: float
@@ -60,36 +58,36 @@ class Diagnostics(NamedTuple):
 
 
 def close_window(state: EMPState) -> None:
-    """Note what was drawn since the last call; nothing where nothing was."""
-    drawn = state.selections != state.counted
+    """Record which samples were drawn since the last call, if any."""
+    drawn = state.selections != state._counted
     count = _total(state, drawn)
     if count == 0:
         return
     seen = _total(state, state.updates)
     row = (
         count / state.num_samples,
-        _total(state, drawn & state.drawn) / count,
+        _total(state, drawn & state._drawn) / count,
         state.total(float(state.loss.sum(dtype=torch.float64))) / max(1, seen),
         1 - seen / state.num_samples,
     )
-    windows = state.windows.roll(-1, 0)
+    windows = state._windows.roll(-1, 0)
     windows[-1] = windows.new_tensor(row)
-    state.windows.copy_(windows)
-    state.drawn.copy_(drawn)
-    state.counted.copy_(state.selections)
+    state._windows.copy_(windows)
+    state._drawn.copy_(drawn)
+    state._counted.copy_(state.selections)
 
 
 def _total(state: EMPState, counted: torch.Tensor) -> int:
-    """How many are not 0, of all samples; many times as fast as a sum of bools."""
+    """Number of nonzero entries over all samples; much faster than a sum of bools."""
     return int(state.total(int(torch.count_nonzero(counted))))
 
 
 def diagnose(state: EMPState) -> Diagnostics:
-    """Close the window and describe the state; warn, once a state, of a collapse."""
+    """Close the window and describe the state; warn of a collapse once per state."""
     close_window(state)
-    windows = state.windows.cpu()
+    windows = state._windows.cpu()
     windows = windows[windows[:, 0] >= 0]
-    ages = state.counts(state.age()[state.updates > 0]).cumsum(0)  # up to each age
+    ages = state.counts(state.age()[state.updates > 0]).cumsum(0)  # samples up to each age
     num_seen = int(ages[-1]) if len(ages) else 0
     nan = torch.nan
     warning = _collapse(windows)
@@ -109,7 +107,7 @@ def diagnose(state: EMPState) -> Diagnostics:
 
 
 def _collapse(windows: torch.Tensor) -> str | None:
-    """Why the latest windows (W, 4) that look like a collapse do so; None where none do."""
+    """The reason of the most recent collapse among the windows (W, 4), or None."""
     for last in reversed(range(_CHURNS, len(windows))):
         reason = _churns(windows[last - _CHURNS : last + 1])
         if reason is None and last >= _STUCKS:
@@ -120,10 +118,10 @@ def _collapse(windows: torch.Tensor) -> str | None:
 
 
 def _churns(windows: torch.Tensor) -> str | None:
-    """Whether the windows after the first forget what the ones before learned."""
+    """Whether each window forgets what the previous one learned."""
     share, overlap, loss, never_seen = windows.unbind(1)
     expected = share[:-1]
-    if (share > _PRUNED).any() or never_seen[-1] > 0:  # never-seen samples are drawn but once
+    if (share > _PRUNED).any() or never_seen[-1] > 0:  # never-seen samples are drawn only once
         return None
     if not (overlap[1:] < _CHURN * expected).all() or loss[-1] < loss[0]:
         return None
@@ -137,15 +135,15 @@ def _churns(windows: torch.Tensor) -> str | None:
 
 
 def _stuck(windows: torch.Tensor) -> str | None:
-    """Whether the windows after the first drew the same samples, or samples without a score, to no
-    avail."""
+    """Whether the windows keep drawing the same samples, or samples without a score, without
+    progress."""
     share, overlap, loss, never_seen = windows.unbind(1)
     if (share > _PRUNED).any():
         return None
     same = bool((overlap[1:] > _STUCK).all()) and bool(loss[-1] >= loss[0])
     waiting = bool((never_seen == never_seen[0]).all()) and bool(never_seen[0] > 0)
     again = f"{overlap[-1]:.0%} of a selection was in the one before"
-    # Where more wait for a score than are drawn, all that is drawn is of them.
+    # If more samples have no score than are drawn, only such samples are drawn.
     if waiting and (same or never_seen[0] >= share.max()):
         return (
             f"what is drawn does not reach the state: {again}, and {never_seen[-1]:.0%} of all "

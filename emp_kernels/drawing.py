@@ -1,4 +1,4 @@
-"""How an epoch's samples are put into an order, and how their ids are handed out."""
+"""Shuffles an epoch's samples and iterates over their ids."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .loaders import Hold, asking
 from .loop_checks import check_loader
 from .state import EMPState
 
-_CHUNK = 1024  # ids between two looks at where the state is
+_CHUNK = 1024  # ids between two checks of the state's location
 _MASK = 2**64 - 1
-SHUFFLED = 2**32 - 2**17  # ids that can be shuffled are fewer; csrc/cpu/shuffle.h says why
+SHUFFLED = 2**32 - 2**17  # only fewer ids can be shuffled; see csrc/cpu/shuffle.h
 
 
 def stream_of(seed: int, epoch: int) -> int:
-    """The 64-bit seed of an epoch's order: splitmix64 steps, so that no two are alike. One for the
-    seed's lowest 64 bits, one for each further 64 of it and its sign, and one for the epoch."""
+    """The 64-bit seed of an epoch's order, by splitmix64 steps: one for the seed's lowest 64 bits,
+    one for each further 64 bits and the sign, and one for the epoch."""
     size = abs(seed)
     z, above = size & _MASK, 2 * (size >> 64) + (seed < 0)
     words = [above >> bits & _MASK for bits in range(0, above.bit_length(), 64)]
@@ -38,9 +38,10 @@ def shuffled(ids: torch.Tensor, stream: int) -> torch.Tensor:
 
 
 def iterator_of(epoch: Epoch, state: EMPState, ended: Callable[[], None]) -> Iterator[int]:
-    """Hands out an epoch's ids, counts them in the state's selections, and says who holds it.
+    """An iterator over an epoch's ids that counts them in the state's selections and records what
+    holds it.
 
-    No line of Python runs for an id.
+    No Python code runs per id.
     """
     loader = asking()
     if loader is not None:

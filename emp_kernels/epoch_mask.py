@@ -1,4 +1,4 @@
-"""Which samples of a stream an epoch keeps, told to the processes that read the stream."""
+"""The samples of a stream that an epoch keeps, shared with the processes that read the stream."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ _VERSION = 1
 
 
 class _Choice(EMPSampler):
-    """What EMPSampler chooses, with errors in the mask's name."""
+    """EMPSampler's choice, with errors in the name of EpochMask."""
 
     _function = "EpochMask"
 
     def ids(self, epoch: int) -> torch.Tensor:
         """(K,) int64, ascending; nothing is counted."""
         order = self._order(epoch)
-        assert isinstance(order, Order)  # of a whole state
+        assert isinstance(order, Order)  # as for every unsharded state
         return order.ids
 
 
 class EpochMask:
-    """The samples that an epoch keeps, as one bit each that other processes see.
+    """The samples that an epoch keeps, as one bit each in shared memory.
 
-    For data that come as a stream, where no sampler says what to read: what reads the stream asks
-    ``i in mask`` before it decodes sample i. An epoch's samples are those that
-    :class:`emp_kernels.EMPSampler` draws, with the same arguments, in that epoch: all in the first
-    `warmup_epochs`, then the ids of ``state.select(keep)``. The bits lie in shared memory, so a
-    DataLoader's worker processes, forked or spawned, see a new epoch's, also persistent ones that
-    got their copy of the mask long ago.
+    For streamed data, which no sampler indexes: the reader tests ``i in mask`` before it decodes
+    sample i. An epoch's samples are those that :class:`emp_kernels.EMPSampler` draws, with the same
+    arguments, in that epoch: all in the first `warmup_epochs`, then the ids of
+    ``state.select(keep)``. Because the bits are in shared memory, a DataLoader's worker processes,
+    forked or spawned, see each new epoch's, including persistent workers that received their copy
+    of the mask earlier.
 
-    Before the first :meth:`set_epoch` every id is in the mask. So is an id that the state did not
-    hold yet when the epoch began (:meth:`emp_kernels.EMPState.grow`): never seen comes first.
+    Before the first :meth:`set_epoch` every id is in the mask. So is an id that was added to the
+    state after the epoch began (:meth:`emp_kernels.EMPState.grow`): never-seen samples come first.
 
-    With several ranks (an initialised process group) the states are merged as an epoch begins, and
-    the masks of all ranks are alike.
+    With several ranks (an initialised process group) the states are merged at the start of each
+    epoch, and all ranks' masks are equal.
 
     Args:
-        state: its scores choose.
+        state: the scores to choose by.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)) samples, an int keeps that many.
         sampling: as in EMPSampler.
         seed: any int, the same on all ranks.
-        warmup_epochs: so many epochs at the beginning keep everything.
+        warmup_epochs: number of epochs at the beginning that keep everything.
 
     Raises:
         TypeError: a wrong type.
@@ -70,7 +70,7 @@ class EpochMask:
         seed: int = 0,
         warmup_epochs: int = 1,
     ) -> None:
-        if isinstance(state, ShardedState):  # whose ranks know a part of the choice each
+        if isinstance(state, ShardedState):  # each rank knows only a part of the choice
             raise TypeError("EpochMask: state must be a whole EMPState, got ShardedState")
         self._choice: _Choice | None = _Choice(
             state, keep, sampling=sampling, seed=seed, warmup_epochs=warmup_epochs, shuffle=False
@@ -79,26 +79,26 @@ class EpochMask:
 
     @property
     def epoch(self) -> int | None:
-        """The epoch whose samples these are; None before the first."""
+        """The current epoch; None before the first."""
         epoch = self._bits.epoch
         return None if epoch < 0 else epoch
 
     @property
     def state(self) -> EMPState | None:
-        """The state that chooses; None of a copy in another process."""
+        """The state to choose by; None in a copy in another process."""
         return None if self._choice is None else self._choice.state
 
     @property
     def num_samples(self) -> int:
-        """How many samples the state held as the epoch began; 0 before the first."""
+        """Number of samples in the state when the epoch began; 0 before the first."""
         return self._bits.size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's samples and count each as selected once. Between two epochs: what is
-        reading the stream sees it at once.
+        """Choose the epoch's samples and count each as selected once. Call it between two epochs:
+        readers of the stream see the change immediately.
 
-        Nothing changes where it is the epoch that runs or was resumed. Collective where the process
-        group has several ranks.
+        Nothing changes if it is the running or the resumed epoch. Collective if the process group
+        has several ranks.
 
         Raises:
             TypeError: `epoch` is no int.
@@ -120,7 +120,7 @@ class EpochMask:
         self._bits.write(_packed(kept), len(kept), len(ids), epoch)
 
     def _writer(self, function: str) -> _Choice:
-        """What chooses, in the process that made the mask alone: others would tell it nothing."""
+        """The sampler that chooses; only in the process that created the mask."""
         if self._choice is None or os.getpid() != self._bits.owner:
             raise RuntimeError(
                 f"{function}: the mask must be written by the process {self._bits.owner} that made "
@@ -144,8 +144,8 @@ class EpochMask:
         return i >= self._bits.size or self._bits[i]
 
     def __getitem__(self, ids: torch.Tensor | Sequence[int] | int) -> torch.Tensor:
-        """Which of ids (...), a tensor or what makes one, the epoch keeps: (...) bool, on their
-        device.
+        """Which of ids (...), a tensor or anything convertible to one, the epoch keeps: (...) bool,
+        on their device.
 
         Raises:
             TypeError: `ids` are no integers.
@@ -155,23 +155,23 @@ class EpochMask:
             ids = torch.tensor(ids, dtype=None if ids else torch.int64, device="cpu")
         if not isinstance(ids, torch.Tensor) or ids.dtype not in INTEGER_DTYPES:
             raise TypeError(f"EpochMask: ids must be an integer tensor, got {describe(ids)}")
-        places = as_int64(ids.detach().cpu())
-        if places.numel() and int(places.min()) < 0:
-            raise ValueError(f"EpochMask: ids must be at least 0, got {int(places.min())}")
+        values = as_int64(ids.detach().cpu())
+        if values.numel() and int(values.min()) < 0:
+            raise ValueError(f"EpochMask: ids must be at least 0, got {int(values.min())}")
         size, packed = self._bits.size, self._bits.packed()
         if not size:
             return torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
-        bits = packed[(places >> 3).clamp_max(len(packed) - 1)] >> (places & 7).to(torch.uint8) & 1
-        return (bits.bool() | (places >= size)).to(ids.device)
+        bits = packed[(values >> 3).clamp_max(len(packed) - 1)] >> (values & 7).to(torch.uint8) & 1
+        return (bits.bool() | (values >= size)).to(ids.device)
 
     def __len__(self) -> int:
-        """How many samples the epoch keeps; before the first, how many there are."""
+        """Number of samples that the epoch keeps; before the first epoch, of all samples."""
         if self.epoch is None and self._choice is not None:
             return self._choice.state.num_samples
         return self._bits.kept
 
     def __bool__(self) -> bool:
-        return True  # a mask that keeps nothing is one, too
+        return True  # also a mask that keeps nothing
 
     def ids(self) -> torch.Tensor:
         """The ids (K,) int64 that the epoch keeps, ascending; none before the first epoch."""
@@ -184,19 +184,20 @@ class EpochMask:
         return f"EpochMask(epoch={self.epoch}, kept={len(self)})"
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch and its bits, so that a resumed epoch keeps the same samples whatever happened
-        to the scores. Save the EMPState beside it."""
+        """The epoch and its bits, so that a resumed epoch keeps the same samples even if the scores
+        have changed. Save the EMPState as well."""
         epoch = self.epoch
         return {
             "version": _VERSION,
             "num_samples": self._bits.size,
             "epoch": epoch,
-            # In a tuple, whose length torch.distributed.checkpoint need not know when it loads.
+            # In a tuple, so that torch.distributed.checkpoint need not know the length when it
+            # loads.
             "bits": None if epoch is None else (self._bits.packed().clone(),),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Keep what the saved epoch kept; nothing is counted again.
+        """Keep what the saved epoch kept, without counting it again.
 
         Raises:
             TypeError: `state_dict` is no mapping, or an entry has another type.
@@ -225,23 +226,24 @@ class EpochMask:
             )
         if size % 8 and int(packed[-1]) >> size % 8:
             raise ValueError(
-                f"{function}: bits must be 0 behind the last sample, got {int(packed[-1]):#x}"
+                f"{function}: bits must be 0 after the last sample, got {int(packed[-1]):#x}"
             )
         self._bits.write(packed, size, _ones(packed), epoch)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: the bits, not the state behind them."""
+        """For another process: only the bits, not the state."""
         return {"_choice": None, "_bits": self._bits}
 
 
 def _packed(kept: torch.Tensor) -> torch.Tensor:
-    """kept (N,) bool as bits: (ceil(N / 8),) uint8, sample 0 the lowest of the first."""
+    """kept (N,) bool as bits: (ceil(N / 8),) uint8, sample 0 in the lowest bit of the first
+    byte."""
     padded = torch.nn.functional.pad(kept.view(torch.uint8), (0, -len(kept) % 8)).view(-1, 8)
     weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device="cpu")
     return (padded * weights).sum(1, dtype=torch.uint8)
 
 
 def _ones(packed: torch.Tensor) -> int:
-    """How many bits of packed (L,) uint8 are 1."""
+    """Number of 1 bits in packed (L,) uint8."""
     counts = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.uint8, device="cpu")
     return int(torch.bincount(packed, minlength=256) @ counts.long())

@@ -1,4 +1,4 @@
-"""Where a sampler stands: which epoch, in which order, and how far it is drawn."""
+"""The position of a sampler: the epoch, its order, and how much of it has been drawn."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .orders import AnyOrder, share_size
 
 
 class Epoch:
-    """One rank's way through an order.
+    """One rank's pass over an order.
 
     Attributes:
-        ids: what the rank draws, int64.
-        position: how many of them are drawn.
-        stopped: whether one more was asked for.
-        hold: on the iterator; None of an epoch that none has begun.
-        older: the epoch of the same number that was running, and still is held, as this one began.
+        ids: the rank's share, int64.
+        position: number of ids drawn so far.
+        stopped: whether the iterator was exhausted.
+        hold: on the iterator; None if no iterator has begun.
+        older: the epoch of the same number that was running and still held when this one began.
     """
 
     def __init__(self, order: AnyOrder, ids: torch.Tensor, older: Epoch | None = None) -> None:
@@ -28,12 +28,12 @@ class Epoch:
         self.hold: Hold | None = None
 
     def held_by(self, hold: Hold) -> None:
-        """Say who draws it."""
+        """Set what draws it."""
         self.hold = hold
         before = None if self.older is None else self.older.hold
         if before is not None and hold.loader is not None and hold.loader is before.loader:
             assert self.older is not None
-            self.older = self.older.older  # its loader left that loop for this one
+            self.older = self.older.older  # the loader abandoned that loop for this one
 
     @property
     def position(self) -> int:
@@ -45,51 +45,52 @@ class Epoch:
 
     @property
     def held(self) -> bool:
-        """Whether a loop goes on, or trains the last of it."""
+        """Whether a loop still runs, or trains the last batch."""
         return self.hold is not None and self.hold.held
 
     @property
     def abandoned(self) -> bool:
-        """Whether its loop was left with something to draw, or with batches that a loader's workers
-        had prefetched. (Whose last batch was delivered is over, asked for more or not.)"""
+        """Whether its loop was left with ids to draw or prefetched batches to deliver. (An epoch
+        whose last batch was delivered is over, whether or not more was requested.)"""
         return self.hold is not None and not self.hold.held and not self.over
 
     @property
     def over(self) -> bool:
-        """Whether all ids are drawn, and none waits in a loader to be handed out."""
+        """Whether all ids are drawn and all their batches delivered."""
         whole = self.stopped or 0 < self.position == len(self.ids)
         return whole and self.hold is not None and not self.hold.undelivered
 
     @property
     def finished(self) -> bool:
-        """Whether it is over, and its loop has been told so or is gone."""
+        """Whether it is over and its loop has seen the end or is gone."""
         return self.over and self.hold is not None and self.hold.finished(self.stopped)
 
 
 class Epochs:
-    """The epochs of a sampler: which runs, which comes next, and what a checkpoint says of them.
+    """The epochs of a sampler: the running one, the next one, and what a checkpoint holds.
 
     The rules:
 
-    - The running epoch is that of the last iterator; where that was abandoned beside an older one
-      of the same epoch (a look at a batch in mid-loop), the older one's.
-    - An epoch that is over is followed by the next one. One that was abandoned is drawn anew: a
-      resumed one from where it was resumed, others in the order of the scores of then.
-    - :meth:`name` makes another epoch the next one; the running or the resumed one stays as it is.
-    - A counter that begins at 0 behind a resume counts from the resumed epoch.
+    - The running epoch is the last iterator's; if that was abandoned while an older iterator of the
+      same epoch is held (a peek at a batch in mid-loop), the older one's.
+    - An epoch that is over is followed by the next one. One that was abandoned is drawn again: a
+      resumed one from where it was resumed, others by the current scores.
+    - :meth:`name` makes another epoch the next one; naming the running or the resumed one changes
+      nothing.
+    - A counter that restarts at 0 after a resume counts from the resumed epoch.
     """
 
     def __init__(self, ranks: int, rank: int, drop_last: bool) -> None:
         self.ranks, self.rank, self.drop_last = ranks, rank, drop_last
-        self._next = 0  # the epoch to draw where none runs
+        self._next = 0  # the epoch to draw if none is running
         self._epoch: Epoch | None = None
-        self._resumed_at: int | None = None  # until set_epoch was called behind a resume
-        self._first = 0  # the epoch that a counter of its own calls 0
-        self._named = 0  # what it named last
+        self._resumed_at: int | None = None  # until set_epoch is called after a resume
+        self._first = 0  # the epoch that a loader's own counter calls 0
+        self._named = 0  # the number that it passed last
 
     @property
     def running(self) -> Epoch | None:
-        """The epoch that is drawn, was drawn last, or waits to be resumed."""
+        """The epoch that is being drawn, was drawn last, or is to be resumed."""
         while self._epoch is not None and self._epoch.older is not None and self._epoch.abandoned:
             self._epoch = self._epoch.older
         return self._epoch
@@ -109,26 +110,26 @@ class Epochs:
         return running.order.number if running is not None and running.held else self.coming
 
     def name(self, number: int) -> None:
-        """What set_epoch does."""
+        """Implements set_epoch."""
         number = self._meant(number)
         running = self.running
         if running is None or running.order.number != number or running.finished:
             self._epoch, self._next = None, number
 
     def _meant(self, number: int) -> int:
-        """The epoch that set_epoch(number) is about: loaders that keep a counter of their own
-        (Accelerate's, Lightning Fabric's) begin at 0 behind a resume, too."""
+        """The epoch meant by set_epoch(number): loaders with their own counter (Accelerate's,
+        Lightning Fabric's) restart at 0 after a resume."""
         resumed_at, self._resumed_at = self._resumed_at, None
         if resumed_at is not None:
             again = number == 0 and resumed_at == self.coming
             self._first = resumed_at if again else 0
         elif self._first and number not in (self._named, self._named + 1):
-            self._first = 0  # no counter does that
+            self._first = 0  # not a counter that counts up
         self._named = number
         return self._first + number
 
     def begin(self, draw: Callable[[int], AnyOrder]) -> Epoch:
-        """The epoch of a new iterator: a resumed order's rest, or what `draw` makes of a number."""
+        """The epoch of a new iterator: the rest of a resumed order, or a new one from `draw`."""
         last = self.running
         if last is not None and last.order.resumed and not last.over:
             order = last.order
@@ -140,7 +141,7 @@ class Epochs:
         return self._epoch
 
     def snapshot(self, position: int | None) -> tuple[int, AnyOrder | None, int]:
-        """(epoch, its order, how many of this rank's ids are drawn of it) for a checkpoint."""
+        """(epoch, its order, how many of this rank's ids are drawn) for a checkpoint."""
         running = self.running
         if running is None:
             return self._next, None, 0
@@ -154,21 +155,22 @@ class Epochs:
         return order.number, order, drawn
 
     def restore(self, number: int, order: AnyOrder | None) -> None:
-        """Go on from a checkpoint: with the rest of `order`, or else at epoch `number`."""
+        """Continue from a checkpoint: with the rest of `order`, else at the start of epoch
+        `number`."""
         self._resume(number, order)
         self._resumed_at, self._first, self._named = number, 0, 0
 
     def _resume(self, number: int, order: AnyOrder | None) -> None:
         self._next = number
         self._epoch = None
-        if order is not None:  # how many ids it has is known; which, the next iterator asks
+        if order is not None:  # only the number of ids is known; the next iterator finds the ids
             size = share_size(order, self.ranks, self.drop_last)
             self._epoch = Epoch(
                 order, torch.zeros((), dtype=torch.int64, device="cpu").expand(size)
             )
 
     def copy(self) -> Epochs:
-        """For pickle and copy: epochs that go on where these are, with no iterator."""
+        """For pickle and copy: epochs at the same position, without iterators."""
         number, order, drawn = self.snapshot(None)
         if order is not None:
             start = min(order.start + drawn * self.ranks, order.length)

@@ -19,24 +19,24 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
 
     Args:
         batch: a tensor (N, ...) of any dtype, or a mapping, list, tuple, NamedTuple or dataclass
-            of such batches; the container's type is kept. A dataclass's fields may also be None,
-            and what is no field of it is kept as it is.
+            of such batches; the container's type is kept. A dataclass's fields may also be None;
+            its other attributes are kept.
         indices: (K,) of any integer dtype, in [0, N); any order, duplicates allowed. Moved to
             each tensor's device.
         out: a container like `batch` of contiguous tensors (K, ...) to write into; none may
             share memory with its source, and neither may require grad.
 
     Returns:
-        The gathered batch; `out` when it is given. Differentiable like ``index_select``, which
-        it is under ``torch.compile`` and ``torch.func``.
+        The gathered batch; `out` if it is given. Differentiable like ``index_select``, which serves
+        the call under ``torch.compile`` and ``torch.func``.
 
     Raises:
-        TypeError: a leaf is no tensor, or one whose rows torch cannot select (nested, sparse but
-            for COO); indices are not integers; `out` has another structure or dtype.
+        TypeError: a leaf is not a tensor, or torch cannot select its rows (nested, or sparse other
+            than COO); indices are not integers; `out` has another structure or dtype.
         ValueError: an index out of range (on CPU; under ``torch.compile`` the error is torch's),
             a wrong shape, device or aliasing in `out`.
     """
-    if out is None and running():  # what records sees the operations below
+    if out is None and running():  # tracers record the operations below
         plain = backends.plain("gather")
         gathered = plain and plain(batch, indices)
         if gathered is not None:
@@ -56,31 +56,31 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
 def _gather_leaves(
     sources: list[torch.Tensor], indices: torch.Tensor, outputs: list[torch.Tensor] | None
 ) -> list[torch.Tensor]:
-    """Gathered leaves in order: one backend call for each place where they lie."""
+    """Gathered leaves in order, with one backend call per group of sources that are alike."""
     if not sources:
         return []
     if outputs is not None:
         check_no_tracing("gather")
-    elif records("gather"):  # compilers have rules for torch's own
+    elif records("gather"):  # compilers know torch's own operation
         positions = indices.to(torch.int64)
         return [_compiled_rows(source, positions.to(source.device)) for source in sources]
     derivatives = torch.is_grad_enabled(), backends.forward_mode() or transforming() is not None
     for tensor in sources if outputs is None else sources + outputs:
         if not tensor.is_cpu or _needs_torch(tensor, *derivatives):
             break
-    else:  # the rule, without the cost of telling places apart
-        return _gather_place(sources[0].device, False, sources, indices, outputs)
-    places = [(source.device, _needs_torch(source, *derivatives)) for source in sources]
+    else:  # the common case, without grouping
+        return _gather_group(sources[0].device, False, sources, indices, outputs)
+    groups = [(source.device, _needs_torch(source, *derivatives)) for source in sources]
     if outputs is not None:
-        places = [
+        groups = [
             (device, by_torch or _needs_torch(out, *derivatives))
-            for (device, by_torch), out in zip(places, outputs, strict=True)
+            for (device, by_torch), out in zip(groups, outputs, strict=True)
         ]
     results: list[Any] = [None] * len(sources)
-    for place in dict.fromkeys(places):
-        members = [i for i, other in enumerate(places) if other == place]
-        gathered = _gather_place(
-            *place,
+    for group in dict.fromkeys(groups):
+        members = [i for i, other in enumerate(groups) if other == group]
+        gathered = _gather_group(
+            *group,
             [sources[i] for i in members],
             indices,
             None if outputs is None else [outputs[i] for i in members],
@@ -91,15 +91,14 @@ def _gather_leaves(
 
 
 def _compiled_rows(source: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """``index_select`` as a compiler may take it, which reads an id below 0 from the end: it is
-    moved behind the end, where it is an error as it is without a compiler."""
+    """``index_select`` under a compiler, which would count a negative id from the end: negative ids
+    are moved past the end, so that they are an error there too."""
     return source.index_select(0, torch.where(positions < 0, source.shape[0], positions))
 
 
 def _needs_torch(tensor: torch.Tensor, grad: bool, forward: bool) -> bool:
-    """Whether rows must be copied by torch: for autograd, for memory that torch conjugates,
-    negates or scales as it reads it, or that is not there, and for types and layouts that make
-    their own rows."""
+    """Whether torch must copy the rows: for autograd, for lazily conjugated, negated or scaled
+    tensors, for tensors without memory, and for subclasses and layouts with their own indexing."""
     return (
         forward
         or type(tensor) is not torch.Tensor
@@ -112,7 +111,7 @@ def _needs_torch(tensor: torch.Tensor, grad: bool, forward: bool) -> bool:
     )
 
 
-def _gather_place(
+def _gather_group(
     device: torch.device,
     by_torch: bool,
     sources: list[torch.Tensor],
@@ -127,7 +126,7 @@ def _gather_place(
 
 
 def _storage_range(tensor: torch.Tensor) -> tuple[int, int]:
-    """First and one-past-last byte that the tensor's elements can touch."""
+    """Range (first, one past the last) of the bytes that the tensor's elements can occupy."""
     if tensor.numel() == 0:
         return (0, 0)
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))

@@ -1,4 +1,4 @@
-"""The rows that a training loss is of, and its gradient."""
+"""The rows of a training loss, and its gradient."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from .validation import as_int64
 if TYPE_CHECKING:
     from .state import EMPState
 
-# What the forward pass leaves for the backward pass: result, loss (N,), lse (N,), rows that count.
+# What the forward pass saves for the backward pass: result, loss (N,), lse (N,), rows that count.
 Forward = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]
 
 
 class EveryRow(NamedTuple):
-    """All rows, on a backend whose one call scores, remembers and reduces them: few operations,
-    because a small batch's loss costs what its operations cost that a training step finds cold."""
+    """All rows, on a backend that scores, stores and reduces them in one call: few operations,
+    because a small batch's loss is dominated by operations whose code is not cached in a training
+    step."""
 
     chosen: ModuleType
     state: EMPState | None
@@ -52,8 +53,8 @@ class EveryRow(NamedTuple):
 
 
 class Sharded(NamedTuple):
-    """What rows have of which only the columns from `start` on are here: the whole rows' maximum
-    and log-sum-exp above it, (N,)."""
+    """For rows of which only the columns from `start` on are local: the whole rows' maximum and the
+    log-sum-exp relative to it, (N,)."""
 
     start: int
     maximum: torch.Tensor
@@ -61,17 +62,17 @@ class Sharded(NamedTuple):
 
 
 class SomeRows(NamedTuple):
-    """Rows of which scores are there.
+    """Rows whose scores are already computed.
 
     Attributes:
         chosen: the backend.
-        scores: of all N rows, flat.
+        scores: of all N rows, flattened.
         shape: of the losses.
         positions: (K,) int64 in [0, N), or None for all rows in their order.
-        counted: bool of the positions (or of all rows), False where a row does not count after
-            all; None when all count.
+        counted: bool for the positions (or for all rows), False for rows that do not count; None if
+            all count.
         reduction: "mean", "sum" or "none".
-        sharded: of rows with columns elsewhere.
+        sharded: for rows with sharded columns.
     """
 
     chosen: ModuleType
@@ -107,7 +108,7 @@ class SomeRows(NamedTuple):
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> Forward:
         loss, lse = self.scores.loss, self.scores.lse
-        return self._reduced(loss + (lse - lse)), loss, lse, 0  # NaN where a logit is +inf
+        return self._reduced(loss + (lse - lse)), loss, lse, 0  # NaN if a logit is +inf
 
     def _reduced(self, loss: torch.Tensor) -> torch.Tensor:
         if self.positions is not None:
@@ -115,7 +116,7 @@ class SomeRows(NamedTuple):
         if self.counted is not None:
             loss = loss.masked_fill(~self.counted, 0.0)
         if self.reduction == "none":
-            return loss.reshape(self.shape).clone()  # no view, which autograd lets nobody change
+            return loss.reshape(self.shape).clone()  # a copy, so that it can be modified in place
         if self.reduction == "sum":
             return loss.sum()
         return loss.mean() if self.counted is None else loss.sum() / self.counted.sum()
@@ -140,7 +141,7 @@ class SomeRows(NamedTuple):
         return result
 
     def scales(self, gradient: torch.Tensor, size: int) -> torch.Tensor:
-        """What each row's (p - onehot) is multiplied by, (N,): 0 where it is not trained."""
+        """The scale of each row's (p - onehot), (N,); 0 for rows that are not trained."""
         rows = size if self.positions is None else self.shape.numel()
         if self.reduction == "mean":
             gradient = gradient / (rows if self.counted is None else self.counted.sum())

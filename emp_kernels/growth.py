@@ -1,4 +1,4 @@
-"""More samples in a state: what a stream needs, whose length is not known before its end."""
+"""A state that grows, for streams of unknown length."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .validation import check_size
 if TYPE_CHECKING:
     from .state import EMPState
 
-# What each sample's fields hold before it is seen.
+# The fields of a sample that was never seen.
 NEVER_SEEN = dict.fromkeys(
-    ("loss", "entropy", "updates", "selections", "seen_at", "counted", "drawn"), 0.0
+    ("loss", "entropy", "updates", "selections", "seen_at", "_counted", "_drawn"), 0.0
 ) | {"score": torch.inf}
-_SPARE = 4  # one sample in so many is allocated ahead of need, and then costs no copy
+_SPARE = 4  # growing allocates size / _SPARE samples more, at least _LEAST
 _LEAST = 1024
 
 
 def grow(state: EMPState, num_samples: int) -> None:
-    """:meth:`emp_kernels.EMPState.grow`. Fields lie at the beginning of longer tensors, whose rest
-    has never been written; growing within these copies nothing."""
+    """:meth:`emp_kernels.EMPState.grow`. Fields are views of longer tensors, whose rest has
+    never been written; growing within these copies nothing."""
     function = "EMPState.grow"
     size, before = check_size(function, "num_samples", num_samples), state.num_samples
     if size < before:
@@ -31,19 +31,19 @@ def grow(state: EMPState, num_samples: int) -> None:
     if size == before:
         return
     with torch.inference_mode(False), torch.no_grad():
-        rooms = {name: _room(state, name, size) for name in NEVER_SEEN}
-        vars(state).update({name: room[:size] for name, room in rooms.items()})
-    state.rooms = rooms
+        buffers = {name: _buffer(state, name, size) for name in NEVER_SEEN}
+        vars(state).update({name: buffer[:size] for name, buffer in buffers.items()})
+    state._buffers = buffers
     state.num_samples = size
 
 
-def _room(state: EMPState, name: str, size: int) -> torch.Tensor:
-    """A tensor of at least `size` entries that begins with the state's field and goes on as of
-    samples never seen: the one that the field lies in already, or a copy."""
+def _buffer(state: EMPState, name: str, size: int) -> torch.Tensor:
+    """A tensor of at least `size` entries: the state's field, then entries of samples never seen.
+    The field's own buffer where that is long enough, else a copy."""
     field: torch.Tensor = getattr(state, name)
-    room = state.rooms.get(name)
-    if room is not None and len(room) >= size and room.data_ptr() == field.data_ptr():
-        return room
-    room = field.new_full((size + max(size // _SPARE, _LEAST),), NEVER_SEEN[name])
-    room[: len(field)] = field
-    return room
+    buffer = state._buffers.get(name)
+    if buffer is not None and len(buffer) >= size and buffer.data_ptr() == field.data_ptr():
+        return buffer
+    buffer = field.new_full((size + max(size // _SPARE, _LEAST),), NEVER_SEEN[name])
+    buffer[: len(field)] = field
+    return buffer

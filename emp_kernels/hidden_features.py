@@ -1,4 +1,5 @@
-"""Features of an encoder's hidden layer, captured while it runs: the memory term's input."""
+"""Features of an encoder's hidden layer, captured in the forward pass: the input of the memory
+term."""
 
 from __future__ import annotations
 
@@ -17,41 +18,41 @@ _CLASS = "HiddenFeatures"
 class HiddenFeatures:
     """Captures the pooled output of a named submodule on each forward pass of a model.
 
-    A forward hook: the model's class, parameters, state_dict and result stay as they are, and
-    leaving the context removes the hook. Use it as a context manager, or keep it as long as the
-    model and call :meth:`close`::
+    A forward hook: the model's class, parameters, state_dict and output do not change, and leaving
+    the context removes the hook. Use it as a context manager, or keep it as long as the model and
+    call :meth:`close`::
 
         with HiddenFeatures(encoder, "layer3") as features:
             z1, z2 = head(encoder(x1)), head(encoder(x2))
             h1, h2 = features.take()
         scores = emp.score_contrastive(z1, z2, hidden=(h1, h2))
 
-    Images (B, C, height, width) and volumes (B, C, depth, height, width), as convolutions give
-    them, are averaged over their positions, sequences (B, T, C), as transformers give them, over
-    T; (B, C) is taken as it is. Of a tuple, list or mapping the first entry counts. Features have
-    the output's dtype and are detached copies: scores need no gradient, no pass's graph is kept,
-    and later layers may work in place. A submodule that runs twice in a pass gives two; what
-    activation checkpointing runs again in the backward pass is not captured again.
+    Images (B, C, height, width) and volumes (B, C, depth, height, width), channels first, are
+    averaged over their positions, and sequences (B, T, C), channels last, over T; (B, C) is used as
+    it is. Of a tuple, list or mapping the first entry is used. Features have the output's dtype and
+    are detached copies: scores need no gradient, no graph is kept alive, and later layers may work
+    in place. A submodule that runs twice in a forward pass gives two features; recomputation under
+    activation checkpointing is not captured.
 
-    Under DistributedDataParallel the submodule is named as in the model that was wrapped; each
-    rank captures its own samples, which ``score_contrastive(..., group=group)`` gathers. Under
-    torch.compile the hook stays out of the graph, which is cut there: a graph that must be whole
-    (``fullgraph=True``) is an error of the compiler's. Capture before the model's first call, for
-    what was compiled without the hook does not run it.
+    Under DistributedDataParallel use the submodule's name in the wrapped model; each rank captures
+    its own samples, which ``score_contrastive(..., group=group)`` gathers. Under torch.compile the
+    hook is a graph break, which is an error with ``fullgraph=True``. Attach before the model's
+    first call: code compiled without the hook does not run it.
 
-    A copy or pickle of the model captures nothing. One of a HiddenFeatures that is copied or
-    pickled together with its model captures the copy's passes.
+    A copy or pickle of the model captures nothing. A HiddenFeatures copied or pickled together with
+    its model captures from the copied model.
 
     Args:
         model: any module, DistributedDataParallel and compiled ones included.
-        name: of the submodule, as `model.named_modules()` spells it; "" is the model itself. Of a
-            submodule that has several names any of them will do, and all its runs are captured.
-        pool: makes features (B, C) of the submodule's output, for other shapes than those above.
+        name: the submodule's name in `model.named_modules()`; "" is the model itself. A submodule
+            with several names may be given by any of them; all its calls are captured.
+        pool: computes features (B, C) from the submodule's output, for shapes other than those
+            above.
 
     Raises:
-        TypeError: `model` is no module, `name` no string or `pool` not callable.
+        TypeError: `model` is not a module, `name` not a string or `pool` not callable.
         ValueError: the model has no such submodule; and, from the model's forward pass, an output
-            of another shape, or a `pool` that makes no (B, C) of it.
+            of an unsupported shape, or a `pool` that does not return (B, C).
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class HiddenFeatures:
 
     def _capture(self, module: nn.Module, arguments: Any, output: Any) -> None:
         if torch._C._current_graph_task_id() != -1:
-            return  # the backward pass of a checkpointed layer: this forward pass was captured
+            return  # recomputation of a checkpointed layer, captured before
         if self._pool is None:
             features = pooled(output, self.name)
         else:
@@ -93,15 +94,15 @@ class HiddenFeatures:
         self._captured.append(features)
 
     def take(self) -> tuple[torch.Tensor, ...]:
-        """The features (B, C) of every run of the submodule since the last call, oldest first, also
-        of a pass that a later layer's error ended; then none."""
+        """Return and clear the features (B, C) of every call of the submodule since the last
+        `take`, oldest first, including forward passes that failed in a later layer."""
         captured = tuple(self._captured)
         self._captured.clear()
         return captured
 
     @property
     def last(self) -> torch.Tensor:
-        """The features (B, C) of the last pass.
+        """The features (B, C) of the last forward pass.
 
         Raises:
             RuntimeError: the submodule has not run since they were taken.
@@ -114,7 +115,7 @@ class HiddenFeatures:
         return self._captured[-1]
 
     def close(self) -> None:
-        """Removes the hook; what was captured stays."""
+        """Remove the hook; captured features remain."""
         if self._handle is not None:
             self._handle.remove()
         self._attach(None)
@@ -123,7 +124,7 @@ class HiddenFeatures:
         return {name: value for name, value in vars(self).items() if name != "_handle"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy or a file: captures from the submodule that was copied with it."""
+        """Of a copy or a file: capture from the submodule that was copied with it."""
         vars(self).update(state)
         self._captured = list(self._captured)  # of a shallow copy
         self._attach(self._module)
@@ -141,11 +142,12 @@ class HiddenFeatures:
 
 
 class _Hook:
-    """What the submodule calls. A copy of the model, as its average is, calls one that does
-    nothing: its passes are not those that are captured."""
+    """The forward hook. Its copy, in a copy of the model (such as an averaged model), does
+    nothing."""
 
     def __init__(self, capture: Callable[..., None] | None = None) -> None:
-        # Traced, what has been captured so far would become a guard, and each pass a compilation.
+        # If traced, the number of captured passes would become a guard and each pass a
+        # recompilation.
         self.capture = None if capture is None else torch.compiler.disable(capture)
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
@@ -157,7 +159,7 @@ class _Hook:
 
 
 def pooled(output: Any, name: str = "") -> torch.Tensor:
-    """One vector (B, C) a sample, detached, of a submodule's output."""
+    """One feature vector per sample, (B, C) and detached, from a submodule's output."""
     while not isinstance(output, torch.Tensor):
         if isinstance(output, Mapping):
             output = tuple(output.values())
@@ -178,7 +180,7 @@ def pooled(output: Any, name: str = "") -> torch.Tensor:
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
-    """The submodule `name` of a model that may be wrapped."""
+    """The submodule `name` of a possibly wrapped model."""
     modules = _names(model)
     wrapped: Any = model
     while name not in modules:
@@ -194,12 +196,12 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 def _names(model: nn.Module) -> dict[str, nn.Module]:
-    """The submodules by name, one that has several by each."""
+    """The submodules by name, including every name of a shared one."""
     return dict(model.named_modules(remove_duplicate=False))
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
-    """What a wrapper wraps: DistributedDataParallel's `module`, torch.compile's `_orig_mod`."""
+    """The wrapped module: DistributedDataParallel's `module`, torch.compile's `_orig_mod`."""
     for attribute in ("module", "_orig_mod"):
         inner = getattr(model, attribute, None)
         if isinstance(inner, nn.Module):

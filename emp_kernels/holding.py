@@ -1,5 +1,5 @@
-"""What a state does by itself that holds all of its samples, where one that is shared out among
-ranks (:class:`emp_kernels.distributed.ShardedState`) does otherwise."""
+"""The methods in which an unsharded state differs from one sharded among ranks
+(:class:`emp_kernels.distributed.ShardedState`)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ class Whole:
     def rows_of(
         self, function: str, indices: torch.Tensor | None, n: int
     ) -> tuple[Any, torch.Tensor | None]:
-        """What a call of `function` writes the entries of its `n` rows into, and at which ids;
-        None: row i at i. `indices` are on the state's device."""
+        """Where a call of `function` writes the entries of its `n` rows, and at which ids; None:
+        row i at i. `indices` are on the state's device."""
         return self, indices
 
     def close_window_of(self, start: int) -> None:
-        """Called as the first id of an order is drawn that `start` ids were drawn of before."""
+        """Called when the first id is drawn from an order of which `start` ids were drawn
+        before."""
         if start == 0:
             self.close_window()
 
@@ -36,11 +37,11 @@ class Whole:
         raise NotImplementedError
 
     def follow(self, ids: torch.Tensor, progress: array[int], iterator: Iterator[int]) -> None:
-        """`iterator` will draw `ids` (L,), and says how many in `progress`."""
+        """Register `iterator`, which will draw `ids` (L,) and count them in `progress`."""
 
     def counts_of(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """Selections (num_samples,) for an iterator to count the next `ids` in; None: it need not.
-        On an accelerator they are counted now."""
+        """Selections (num_samples,) in which an iterator counts the next `ids`; None if they are
+        counted here, as on an accelerator."""
         counts = self.selections
         if counts.is_cpu:
             return counts
@@ -49,7 +50,7 @@ class Whole:
         return None
 
     def check_synced(self) -> None:
-        """Warn of a snapshot that has this rank's entries alone."""
+        """Warn if a snapshot would lack the other ranks' entries."""
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if several and int(self.clock) > self.synced_at:
             caution(
@@ -62,9 +63,9 @@ class Whole:
             )
 
     def counts(self, values: torch.Tensor) -> torch.Tensor:
-        """How many of all samples have each of `values`, ints from 0 on: (M,) int64 on the CPU."""
+        """Number of samples with each of `values`, ints from 0 on: (M,) int64 on the CPU."""
         return torch.bincount(values.cpu())
 
     def total(self, value: float) -> float:
-        """The sum of a number over all who hold a part of the state."""
+        """The sum of a number over all parts of the state."""
         return value

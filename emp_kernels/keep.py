@@ -1,4 +1,4 @@
-"""The meaning of ``keep``: which share, or how many, of N samples are kept, and who counts."""
+"""The meaning of ``keep``: the share or the number of the N samples to keep."""
 
 import numbers
 
@@ -10,10 +10,10 @@ Keep = float | int
 
 
 def check_keep(function: str, keep: Keep) -> Keep:
-    """Return `keep` as a Python float in (0, 1] or an int >= 1; raise if it is neither.
+    """Return `keep` as a Python float in (0, 1] or an int >= 1.
 
     Raises:
-        TypeError: `keep` is a bool or no real number.
+        TypeError: `keep` is a bool or not a real number.
         ValueError: a float outside (0, 1] (NaN included) or an int below 1.
     """
     if type(keep) is float or (
@@ -28,7 +28,7 @@ def check_keep(function: str, keep: Keep) -> Keep:
         if count < 1:
             raise ValueError(f"{function}: keep must be at least 1 when it is an int, got {keep}")
         return count
-    ids = hasattr(keep, "__len__") and function == "score_and_select"  # as its fourth argument
+    ids = hasattr(keep, "__len__") and function == "score_and_select"  # a misplaced argument
     instead = " (sample ids are passed by name, indices=ids)" if ids else ""
     raise TypeError(
         f"{function}: keep must be a float in (0, 1] or an int{instead}, got {type(keep).__name__}"
@@ -36,8 +36,8 @@ def check_keep(function: str, keep: Keep) -> Keep:
 
 
 def check_keep_of(function: str, keep: Keep, n: int) -> Keep:
-    """`check_keep`, and that an int `keep` asks for no more than the `n` rows there are; of none it
-    asks for what fits in int64."""
+    """`check_keep`, and an int `keep` must be at most the number `n` of rows; if `n` is 0 it must
+    fit in int64."""
     keep = check_keep(function, keep)
     if isinstance(keep, int) and keep > n > 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Ids for samples that have only names."""
+"""Integer ids for samples that are identified by name."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from .snapshot import one_tensor
 from .validation import check_snapshot
 
 _VERSION = 1
-_ENCODING = {"encoding": "utf-8", "errors": "surrogatepass"}  # file names may hold surrogates
+_ENCODING = {"encoding": "utf-8", "errors": "surrogatepass"}  # file names may contain surrogates
 
 
 class KeyIds:
-    """Dense ids of string keys, in the order of first sight: ``ids[key]`` is 0 for the first key
-    ever asked for, 1 for the next one, and a key's number never changes.
+    """Dense ids of string keys, in the order of first use: ``ids[key]`` is 0 for the first key, 1
+    for the next new one, and a key's id never changes.
 
-    Keys are compared whole, never by a hash alone. ``key in ids`` and :meth:`get` give no numbers.
-    A number is given in the process that trains: in a DataLoader's worker, whose copy would give
-    numbers of its own, an unknown key is an error. Over several ranks numbers must be alike: show
-    every rank all keys in one order before the training (``KeyIds(keys)``).
+    Keys are compared in full, not only by hash. ``key in ids`` and :meth:`get` assign no ids. New
+    ids are assigned only in the training process: in a DataLoader's worker, whose copy would
+    diverge, an unknown key is an error. With several ranks the ids must agree, so give every rank
+    all keys in the same order before training (``KeyIds(keys)``).
 
     Args:
-        keys: keys to number at once.
+        keys: keys to assign ids to immediately.
 
     Raises:
-        TypeError: a key is no str, or `keys` is one.
-        RuntimeError: a worker's copy is asked for the number of an unknown key.
+        TypeError: a key is not a str, or `keys` is one.
+        RuntimeError: an unknown key is looked up in a worker's copy.
     """
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self._ids: dict[str, int] = {}
-        if isinstance(keys, str):  # its letters are strings, too
+        if isinstance(keys, str):  # its characters are strings, too
             raise TypeError("KeyIds: keys must be an iterable of str, got str")
         for key in keys:
             self[key]
@@ -44,20 +44,20 @@ class KeyIds:
         return self._number(key) if known is None else known
 
     def _number(self, key: str) -> int:
-        """The id of a key that has none."""
+        """Assign an id to a new key."""
         if not isinstance(key, str):
             raise TypeError(f"KeyIds: key must be a str, got {type(key).__name__}")
         if get_worker_info() is not None:
             raise RuntimeError(
-                "KeyIds: key must be known in a DataLoader's worker (numbers given there never "
-                "reach the process that trains: hand on the key, and ask with ids.get(key)), "
+                "KeyIds: key must be known in a DataLoader's worker (ids assigned there never "
+                "reach the training process: pass on the key, and look it up with ids.get(key)), "
                 f"got {key!r}"
             )
         self._ids[str(key)] = number = len(self._ids)
         return number
 
     def get(self, key: str, default: int | None = None) -> int | None:
-        """The key's id, or `default` where it has none; gives no number."""
+        """The key's id, or `default` if it has none; assigns no id."""
         return self._ids.get(key, default)
 
     def __contains__(self, key: object) -> bool:
@@ -74,23 +74,23 @@ class KeyIds:
         return f"KeyIds(<{len(self)} keys>)"
 
     def state_dict(self) -> dict[str, Any]:
-        """All keys, as one tensor of their UTF-8 and one of where each ends."""
+        """All keys, as a tensor of their UTF-8 bytes and a tensor of their ends."""
         encoded = [key.encode(**_ENCODING) for key in self._ids]
         lengths = torch.tensor([len(key) for key in encoded], dtype=torch.int64, device="cpu")
         joined = bytearray(b"".join(encoded))
         text = torch.empty(0, dtype=torch.uint8, device="cpu")
         if joined:
             text = torch.frombuffer(joined, dtype=torch.uint8)
-        # In tuples, whose lengths torch.distributed.checkpoint need not know when it loads.
+        # In tuples, so that torch.distributed.checkpoint need not know the lengths when it loads.
         return {"version": _VERSION, "text": (text,), "ends": (lengths.cumsum(0),)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the saved keys' ids in place of one's own.
+        """Replace all ids by the saved ones.
 
         Raises:
             TypeError: `state_dict` is no mapping, or an entry has another type.
-            ValueError: it lacks an entry, is of another version, or holds no list of keys, each
-                once; nothing is changed.
+            ValueError: it lacks an entry, is of another version, or does not hold a list of
+                distinct keys; nothing is changed.
         """
         function = "KeyIds.load_state_dict"
         check_snapshot(function, state_dict, _VERSION, ("text", "ends"))

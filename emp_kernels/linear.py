@@ -1,4 +1,4 @@
-"""Scores and the training loss of hidden @ weightᵀ + bias, whose logits are never materialised."""
+"""Scores and the training loss of logits hidden @ weightᵀ + bias that are never materialised."""
 
 from __future__ import annotations
 
@@ -55,27 +55,27 @@ def score_linear(
 ) -> Scores:
     """:func:`emp_kernels.score` of logits = hidden @ weightᵀ + bias, which are never materialised.
 
-    A tile of the product is made at a time and reduced at once, with the accuracy of `score` on
-    what the tile holds: what a call needs beside its arguments is O(N) and a few megabytes. The
-    products are torch's on the CPU (16-bit tiles are rounded as torch's result would be; float32
-    where the processor has no such product), and float32 sums of exact products in Triton.
+    The product is computed one tile at a time and each tile is reduced immediately, with the
+    accuracy of `score` on the tile's values; a call needs O(N) memory and a few megabytes besides
+    its arguments. On the CPU products are torch's (16-bit tiles are rounded as torch's result would
+    be; float32 if the processor has no 16-bit product), in Triton float32 sums of exact products.
 
-    Autocast changes nothing: tensors are taken in the dtype that they have.
+    Autocast has no effect: tensors are used in their own dtype.
     ``torch.compile`` takes the call as an operator; with shards it is a graph break.
 
     Args:
-        hidden: (..., D) float32, float16 or bfloat16 (float64: reference backend). Rows that are
-            ignored take no part in the product.
+        hidden: (..., D) float32, float16 or bfloat16 (float64: reference backend). Ignored rows are
+            not multiplied.
         weight: (C, D) of the same dtype.
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
         bias: (C,) of the same dtype, or None.
         beta, temperature, softcap, ignore_index, backend: as in :func:`emp_kernels.score`.
         group, vocab_start: weight and bias are this rank's rows [vocab_start, vocab_start +
-            C_local) of the vocabulary, and so is a DTensor sharded on dimension 0, for which both
-            are None. The ranks' rows follow one another without gaps, in any order of the ranks;
-            C_local may differ and be 0. All ranks of `group` (None: the default one, or that of the
-            DTensor's mesh) must call, with hidden and everything else alike; with one collective,
-            each gets the scores of whole rows, the same bits.
+            C_local) of the vocabulary; or they are DTensors sharded on dimension 0, for which both
+            are None. The ranks' rows must cover the vocabulary without gaps or overlap, in any
+            order of the ranks; C_local may differ and be 0. All ranks of `group` (None: the default
+            one, or that of the DTensor's mesh) must call with equal hidden and other arguments;
+            with one collective, each gets bitwise equal scores of whole rows.
 
     Returns:
         Scores(score, loss, entropy, lse), float32 of the labels' shape, without autograd
@@ -139,40 +139,38 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """:func:`emp_kernels.cross_entropy` of logits = hidden @ weightᵀ + bias, never materialised.
 
-    Equals ``torch.nn.functional.cross_entropy`` (of the logits at `rows` when they are given).
-    Only rows that are trained on take part in a product, forward and backward, which makes each
-    tile of the logits once more (on the CPU, tiles of no more rows than the weight's gradient has
-    columns wait in that gradient's memory instead): with G = (softmax - onehot) / rows that count,
-    a tile at a time::
+    Equals ``torch.nn.functional.cross_entropy`` (of the logits at `rows` if given). Only trained
+    rows are multiplied, forward and backward. The backward pass recomputes each tile of the logits
+    (on the CPU, if there are no more rows than D, the tiles are stored in the weight gradient's
+    memory instead): with G = (softmax - onehot) / number of rows that count, one tile at a time::
 
         d loss / d hidden = G @ weight,   d loss / d weight = Gᵀ @ hidden,   d loss / d bias = Σ G
 
-    Beside the gradients themselves that takes K * D float32 sums for K trained rows, and a few
-    tiles. Differentiable once. ``torch.compile`` takes the call as an operator; with shards it is a
-    graph break.
+    Besides the gradients this takes K * D float32 sums for K trained rows, and a few tiles.
+    Differentiable once. ``torch.compile`` takes the call as an operator; with shards it is a graph
+    break.
 
     Args:
         hidden: (..., D) float32, float16 or bfloat16 (float64: reference backend).
         weight: (C, D) of the same dtype.
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
         bias: (C,) of the same dtype, or None.
-        rows: (K,) integer positions, in the flattened leading dimensions, of the rows that are
-            trained on; None trains on all. Of a Selection, its rows are trained on and
-            its losses are reused, so that the forward pass multiplies nothing (with
-            label_smoothing it multiplies those rows).
+        rows: (K,) integer positions, in the flattened leading dimensions, of the rows to train on;
+            None trains on all. A Selection trains on its rows and reuses its losses, so that the
+            forward pass computes no product (with label_smoothing it does, for those rows).
         class_weight, sample_weight, label_smoothing, z_loss, temperature, softcap: as `weight` and
             the others in :func:`emp_kernels.cross_entropy`.
-        ignore_index: rows with this label take no part and do not count. None ignores nothing.
-        reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
+        ignore_index: rows with this label are skipped and do not count. None ignores nothing.
+        reduction: "mean" over the rows that count (NaN if there are none), "sum", or "none".
         group, vocab_start: as in :func:`score_linear`: weight, bias and class_weight, (C_local,),
             are this rank's rows of the vocabulary. Each rank gets the loss of whole rows with one
-            collective, and the gradients of its weight and bias; that of hidden, the same on all
-            ranks, is one reduction in the backward pass, of the trained rows in float32.
+            collective, and the gradients of its weight and bias; hidden's gradient, the same on all
+            ranks, takes one reduction in the backward pass, of the trained rows in float32.
         backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
-        () float32 nats, or, for "none", the loss of each row: (K,) when rows are given, else of
-        the labels' shape, 0 where ignored.
+        () float32 nats, or, for "none", the loss of each row: (K,) if rows are given, else of the
+        labels' shape, 0 for ignored rows.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -256,8 +254,8 @@ def linear_log_prob_and_entropy(
     backend: str | None = None,
 ) -> LogProbs:
     """:func:`emp_kernels.log_prob_and_entropy` of logits = hidden @ weightᵀ + bias, which are never
-    materialised; differentiable once by hidden, weight and bias, as
-    :func:`emp_kernels.linear_cross_entropy` is.
+    materialised; differentiable once with respect to hidden, weight and bias, like
+    :func:`emp_kernels.linear_cross_entropy`.
 
     Args:
         hidden: (..., D) float32, float16 or bfloat16 (float64: reference backend).
@@ -265,7 +263,7 @@ def linear_log_prob_and_entropy(
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
         bias: (C,) of the same dtype, or None.
         temperature, softcap, ignore_index, backend: as in
-            :func:`emp_kernels.log_prob_and_entropy`. Ignored rows take no part in a product.
+            :func:`emp_kernels.log_prob_and_entropy`. Ignored rows are not multiplied.
         group, vocab_start: as in :func:`linear_cross_entropy`.
 
     Returns:
@@ -312,7 +310,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, labels, loss, lse = ctx.saved_tensors
         trained: SomeRows = ctx.trained
-        kept, ctx.kept = ctx.kept, None  # the gradient is written over them
+        kept, ctx.kept = ctx.kept, None  # the gradient overwrites them
         with torch.no_grad():
             found = trained.chosen.linear_cross_entropy_backward(
                 hidden, weight, labels, bias, loss, lse, trained.scales(gradient, len(loss)),

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies that are trained on, from one read of the logits."""
+"""Differentiable log-probabilities and entropies from one read of the logits."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def log_prob_and_entropy(
         lse      = log(sum(exp(a))),   d lse / d a_j = p_j
 
     The forward pass reads the logits once; one backward pass for all three results reads them once
-    and writes the gradient once. Of size N * C nothing is kept but the logits. Values and gradients
-    keep their relative accuracy where a row is nearly certain.
+    and writes the gradient once. Nothing of size N * C is stored but the logits. Values and
+    gradients keep their relative accuracy for nearly certain rows.
 
-    Differentiable once by `logits`, by ``backward``. ``torch.compile`` (also with
+    Differentiable once with respect to `logits`, by ``backward``. ``torch.compile`` (also with
     ``fullgraph=True``), ``torch.export`` and ``make_fx`` take the call as an operator; with columns
-    on several ranks it is a graph break. Autocast changes nothing.
+    on several ranks it is a graph break. Autocast has no effect.
 
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64: reference backend), any strides.
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`.
-        temperature: a positive number, or float32 of the labels' shape; 1 / temperature is what
-            some models call logit_scale.
+        temperature: a positive number, or float32 of the labels' shape; some models call 1 /
+            temperature logit_scale.
         softcap: a positive number, or None for none.
         ignore_index: rows with this label are not read: all results 0, without gradient.
         group, vocab_start: logits are this rank's columns [vocab_start, vocab_start + C_local) of
-            the whole rows, as in :func:`emp_kernels.distributed.score_vocab_parallel`, and so is a
-            DTensor sharded on its last dimension. All ranks of `group` must call, with everything
-            else alike; with one collective, in the forward pass, each gets the results of whole
-            rows, the same bits, and the gradient of its columns.
+            the whole rows, as in :func:`emp_kernels.distributed.score_vocab_parallel`, or a DTensor
+            sharded on its last dimension. All ranks of `group` must call with otherwise equal
+            arguments. With one collective, in the forward pass, each gets bitwise equal results of
+            whole rows, and the gradient of its columns.
         backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:

@@ -1,7 +1,8 @@
-"""Mistakes of a training loop that a sampler can see: each once an epoch at most, none for an id.
+"""Mistakes in training loops that a sampler can detect, checked at most once per epoch and never
+per id.
 
-What is seen is what trains without an error: scores that never reach the state, a data set of
-another size, items without ids, a checkpoint that counts what workers have prefetched.
+They would otherwise train without an error: scores that never reach the state, a data set of
+another size, items without ids, a checkpoint that counts prefetched batches as trained.
 """
 
 from __future__ import annotations
@@ -20,23 +21,24 @@ from .keep import Keep
 from .loaders import asked_by_loader, dataset_of, prefetches
 from .state import EMPState
 
-_ONE_OF = 100  # samples from which on keep=1 is taken for a slip of 1.0
+_ONE_OF = 100  # from this many samples on, keep=1 is assumed to mean 1.0
 _WRAPPING = frozenset({DistributedSampler.__init__.__code__, DistributedSampler.__iter__.__code__})
-_UNINDEXED = ("torchvision", "torchaudio")  # whose data sets' items hold no ids
+_UNINDEXED = ("torchvision", "torchaudio")  # packages whose data sets yield no ids
 
 
 class Writes:
-    """Whether a state was written between the beginnings of two epochs."""
+    """Checks that a state was written between the starts of two epochs."""
 
     def __init__(self) -> None:
-        self._number = -1  # the last epoch's
+        self._number = -1  # of the last epoch
         self._progress = array("q", [0])
-        self._clock = 0  # the state's as it began
+        self._clock = 0  # of the state at its start
 
     def begin(self, epoch: Epoch, state: EMPState) -> None:
-        """Called as an epoch begins; warns of a pruned one for which there is nothing new."""
+        """Called at the start of an epoch; warns if it is pruned and no scores were written since
+        the last one."""
         order, clock, last = epoch.order, int(state.clock), self._number
-        if order.number == last:  # begun once more, as by a look at a batch
+        if order.number == last:  # started again, as by a peek at a batch
             return
         unwritten = self._progress[0] > 0 and clock == self._clock
         self._number, self._progress, self._clock = order.number, epoch.progress, clock
@@ -52,7 +54,7 @@ class Writes:
 
 
 def check_keep_of_one(keep: Keep, state: EMPState) -> Keep:
-    """Return `keep`; warn of an int 1 that was most likely meant as a share."""
+    """Return `keep`; warn of an int 1, most likely meant as the share 1.0."""
     if isinstance(keep, int) and keep == 1 and state.num_samples >= _ONE_OF:
         caution(
             f"EMPSampler: keep=1 keeps one of {state.num_samples} samples: pass keep=1.0 for all "
@@ -64,7 +66,7 @@ def check_keep_of_one(keep: Keep, state: EMPState) -> Keep:
 
 
 def check_loader(loader: Any, state: EMPState) -> None:
-    """Warn where the data set of the `loader` that draws does not suit the state."""
+    """Warn if the data set of the `loader` does not match the state."""
     dataset = dataset_of(loader)
     if dataset is None:
         return
@@ -94,7 +96,7 @@ def check_loader(loader: Any, state: EMPState) -> None:
     if size != state.num_samples:
         never = f"samples from {state.num_samples} on are never drawn"
         if size < state.num_samples:
-            never = f"ids from {size} on are no samples of it"
+            never = f"ids from {size} on are not in it"
         caution(
             f"EMPSampler: state must hold as many samples as the loader's data set, {size}, got "
             f"{state.num_samples}: {never}; make it EMPState(len(dataset)), of the data set or "
@@ -105,7 +107,7 @@ def check_loader(loader: Any, state: EMPState) -> None:
 
 
 def _without_ids(dataset: Any) -> bool:
-    """Whether the items of a data set surely hold no ids; of most types nobody knows."""
+    """Whether the items of a data set certainly contain no ids; for most types this is unknown."""
     if isinstance(dataset, TensorDataset | StackDataset):
         parts = dataset.tensors if isinstance(dataset, TensorDataset) else dataset.datasets
         return not any(map(_numbers, parts.values() if isinstance(parts, dict) else parts))
@@ -115,7 +117,7 @@ def _without_ids(dataset: Any) -> bool:
 
 
 def _numbers(part: Any) -> bool:
-    """Whether it may number the samples: 0, 1, 2, ..., or what is not a tensor."""
+    """Whether `part` may contain the ids: 0, 1, 2, ..., or not a tensor."""
     if not isinstance(part, torch.Tensor):
         return True
     if part.dim() != 1 or part.is_floating_point() or part.dtype == torch.bool:
@@ -124,7 +126,7 @@ def _numbers(part: Any) -> bool:
 
 
 def _holds(item: Any, number: int) -> bool:
-    """Whether an item that is no tuple of others, or something in it, is `number`."""
+    """Whether an item, or anything nested in it, is `number`."""
     if isinstance(item, dict):
         item = list(item.values())
     if isinstance(item, list | tuple):
@@ -135,8 +137,8 @@ def _holds(item: Any, number: int) -> bool:
 
 
 def check_not_wrapped() -> None:
-    """Refuse a length to a DistributedSampler, the caller's caller, that takes its sampler for a
-    data set."""
+    """Raise if the caller's caller is a DistributedSampler, which would use the sampler as a data
+    set."""
     if sys._getframe(2).f_code in _WRAPPING:
         raise TypeError(
             "EMPSampler: sampler must be given to the DataLoader as it is (it shares each epoch "
@@ -146,8 +148,8 @@ def check_not_wrapped() -> None:
 
 
 def check_position(epoch: Epoch | None, state: EMPState) -> None:
-    """Warn of a checkpoint, in mid-epoch, that counts as drawn what workers have prefetched, unless
-    it is the loader's own, which knows how much that is."""
+    """Warn of a mid-epoch checkpoint that counts prefetched ids as drawn, unless the loader itself
+    requests it and corrects for them."""
     if epoch is None or epoch.hold is None or asked_by_loader():
         return
     if prefetches(epoch.hold):

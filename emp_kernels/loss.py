@@ -60,7 +60,7 @@ def cross_entropy(
 
         loss = mean L,   d loss / d z_j = (p_j - [j = y]) / rows that count
 
-    The forward pass reads the logits once, for the loss and the scores alike; the backward pass
+    The forward pass reads the logits once, for both the loss and the scores; the backward pass
     reads the rows that count once and writes the gradient once, zero for the others. Nothing is
     gathered and no argument is modified, except the state.
 
@@ -70,52 +70,51 @@ def cross_entropy(
 
         s (sum_j q_j (-log p_j) + z_loss lse^2),   q_j = w_j ((1 - e) [j = y] + e / C)
 
-    of labels t_j that are probabilities with t_j for [j = y]; a q_j of 0 contributes 0, also where
-    p_j is 0. "mean" divides by the sum of w_y over the rows that count, or, of probabilities, by
-    their number, as torch does; `sample_weight` does not change that. Gradients are those by the
-    given logits.
+    for labels that are probabilities t_j with t_j instead of [j = y]; a q_j of 0 contributes 0,
+    even if p_j is 0. "mean" divides by the sum of w_y over the rows that count or, for
+    probabilities, by their number, as in torch; `sample_weight` does not change that. Gradients are
+    with respect to the given logits.
 
     Differentiable once with respect to `logits`, by ``backward``: a second derivative and those of
     forward mode raise RuntimeError, those of ``torch.func`` TypeError. ``torch.compile``,
     ``torch.export`` and ``make_fx`` take the call as operators, also one that writes to the state;
-    with `group` it is a graph break. Autocast changes nothing: logits are taken in the dtype that
-    they have.
+    with `group` it is a graph break. Autocast has no effect: logits are used in their own dtype.
 
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64: reference backend).
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`; or probabilities
             (..., C) of a floating dtype, without `ignore_index`.
         state: where the scores of all N rows are written, with the state's beta, as by
-            :meth:`emp_kernels.EMPState.update`; None writes nothing. They are those of the adjusted
-            logits, without smoothing, weights or z_loss.
+            :meth:`emp_kernels.EMPState.update`; None writes nothing. The scores are those of the
+            adjusted logits, without smoothing, weights or z_loss.
         indices: (N,) the rows' sample ids in the data set. Without them the state must hold
             exactly N samples, and row i is sample i.
-        rows: (K,) integer positions, in the flattened leading dimensions, of the rows that are
-            trained on; None trains on all. Of a Selection, made from these logits and
-            labels, the rows are trained on and the losses are reused, so that the forward pass
-            reads no logits (with label_smoothing or probabilities it reads those rows); state must
-            then be None, and temperature and softcap those of the Selection.
-        weight: (C,) of a floating dtype, of each class, or None for 1.
-        sample_weight: (N,) of a floating dtype, of each of all N rows, or None for 1.
+        rows: (K,) integer positions, in the flattened leading dimensions, of the rows to train on;
+            None trains on all. A Selection, made from these logits and labels, trains on its rows
+            and reuses its losses, so that the forward pass reads no logits (with label_smoothing or
+            probabilities it reads those rows); state must then be None, and temperature and softcap
+            those of the Selection.
+        weight: (C,) of a floating dtype, per class, or None for 1.
+        sample_weight: (N,) of a floating dtype, per row of all N rows, or None for 1.
         label_smoothing: in [0, 1].
         z_loss: at least 0.
-        temperature: a positive number, or float32 of the labels' shape, one of each row; 1 /
-            temperature is what some models call logit_scale.
+        temperature: a positive number, or float32 of the labels' shape, one per row; some models
+            call 1 / temperature logit_scale.
         softcap: a positive number, or None for none.
         ignore_index: rows with this label are not read and do not count. None ignores nothing.
-        reduction: "mean" over the rows that count (NaN when there are none), "sum", or "none".
+        reduction: "mean" over the rows that count (NaN if there are none), "sum", or "none".
         group, vocab_start: logits are this rank's columns [vocab_start, vocab_start + C_local) of
-            the whole rows, as in :func:`emp_kernels.distributed.score_vocab_parallel`, and so is a
-            DTensor sharded on its last dimension; so are `weight`, (C_local,), and labels that are
-            probabilities, (..., C_local). All ranks of `group` must call, with everything else
-            alike; with one collective, in the forward pass, each gets the loss and scores of whole
-            rows, and the gradient of its columns. (Smoothed probabilities take one more read of the
-            logits, and on CUDA smoothing waits for the device.)
+            the whole rows, as in :func:`emp_kernels.distributed.score_vocab_parallel`, or a DTensor
+            sharded on its last dimension; `weight`, (C_local,), and labels that are probabilities,
+            (..., C_local), are sharded in the same way. All ranks of `group` must call with
+            otherwise equal arguments; with one collective, in the forward pass, each gets the loss
+            and scores of whole rows, and the gradient of its columns. (Smoothed probabilities take
+            one more read of the logits, and on CUDA smoothing synchronises.)
         backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
-        () float32 nats, or, for "none", the loss of each row: (K,) when rows are given, else of
-        the labels' shape, 0 where ignored.
+        () float32 nats, or, for "none", the loss of each row: (K,) if rows are given, else of the
+        labels' shape, 0 for ignored rows.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -201,7 +200,7 @@ def cross_entropy(
     elif isinstance(rows, Selection):
         check_unremembered(function, state)
         scores = lent_scores(function, rows, labels, logits.dtype)
-        if shard is not None:  # whose maxima nobody lends
+        if shard is not None:  # whose maxima cannot be reused
             sharded = Sharded(shard.columns.start, scores.lse, torch.zeros_like(scores.lse))
         positions = check_rows(function, rows.indices, n, logits)
         plan = SomeRows.of(chosen, scores, labels, positions, ignore_index, reduction, sharded)
@@ -250,8 +249,8 @@ def _score(
     positions: torch.Tensor | None,
     ignore_index: int | None,
 ) -> tuple[Scores, Sharded | None]:
-    """Scores of all rows, flat, written into the state; without one, of the rows at `positions`.
-    And where rows are sharded, what their gradient needs besides."""
+    """Scores of all rows, flattened and written into the state; without a state, of the rows at
+    `positions`. For sharded rows also what their gradient needs."""
     if state is None and positions is not None:
         labels, ignore_index = only(labels, positions, ignore_index)
     beta = 1.0 if state is None else state.beta

@@ -1,8 +1,8 @@
-"""Operators of ``torch.ops.emp_kernels``: the public functions as ``torch.compile`` sees them.
+"""Operators of ``torch.ops.emp_kernels``: the public functions under ``torch.compile``.
 
-Each does what the public function of its name does after its arguments were checked, on whatever
-backend serves them. Outside of compilation the public functions call the backend directly: the
-dispatcher takes a good part of the time of a call on a small batch.
+Each does what the public function of the same name does after checking its arguments. Outside of
+compilation the public functions call the backend directly, because the dispatcher would take a
+large part of a small batch's time.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ NAMESPACE = "emp_kernels"
 STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock", "claims")
 
 _library = torch.library.Library(NAMESPACE, "DEF")
-# The state's fields, all or none of them, as written: a Selection counts, an update does not.
+# The state's fields that are written, all or none given; only a selection writes `selections`.
 _STATE = (
     "Tensor(a!)? score, Tensor(b!)? loss, Tensor(c!)? entropy, Tensor(d!)? updates, "
     "Tensor(e!)? selections, Tensor(f!)? seen_at, Tensor(g!)? clock, Tensor(h!)? claims"
@@ -32,7 +32,7 @@ _SCHEMAS = (
     "-> (Tensor, Tensor, Tensor, Tensor)",
     "sample_statistics(Tensor logits, Tensor labels, int? ignore_index, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    # `share` or `count` is keep
+    # keep is passed as `share` or `count`
     "select(Tensor scores, float? share, SymInt? count, str? backend) -> Tensor",
     "select_counted(Tensor scores, Tensor ignored, float? share, SymInt? count, str? backend) "
     "-> Tensor",
@@ -48,8 +48,8 @@ for _schema in _SCHEMAS:
 
 
 def _owned(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Tensors that share no memory with one another, as the dispatcher wants results. (Below
-    autograd, where operators run, no tensor knows that it is a view.)"""
+    """Tensors that share no memory with one another, as the dispatcher requires of results.
+    (Operators run below autograd, where a tensor does not know that it is a view.)"""
     return tuple(
         tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
         for tensor in tensors
@@ -81,8 +81,8 @@ def _kept(share: float | None, count: int | None, n: int) -> int:
 
 
 def highest_counted(chosen: ModuleType, scores: Tensor, ignored: Tensor, keep: Keep) -> Tensor:
-    """`select` among the rows of scores (N,) that are not `ignored` (N,) bool, `keep` being that of
-    their number. Of all backends: none has a rank below NaN's, where ignored rows had to go."""
+    """`select` among the rows of scores (N,) that are not `ignored` (N,) bool, with `keep` relative
+    to their number. Shared by all backends, as none has a rank below NaN for ignored rows."""
     rows = (~ignored).nonzero()[:, 0]
     n = len(rows)
     count = kept_count(check_keep_of("select", keep, n), n)
@@ -115,7 +115,7 @@ def _state_of(fields: Sequence[Tensor], beta: float) -> Any:
 
 def _update_state(*arguments: Any) -> None:
     *fields, indices, score, loss, entropy, function = arguments
-    scores = Scores(score, loss, entropy, entropy)  # a state remembers no lse
+    scores = Scores(score, loss, entropy, entropy)  # a state stores no lse
     chosen = backends.resolve(function, None, score)
     chosen.update_state(_state_of(fields, 1.0), indices, scores, function)
 
@@ -168,7 +168,7 @@ def _fake_score_and_select(*arguments: Any) -> tuple[Tensor, ...]:
     size: Any
     if labels.is_cuda and ignore_index is None:
         size = _kept(share, count, labels.shape[0])
-    else:  # as many as are valid
+    else:  # the number of valid rows
         size = torch.library.get_ctx().new_dynamic_size()
     values = _values_like(labels, logits, 4)
     return (
@@ -214,7 +214,7 @@ def select(scores: Tensor, keep: Keep, backend: str | None) -> Tensor:
 
 
 def select_counted(scores: Tensor, ignored: Tensor, keep: Keep, backend: str | None) -> Tensor:
-    """:func:`emp_kernels.select` with rows that are ignored as one operator."""
+    """:func:`emp_kernels.select` with ignored rows as one operator."""
     share, count = (keep, None) if isinstance(keep, float) else (None, keep)
     op = torch.ops.emp_kernels.select_counted
     indices: Tensor = op(scores.detach(), ignored, share, count, backend)
@@ -243,7 +243,7 @@ def score_and_select(
 
 
 def update_state(state: Any, indices: Tensor, scores: Scores, function: str) -> None:
-    """Scores of rows written into `state` at the ids `indices`, as one operator."""
+    """Write scores of rows into `state` at the ids `indices`, as one operator."""
     check_recordable(function, "state")
     fields = [getattr(state, name) for name in STATE_FIELDS]
     rows = [x.reshape(-1) for x in scores[:3]]
@@ -251,6 +251,6 @@ def update_state(state: Any, indices: Tensor, scores: Scores, function: str) -> 
 
 
 def positions(rows: Tensor, size: int, function: str) -> Tensor:
-    """Positions as int64, as one operator: on the CPU one outside [0, size) is an error."""
+    """Positions as int64, as one operator; on the CPU, positions outside [0, size) are an error."""
     checked: Tensor = torch.ops.emp_kernels.positions(rows, size, function)
     return checked

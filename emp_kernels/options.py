@@ -24,14 +24,14 @@ from .validation import (
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What a cross-entropy is of, besides logits and integer labels.
+    """The options of a cross-entropy besides logits and integer labels.
 
     Attributes:
         adjustment: of the logits.
         weight: (C,) float32 of the classes, or None.
         sample_weight: (N,) float32 of the rows, or None.
         label_smoothing, z_loss: floats.
-        probabilities: (N, C) of unit inner stride, in the place of integer labels, or None.
+        probabilities: (N, C) of unit inner stride, instead of integer labels, or None.
     """
 
     adjustment: Adjustment
@@ -43,11 +43,11 @@ class LossOptions:
 
     @property
     def lends(self) -> bool:
-        """Whether a row's loss and lse say all that its loss with these options is made of."""
+        """Whether a row's loss and lse suffice to compute its loss with these options."""
         return self.probabilities is None and self.label_smoothing == 0.0
 
     def targets(self, classes: int) -> Targets | None:
-        """What the loss is of besides its label's log-probability, or in its place."""
+        """The weights of the loss in addition to its label's log-probability, or instead of it."""
         smoothed = self.label_smoothing / max(1, classes)
         if self.probabilities is not None:
             return Targets(self.weight, self.probabilities, 1 - self.label_smoothing, smoothed)
@@ -97,14 +97,15 @@ def check_adjustment(
             f"{function}: temperature must have the shape of labels {tuple(labels.shape)}, "
             f"got {tuple(temperature.shape)}"
         )
-    if not recording():  # whose operators look
+    if not recording():  # where operators check
         check_temperatures(function, temperature)
     temperature = temperature.detach().resolve_neg().reshape(-1).contiguous()
     return Adjustment(temperature, softcap)
 
 
 def check_temperatures(function: str, temperature: float | torch.Tensor) -> None:
-    """On the CPU those of rows are positive and finite; elsewhere looking would wait."""
+    """On the CPU per-row temperatures must be positive and finite; elsewhere the check would
+    synchronise."""
     if isinstance(temperature, torch.Tensor) and temperature.is_cpu:
         bad = ~((temperature > 0) & (temperature < math.inf))
         if bad.any():
@@ -125,8 +126,8 @@ def check_options(
     probabilities: torch.Tensor | None = None,
     weight_name: str = "weight",
 ) -> LossOptions | None:
-    """The options of a loss of rows with integer `labels` (...) and `classes` columns; None where
-    they ask for nothing."""
+    """The options of a loss of rows with integer `labels` (...) and `classes` columns; None if all
+    are defaults."""
     label_smoothing = check_real(function, "label_smoothing", label_smoothing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(
@@ -156,8 +157,8 @@ def check_targets(
     *,
     all_columns: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Integer labels (...) and None; of labels that are probabilities (..., C), integers in their
-    place, all 0, and the probabilities (N, C). `all_columns` says that there are none elsewhere."""
+    """Integer labels (...) and None; for labels that are probabilities (..., C), zeros as integer
+    labels and the probabilities (N, C). `all_columns`: whether no columns are on other ranks."""
     dtype = labels.dtype if isinstance(labels, torch.Tensor) else None
     if dtype not in FLOAT_DTYPES or labels.shape != logits.shape:
         if dtype is not None and dtype not in INTEGER_DTYPES:
@@ -199,7 +200,7 @@ def _positive(function: str, name: str, value: float) -> float:
 def _check_constant(
     function: str, name: str, tensor: torch.Tensor, other: torch.Tensor, other_name: str
 ) -> None:
-    """A tensor that nobody differentiates by, beside `other`."""
+    """Raise unless the tensor is not differentiated and on the device of `other`."""
     check_strided(function, name, tensor)
     check_same_device(function, name, tensor, other_name, other)
     if tensor.requires_grad and torch.is_grad_enabled():

@@ -1,14 +1,14 @@
-"""The order of selection, as integers."""
+"""Integer keys for the order of selection."""
 
 import torch
 
 
 def order_keys(scores: torch.Tensor) -> torch.Tensor:
-    """Keys (...) whose signed order is that of selection: the bits of scores (...) as float32 (of
-    float64 ones as they are), but -0.0 as +0.0, and every NaN as the lowest integer.
+    """Integer keys (...) whose signed order is that of selection: the bits of scores (...) in
+    float32 (or float64), with -0.0 as +0.0 and every NaN as the lowest integer.
 
-    No arithmetic is done on the scores: that would take subnormal ones for zeros where the thread's
-    floating-point mode says so (``torch.set_flush_denormal``).
+    There is no arithmetic on the scores, which would flush subnormal ones to zero in that
+    floating-point mode (``torch.set_flush_denormal``).
     """
     wide = scores.dtype == torch.float64
     integer = torch.int64 if wide else torch.int32
@@ -21,8 +21,8 @@ def order_keys(scores: torch.Tensor) -> torch.Tensor:
 
 
 def values_of_keys(keys: torch.Tensor) -> torch.Tensor:
-    """The scores (...) of which `order_keys` made keys, float32 of int32 ones and float64 of int64
-    ones; -0.0 comes back as 0.0."""
+    """The inverse of `order_keys`: scores (...), float32 for int32 keys and float64 for int64 keys;
+    -0.0 becomes 0.0."""
     highest = torch.iinfo(keys.dtype).max
     bits = keys ^ ((keys >> (torch.iinfo(keys.dtype).bits - 1)) & highest)
     return bits.view(torch.float64 if keys.dtype == torch.int64 else torch.float32)

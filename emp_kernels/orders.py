@@ -1,4 +1,4 @@
-"""What an epoch draws, and that in a checkpoint."""
+"""The order of an epoch's samples, and how it is saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .validation import check_size, raise_id_out_of_range
 
 
 class Order(NamedTuple):
-    """What an epoch draws.
+    """The order of an epoch's samples.
 
     Attributes:
         number: the epoch's.
-        ids: (L,) int64 of all ranks, on the CPU.
-        start: how many of them were drawn before: those of a resumed epoch.
-        resumed: whether it comes from a checkpoint, so that nothing may draw it anew from scores.
-        weights: (num_samples,) float32 of the samples' losses; None where all are 1.
+        ids: (L,) int64, of all ranks, on the CPU.
+        start: number of ids drawn before the epoch was resumed.
+        resumed: whether it comes from a checkpoint and must not be chosen anew.
+        weights: (num_samples,) float32 weights of the samples' losses; None if all are 1.
     """
 
     number: int
@@ -33,7 +33,7 @@ class Order(NamedTuple):
         return len(self.ids)
 
     def share(self, ranks: int, rank: int, drop_last: bool) -> torch.Tensor:
-        """One rank's ids of what is left: every R-th, all ranks equally many."""
+        """One rank's share of the remaining ids: every R-th, equally many for all ranks."""
         rest = self.ids[self.start :]
         if ranks == 1:
             return rest
@@ -45,12 +45,12 @@ class Order(NamedTuple):
         return rest[: count * ranks][rank::ranks].contiguous()
 
     def resumed_at(self, start: int) -> Order:
-        """The order as a checkpoint would bring it back, with `start` ids drawn."""
+        """The order as restored from a checkpoint, with `start` ids drawn."""
         return self._replace(start=start, resumed=True)
 
 
 class AnyOrder(Protocol):
-    """An Order, or what a sampler of a shared-out state has in its place."""
+    """The interface of Order, also implemented for a sharded state."""
 
     @property
     def number(self) -> int: ...
@@ -67,7 +67,7 @@ class AnyOrder(Protocol):
 
 
 def share_size(order: AnyOrder, ranks: int, drop_last: bool) -> int:
-    """How many ids each rank draws of what is left."""
+    """Number of remaining ids that each rank draws."""
     left = order.length - order.start
     return left // ranks if drop_last else -(-left // ranks)
 
@@ -75,7 +75,7 @@ def share_size(order: AnyOrder, ranks: int, drop_last: bool) -> int:
 def saved_order(order: Order | None) -> dict[str, Any]:
     """An order in a checkpoint."""
     entries: dict[str, Any] = {
-        # In a tuple, whose length torch.distributed.checkpoint need not know when it loads.
+        # In a tuple, so that torch.distributed.checkpoint need not know the length when it loads.
         "order": None if order is None else (order.ids,),
         "start": 0 if order is None else order.start,
     }
@@ -87,7 +87,8 @@ def saved_order(order: Order | None) -> dict[str, Any]:
 def loaded_order(
     function: str, saved: Mapping[str, Any], number: int, num_samples: int
 ) -> Order | None:
-    """The order of a checkpoint, begun where all ranks had come; all of it is checked."""
+    """The order from a checkpoint, starting after the ids that all ranks have drawn; fully
+    validated."""
     if saved["order"] is None:
         loaded_start(function, saved, None)
         return None
@@ -109,7 +110,7 @@ def loaded_order(
 
 
 def loaded_start(function: str, saved: Mapping[str, Any], length: int | None) -> int:
-    """Where all ranks had come in the order of a checkpoint, of `length` ids or None."""
+    """How many ids of a checkpoint's order, of `length` ids or None, all ranks had drawn."""
     start, position, ranks = (
         check_size(function, name, saved[name]) for name in ("start", "position", "num_replicas")
     )
@@ -136,7 +137,7 @@ def loaded_start(function: str, saved: Mapping[str, Any], length: int | None) ->
 def loaded_weights(
     function: str, saved: Mapping[str, Any], num_samples: int
 ) -> torch.Tensor | None:
-    """The samples' weights in a checkpoint."""
+    """The samples' weights from a checkpoint."""
     weights = saved.get("weights")
     if weights is not None:
         weights = one_tensor(function, "weights", weights, torch.float32)

@@ -1,4 +1,4 @@
-"""Plots of pruning runs: matplotlib figures, drawn without touching its global state.
+"""Plots of pruning runs: matplotlib figures, without using matplotlib's global state.
 
 matplotlib is imported when a figure is drawn, never with the package.
 """
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, GRID, LEFT_OUT = "#22262e", "#6f7682", "#e4e7ec", "#b4bac4"
-# Okabe and Ito's colours, which those tell apart who do not see red or green.
+# The colour-blind safe palette of Okabe and Ito.
 COLOURS = {"EMP": "#0072b2", "LFL": "#d55e00", "random": "#000000"}
-OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # methods of other names, in order
+OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # for other methods, in order
 MARKERS = {"EMP": "o", "LFL": "s", "random": "D"}
 OTHER_MARKERS = ("^", "v", "P", "X", "<")
 LINES: dict[str, Any] = {"EMP": "-", "LFL": (0, (6, 2)), "random": (0, (1, 1.5))}
 OTHER_LINES: tuple[Any, ...] = ((0, (6, 2, 1, 2)), (0, (3, 1)), (0, (6, 2, 1, 2, 1, 2)))
 LABELS = {"LFL": "loss only (LFL)"}
-FLOOR = 1e-6  # losses and entropies below this many nats are drawn here
+FLOOR = 1e-6  # nats; smaller losses and entropies are drawn here
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10.5,
@@ -48,7 +48,7 @@ STYLE: Any = {
 
 
 class Look(NamedTuple):
-    """What a method is told by in every figure, in colour or without."""
+    """A method's appearance in every figure."""
 
     colour: str
     marker: str
@@ -56,9 +56,10 @@ class Look(NamedTuple):
 
 
 def accuracy_against_keep(rows: Iterable[Mapping[str, Any]]) -> Figure:
-    """Test accuracy against the kept share: a line a method, mean and deviation over seeds.
+    """Test accuracy against the kept share: one line per method, mean and standard deviation over
+    seeds.
 
-    Of one keep there are points without lines, of one seed no deviations.
+    A single keep gives points without lines, a single seed no error bars.
 
     Args:
         rows: of the demo or a benchmark, each with `method`, `keep`, `seed` and `accuracy` (in
@@ -82,7 +83,7 @@ def accuracy_against_keep(rows: Iterable[Mapping[str, Any]]) -> Figure:
         seeds = max(len(values) for runs in found.values() for values in runs.values())
         for i, (method, look) in enumerate(_looks(found).items()):
             keeps = sorted(found[method])
-            dodge = 1.025 ** (i - (len(found) - 1) / 2)  # so that no error bar hides another
+            dodge = 1.025 ** (i - (len(found) - 1) / 2)  # so that all error bars are visible
             axes.errorbar(
                 [keep * dodge for keep in keeps],
                 [statistics.fmean(found[method][keep]) for keep in keeps],
@@ -113,12 +114,12 @@ def accuracy_against_keep(rows: Iterable[Mapping[str, Any]]) -> Figure:
 def training_counts(counts: Mapping[Keep, Mapping[str, torch.Tensor]]) -> Figure:
     """How often each sample was trained, from the most to the least: low-frequency learning.
 
-    A panel for each keep; within it a curve for each method. The curves of one panel enclose
-    equal areas, for every method trains equally often in total.
+    One panel per keep and one curve per method. All curves of a panel have the same area below
+    them, because every method trains equally often in total.
 
     Args:
-        counts: for each keep, for each method, how often each sample was trained: integers
-            (N,), those of several runs one after the other.
+        counts: for each keep, for each method, how often each sample was trained: integers (N,),
+            concatenated for several runs.
 
     Returns:
         A matplotlib Figure.
@@ -141,7 +142,7 @@ def training_counts(counts: Mapping[Keep, Mapping[str, torch.Tensor]]) -> Figure
                     baseline=None,
                     color=looks[method].colour,
                     linestyle=looks[method].line,
-                    linewidth=1.5 + 1.2 * (len(methods) - 1 - i),  # so that none hides another
+                    linewidth=1.5 + 1.2 * (len(methods) - 1 - i),  # so that all are visible
                     label=LABELS.get(method, method),
                 )
             axes.set_title(f"keep {keep:g}")
@@ -156,13 +157,13 @@ def training_counts(counts: Mapping[Keep, Mapping[str, torch.Tensor]]) -> Figure
 
 
 def loss_entropy_plane(states: Mapping[str, EMPState], keep: Keep) -> Figure:
-    """The samples of each state by loss and entropy, those that ``select(keep)`` takes marked.
+    """The samples of each state by loss and entropy, with the selection of ``select(keep)`` marked.
 
     The line is the selection's border, ``loss + beta * entropy = threshold``. Values below 1e-6
-    nats are drawn at 1e-6; samples that were never scored are left out.
+    nats are drawn at 1e-6; samples that were never scored are omitted.
 
     Args:
-        states: a state for each method, a panel each.
+        states: one state per method; each gets a panel.
         keep: as in :meth:`emp_kernels.EMPState.select`.
 
     Returns:
@@ -198,7 +199,7 @@ def loss_entropy_plane(states: Mapping[str, EMPState], keep: Keep) -> Figure:
 
 
 def _plane(axes: Axes, state: EMPState, keep: Keep, look: Look) -> None:
-    """One panel: points, the selected ones marked, and the border between them."""
+    """One panel: points, with the selected ones marked, and the selection's border."""
     selected = torch.zeros(state.num_samples, dtype=torch.bool, device="cpu")
     selected[state.select(keep).cpu()] = True
     seen = state.updates.cpu() > 0
@@ -235,7 +236,7 @@ def _border(threshold: float, beta: float) -> tuple[list[float], list[float]]:
 
 
 def _looks(methods: Iterable[str]) -> dict[str, Look]:
-    """How each method looks, the same in every figure for the names known here."""
+    """Each method's look, the same in every figure for the known names."""
     others = itertools.cycle(OTHERS), itertools.cycle(OTHER_MARKERS), itertools.cycle(OTHER_LINES)
     return {
         name: Look(COLOURS[name], MARKERS[name], LINES[name])
@@ -250,7 +251,7 @@ def _deviation(values: list[float]) -> float:
 
 
 def _style() -> Any:
-    """A context in which artists take this module's style."""
+    """A context manager that applies this module's style."""
     try:
         import matplotlib
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a product hidden @ weightᵀ + bias is of."""
+"""Checks the factors of a product hidden @ weightᵀ + bias."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .validation import check_logits, check_same_device, check_strided
 def check_product(
     function: str, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> None:
-    """hidden (..., D), weight (C, D) and bias (C,) or None: one dtype, one device."""
+    """Check that hidden (..., D), weight (C, D) and bias (C,) or None have one dtype and one
+    device."""
     check_logits(function, hidden, "hidden")
     others = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     for name, tensor in others.items():

@@ -1,4 +1,4 @@
-"""The call that everything serves: score a batch, remember the scores, select the top rows."""
+"""The main call: score a batch, store the scores, select the top rows."""
 
 import torch
 
@@ -28,32 +28,32 @@ def score_and_select(
 ) -> Selection:
     """Score N rows, write the scores into `state`, and select the K highest.
 
-    The score is :func:`emp_kernels.score` with the state's beta, the order that of
-    :func:`emp_kernels.select` over the rows that count: invalid and ignored rows are never
-    selected and never written.
+    Scores are those of :func:`emp_kernels.score` with the state's beta, in the order of
+    :func:`emp_kernels.select` over the rows that count: invalid and ignored rows are never selected
+    and never written.
 
     Args:
         logits: (N, C) float32, float16 or bfloat16 (float64: reference backend).
         labels: (N,) of any integer dtype, in [0, C) or equal to `ignore_index`.
-        state: the scores' memory; None scores with beta 1 and writes nothing.
+        state: where the scores are stored; None scores with beta 1 and stores nothing.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)) rows, an int keeps that many.
-            Fewer are returned when fewer are valid. With `ignore_index` set, K is the fraction
-            of, or at most, the rows that count. Per "row" this holds inside each sequence, with
-            T for N; per "sequence" for sequences, with B for N, and a sequence counts when one of
-            its tokens does.
+            Fewer are returned if fewer are valid. With `ignore_index`, K is a fraction of, or at
+            most, the number of rows that count. Per "row" this applies within each sequence, with T
+            for N; per "sequence" to sequences, with B for N, and a sequence counts if one of its
+            tokens does.
         indices: (N,) the rows' sample ids in the data set, in [0, state.num_samples). Without
-            them the state must hold exactly N samples, and row i is sample i. Of tokens, (B, T)
-            or (N,); per "sequence" (B,), the sequences' ids, and the state keeps their means.
+            them the state must hold exactly N samples, and row i is sample i. For tokens (B, T) or
+            (N,); per "sequence" (B,), the sequences' ids, and the state stores their means.
         ignore_index: rows with this label are not read and do not count.
         per: "all", or for logits (B, T, C) also "row" or "sequence".
         backend: None for the fastest, or "reference", "cpu" or "triton".
 
     Returns:
         Selection(indices, scores, threshold, num_invalid): the selected positions (K,) int64
-        ascending, the Scores of all N rows, the K-th score (+inf when nothing is selected) and
-        the count of invalid rows. Of tokens: positions in the flattened (B, T) (per "sequence":
-        in B), Scores of shape (B, T), the lowest selected score (per "sequence": mean), and the
-        count of invalid tokens.
+        ascending, the Scores of all N rows, the K-th score (+inf if nothing is selected) and the
+        count of invalid rows. For tokens: positions in the flattened (B, T) (per "sequence": in B),
+        Scores of shape (B, T), the lowest selected score (per "sequence": mean), and the count of
+        invalid tokens.
 
     Raises:
         TypeError: a wrong type or dtype.

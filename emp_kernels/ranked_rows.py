@@ -1,4 +1,4 @@
-"""Which rows to keep, of keys that are read a block at a time."""
+"""The rows to keep, from order keys that are read in blocks."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,12 +14,11 @@ IGNORED = -1
 
 
 class Rows(NamedTuple):
-    """Rows that follow one another.
+    """Consecutive rows.
 
     Attributes:
         first: id of the first one.
-        keys: (n,) order keys of what they are ranked by; that of NaN in rows that are not to be
-            kept, invalid or ignored.
+        keys: (n,) order keys of the measure; the key of NaN for invalid and ignored rows.
     """
 
     first: int
@@ -27,7 +26,7 @@ class Rows(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """Rows that follow one another, and which of them are kept.
+    """Consecutive rows, and which of them are kept.
 
     Attributes:
         first: id of the first one.
@@ -43,7 +42,7 @@ class Chosen(NamedTuple):
 def classes_of(
     function: str, labels: torch.Tensor, num_classes: int, ignore_index: int | None, first: int = 0
 ) -> torch.Tensor:
-    """Labels (n,) of the rows from `first` on as int64, those that are ignored as -1.
+    """Labels (n,) of the rows from `first` on as int64, with ignored ones as -1.
 
     Raises:
         ValueError: one is outside [0, num_classes); it names the first such row.
@@ -61,31 +60,32 @@ def classes_of(
 
 
 def counted_classes(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(C,) int64: how many of `classes` (n,) are each; ignored rows are in none."""
+    """The number of rows of each class, (C,) int64, from `classes` (n,); ignored rows count in
+    none."""
     return torch.bincount(classes + 1, minlength=num_classes + 1)[1:]
 
 
 class RankedRows:
-    """The rows to keep of all.
+    """The rows to keep.
 
-    K is `keep` of the rows that are not ignored, with `per_class` of those of each class, but no
-    more than there are valid ones.
+    K is `keep` of the rows that are not ignored (with `per_class`, of each class), but at most the
+    number of valid ones.
 
     Args:
-        blocks: yields all rows in order, anew with each call.
-        classes: of the rows from one id to before another, as `classes_of` makes them.
-        rows_of_class: (C,) int64, how many rows each class has.
+        blocks: yields all rows in order; may be called repeatedly.
+        classes: classes of rows [first, stop), as returned by `classes_of`.
+        rows_of_class: (C,) int64, the number of rows per class.
         dtype: of the keys.
         keep, per_class: as in :func:`emp_kernels.rank`.
-        shares: of which quantiles are wanted.
+        shares: the quantiles to compute.
 
     Attributes:
         valid_of_class: (C,) int64.
         num_kept: K.
-        threshold: (1,), with `per_class` (C,): the lowest value kept, NaN where there is none.
-        quantiles: for each share the value that so many of the valid rows do not pass, a row's
-            own; NaN without valid rows.
-        kept_of_class: (C,) int64, once `chosen` has come to its end.
+        threshold: (1,), with `per_class` (C,): the lowest value kept, NaN if there is none.
+        quantiles: for each share the smallest value that at least that share of the valid rows does
+            not exceed; NaN without valid rows.
+        kept_of_class: (C,) int64, available once `chosen` is exhausted.
     """
 
     def __init__(
@@ -126,12 +126,12 @@ class RankedRows:
         self.quantiles = values_of_keys(whole).tolist() or [torch.nan] * len(shares)
 
     def _all(self) -> Iterator[Block]:
-        """Keys without groups. Rows that are not to be kept come last: no rank reaches them."""
+        """Keys without groups. Rows that do not count come last, so that no rank reaches them."""
         for _, keys in self.blocks():
             yield Block(keys, None)
 
     def _scores(self) -> Iterator[Block]:
-        """Keys with their classes; of ignored rows any will do."""
+        """Keys with their classes; the class of ignored rows is arbitrary."""
         for first, keys in self.blocks():
             yield Block(keys, self.classes(first, first + len(keys)).clamp(min=0))
 

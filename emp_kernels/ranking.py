@@ -1,4 +1,4 @@
-"""Ranking of stored logits: which rows of arrays are worth training on."""
+"""Ranking of stored logits: which rows of stored arrays to keep."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from .tracing import check_no_tracing
 from .validation import check_beta, check_ignore_index, check_labels, check_logits
 
 MEASURES = ("emp", "loss", "entropy", "el2n", "margin")
-BLOCK_BYTES = 1 << 24  # of logits that are scored at a time
+BLOCK_BYTES = 1 << 24  # bytes of logits scored at a time
 BLOCK_ROWS = 1 << 20
 
 
@@ -24,12 +24,12 @@ class Ranking(NamedTuple):
 
     Attributes:
         ids: (K,) int64 rows to keep, ascending.
-        values: (N,) what the rows were ranked by, float32 (float64 of float64 logits); NaN for
-            rows that do not count.
-        threshold: () the value of the last row kept, with `per_class` (C,) those of each class;
-            NaN where nothing is kept.
-        rows_of_class: (C,) int64, how many rows have each label; ignored ones are not counted.
-        kept_of_class: (C,) int64, how many of these are kept.
+        values: (N,) the measure of each row, float32 (float64 for float64 logits); NaN for rows
+            that do not count.
+        threshold: () the lowest-ranked value kept, with `per_class` (C,) that of each class; NaN if
+            nothing is kept.
+        rows_of_class: (C,) int64, number of rows with each label; ignored ones are not counted.
+        kept_of_class: (C,) int64, number of these that are kept.
         num_invalid: () int64 count of invalid rows.
     """
 
@@ -53,19 +53,19 @@ def rank(
     ignore_index: int | None = None,
     backend: str | None = None,
 ) -> Ranking:
-    """The rows of stored logits that are worth training on: the exact top k by a measure.
+    """The rows of stored logits to keep: the exact top k by a measure.
 
-    The ids are those of ``select(score(logits, labels).score, keep)``, but logits are read a block
-    at a time, so that of a memory-mapped array no more has to fit into memory.
-    ``python -m emp_kernels rank`` does the same with files.
+    The ids are those of ``select(score(logits, labels).score, keep)``, but logits are read one
+    block at a time, so a memory-mapped array need not fit into memory. ``python -m emp_kernels
+    rank`` does the same with files.
 
     Args:
-        logits: (N, C) as in :func:`emp_kernels.score`: a tensor, a NumPy array, or anything that
-            has DLPack or ``__array__``.
+        logits: (N, C) as in :func:`emp_kernels.score`: a tensor, a NumPy array, or anything with
+            DLPack or ``__array__``.
         labels: (N,) of any integer dtype, in [0, C) or equal to `ignore_index`; the same kinds.
         keep: a share in (0, 1] or a number of rows, as in :func:`emp_kernels.select`.
-        by: "emp" (loss + beta * entropy), "loss", "entropy" or "el2n", of which the highest are
-            kept, or "margin", of which the smallest are. Ties go to the lowest row.
+        by: "emp" (loss + beta * entropy), "loss", "entropy" or "el2n", keeping the highest, or
+            "margin", keeping the smallest. Ties go to the lowest row.
         beta: weight of the memory term of "emp".
         per_class: keep the share `keep` of the rows of each class.
         ignore_index: rows with this label are neither counted nor kept. None ignores nothing.
@@ -73,12 +73,12 @@ def rank(
 
     Returns:
         A :class:`Ranking`. `keep` is a share of all rows that are not ignored; invalid ones (loss
-        or entropy not finite) are never kept, and where fewer are valid, fewer come back.
+        or entropy not finite) are never kept, so fewer are returned if fewer are valid.
 
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or measure, a label out of range, `keep` out of range or, with
-            `per_class`, no share.
+            `per_class`, not a share.
         RuntimeError: the named backend is not available.
     """
     check_no_tracing("rank")
@@ -97,7 +97,7 @@ def rank(
         return classes_of("rank", labels[first:stop], num_classes, ignore_index, first)
 
     rows_of_class = torch.zeros(num_classes, dtype=torch.int64, device=logits.device)
-    for first, stop in spans(n, BLOCK_ROWS):  # a wrong label is found before the work
+    for first, stop in spans(n, BLOCK_ROWS):  # find invalid labels before scoring
         rows_of_class += counted_classes(classes(first, stop), num_classes)
     measured = [
         keys_of(logits[first:stop], labels[first:stop], by, beta, ignore_index, backend)
@@ -147,8 +147,8 @@ def keys_of(
     ignore_index: int | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Order keys (N,) of what rows are ranked by, the highest first: margins with the other sign;
-    those of NaN in rows that do not count."""
+    """Order keys (N,) of the measure, the highest to be kept first: margins are negated, and rows
+    that do not count have the key of NaN."""
     if by in ("el2n", "margin"):
         found = sample_statistics(logits, labels, ignore_index=ignore_index, backend=backend)
         values = found.el2n if by == "el2n" else -found.margin
@@ -163,17 +163,17 @@ def keys_of(
 
 
 def as_measured(by: str, values: torch.Tensor) -> torch.Tensor:
-    """Of values with the highest first, those of the measure itself."""
+    """Undo the sign change of `keys_of`: values of the measure itself."""
     return -values if by == "margin" else values
 
 
 def rows_at_once(logits: torch.Tensor) -> int:
-    """How many rows of logits (N, C) are scored at a time."""
+    """Number of rows of logits (N, C) scored at a time."""
     row = max(1, logits.shape[1] * logits.element_size())
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row))
 
 
 def spans(n: int, size: int) -> Iterator[tuple[int, int]]:
-    """First and one-past-last rows of blocks of `size` out of `n`."""
+    """(start, stop) of blocks of `size` rows out of `n`."""
     for first in range(0, n, size):
         yield first, min(first + size, n)

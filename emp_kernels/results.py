@@ -8,7 +8,7 @@ import torch
 class Scores(NamedTuple):
     """Per-row result of :func:`emp_kernels.score`.
 
-    Values are float32 nats (float64 when the reference backend scored float64 logits); each
+    Values are float32 nats (float64 if the reference backend scored float64 logits); each
     field has the shape of the labels.
 
     Attributes:
@@ -69,7 +69,7 @@ class Selection(NamedTuple):
     Attributes:
         indices: (K,) int64 positions of the kept rows, ascending.
         scores: the :class:`Scores` of all N rows.
-        threshold: () the K-th highest score, +inf when nothing is selected.
+        threshold: () the K-th highest score, +inf if nothing is selected.
         num_invalid: () int32 count of invalid rows.
     """
 
@@ -79,5 +79,5 @@ class Selection(NamedTuple):
     num_invalid: torch.Tensor
 
 
-# torch.load's default, weights_only=True, reads files that hold them.
+# Allows torch.load to read them with its default weights_only=True.
 torch.serialization.add_safe_globals([Scores, SampleStatistics, Selection])

@@ -1,4 +1,4 @@
-"""The sample ids of rows that are scored: into which state they are written, and where."""
+"""Checks the sample ids of scored rows against the state that they are written into."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def check_ids_of_rows(
     n: int,
     rows: str = "rows",
 ) -> tuple[EMPState | None, torch.Tensor | None]:
-    """The state to write into and the sample ids (n,) of what is scored, on the device of `logits`,
-    that suit it; None: row i is sample i. In a recomputation both are of a state of its own."""
+    """The state to write into and the sample ids (n,) of the scored rows, on the device of
+    `logits`; None: row i is sample i. In a recomputation a temporary state is returned."""
     if indices is not None:
         check_ids(function, "indices", indices, n)
         if indices.device != logits.device:
@@ -30,9 +30,9 @@ def check_ids_of_rows(
         )
     check_same_device(function, "state", state.score, "logits", logits)
     if indices is None and state.num_samples != n:
-        behind = "; by name, behind keep" if function == "score_and_select" else ""
+        hint = ", as a keyword after keep" if function == "score_and_select" else ""
         raise ValueError(
-            f"{function}: pass indices= (the ids of the {rows}{behind}): without them the state "
+            f"{function}: pass indices= (the ids of the {rows}{hint}): without them the state "
             f"must hold exactly the {n} {rows} of logits, got a state of {state.num_samples} "
             "samples"
         )

@@ -20,57 +20,57 @@ from .state import EMPState
 from .validation import check_int, check_size, check_snapshot
 
 _VERSION = 2
-_EPOCHS = 2**63  # an epoch's number is below: ranks tell it to one another as int64
+_EPOCHS = 2**63  # limit of epoch numbers, which ranks exchange as int64
 
 
 class EMPSampler(Sampler[int]):
-    """Draws every sample in the first and last epochs, the state's selection in between.
+    """Draws all samples in the first and last epochs, and the state's selection in between.
 
     An epoch's order is fixed when ``__iter__`` is called, from (seed, epoch, state): the ids of
     ``state.select(keep)``, never-seen samples first among them (or, with `sampling`, a random draw
-    by score), in an order that `seed` and the epoch's number give. Where more samples were never
-    seen than are kept, those two choose among them, too. No global random generator is used.
+    by score), in an order that depends on `seed` and the epoch's number. If more samples were never
+    seen than are kept, the choice among them is random, by the same two numbers. No global random
+    generator is used.
 
-    Epochs, from 0 on, follow one another: an iterator that is drawn to its end is followed by the
-    next epoch's. One that is dropped earlier is followed by the same epoch again, chosen by the
-    scores of then (the same ids in the same order where no score has changed), and so is one whose
-    loader was dropped with batches in it that its worker processes had prefetched: a look at
-    ``next(iter(loader))`` uses nothing up. :meth:`set_epoch` overrides this. Iterators of one epoch
-    may run side by side; the first that comes to its end ends it.
+    Epochs are numbered from 0. After an iterator is exhausted, the next one draws the next epoch.
+    If it is dropped earlier, or its loader is dropped while it holds prefetched batches, the same
+    epoch is drawn again, chosen by the scores at that time (the same ids in the same order if no
+    score has changed): ``next(iter(loader))`` consumes nothing. :meth:`set_epoch` overrides this.
+    Several iterators of one epoch may coexist; the first to be exhausted ends the epoch.
 
-    With several ranks, rank r of R draws the ids r, r + R, r + 2R, ... of the one order that all
-    ranks agree on: at each epoch's start their states are merged
-    (:func:`emp_kernels.distributed.sync`, in the default process group), so that R ranks with
-    batches of B draw what one process with batches of R * B would.
+    With several ranks, rank r of R draws the ids r, r + R, r + 2R, ... of an order that all ranks
+    share: at each epoch's start their states are merged (:func:`emp_kernels.distributed.sync`, in
+    the default process group), so R ranks with batches of B draw the same as one process with
+    batches of R * B.
 
-    `selections` of the state counts each id as it is drawn (on an accelerator: up to 1023 ids
-    ahead). Ids that worker processes have prefetched are drawn. A loop that trains the wrong thing
-    without an error (no scores written, another data set's state) is told in an EMPWarning.
+    The state's `selections` counts each id when it is drawn (on an accelerator up to 1023 ids
+    ahead), which includes ids that worker processes have prefetched. An EMPWarning is given for
+    loops that do not train as intended (no scores written, another data set's state).
 
     Args:
-        state: of the data set's size; its scores choose the ids.
+        state: of the data set's size; its scores determine the ids.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)) samples, an int keeps that many.
-        sampling: the way of choosing. Never-seen samples are first in all but the last.
+        sampling: the sampling method. All but the last take never-seen samples first.
 
             - "top": the highest scores.
-            - "gumbel": as many without replacement, each with probability in proportion to its
-              score (:func:`choosing.gumbel_keys`), anew each epoch: no sample is left out for
-              ever, and one that no training fits does not take a place in every epoch.
+            - "gumbel": K draws without replacement, each with probability proportional to the score
+              (:func:`choosing.gumbel_keys`), anew each epoch: no sample is excluded permanently,
+              and samples that cannot be fitted are not in every epoch.
             - "pool": the highest scores of a pool of sqrt(K * N) samples, drawn at random each
-              epoch, so that no sample has a place in more than about sqrt(K / N) of them.
-            - "importance": each with probability in proportion to its score plus the mean score,
-              and `weights` that make up for it (:func:`choosing.importance_draw`): with
-              ``sample_weight=sampler.weights[ids]`` the loss's expectation is that of full data.
+              epoch, so that a sample is in at most about sqrt(K / N) of the epochs.
+            - "importance": each with probability proportional to its score plus the mean score,
+              with `weights` that correct for it (:func:`choosing.importance_draw`): with
+              ``sample_weight=sampler.weights[ids]`` the expected loss is that of the full data.
         shuffle: False draws ascending ids.
-        seed: any int, the same on all ranks. No two are alike, however large.
-        warmup_epochs: so many epochs at the beginning draw everything.
-        anneal_epochs: so many of `epochs` at the end draw everything.
-        epochs: how many there will be; needed by `anneal_epochs` and :meth:`total_steps`. Later
-            ones are like the last.
-        num_replicas, rank: of the ranks that share an epoch; by default those of the initialised
-            process group, else 1 and 0.
-        drop_last: with several ranks, leave out the last ids so that all ranks draw equally many;
-            otherwise the first ids are drawn once more.
+        seed: any int, the same on all ranks; all bits matter, however large.
+        warmup_epochs: number of epochs at the beginning that draw everything.
+        anneal_epochs: number of the last `epochs` that draw everything.
+        epochs: total number, needed by `anneal_epochs` and :meth:`total_steps`. Later epochs are
+            like the last one.
+        num_replicas, rank: number of ranks that share an epoch and this one's; by default those of
+            the initialised process group, else 1 and 0.
+        drop_last: with several ranks, drop the last ids so that all ranks draw equally many;
+            otherwise the first ids are repeated.
 
     Raises:
         TypeError: a wrong type.
@@ -142,14 +142,13 @@ class EMPSampler(Sampler[int]):
 
     @property
     def epoch(self) -> int:
-        """The running epoch's number, or, once all its ids are drawn, the next one's."""
+        """The running epoch's number or, once all its ids are drawn, the next one's."""
         return self._epochs.coming
 
     @property
     def weights(self) -> torch.Tensor:
-        """What the loss of each sample (num_samples,) is to be multiplied by in the running epoch,
-        float32 on the state's device; 1 unless the way of sampling has weights. Not to be written
-        into."""
+        """The factor (num_samples,) of each sample's loss in the running epoch, float32 on the
+        state's device; 1 unless the sampling method has weights. Read-only."""
         running = self._epochs.running
         if running is not None and running.order.weights is not None:
             return running.order.weights.to(self.state.device)
@@ -157,17 +156,17 @@ class EMPSampler(Sampler[int]):
         return one.expand(self.state.num_samples)
 
     def __len__(self) -> int:
-        """How many ids this rank draws in the running epoch, as long as its iterator or its
-        loader's is held (also of a resumed one all of them), else in the coming one.
+        """Number of ids that this rank draws in the running epoch (all of them, also if it was
+        resumed), as long as its iterator or its loader's is held; else in the coming epoch.
 
-        A loader with ``persistent_workers`` holds its iterator from one epoch to the next:
-        :meth:`epoch_length` knows any epoch's.
+        A loader with ``persistent_workers`` holds its iterator between epochs; :meth:`epoch_length`
+        gives any epoch's length.
         """
         check_not_wrapped()
         return self._length(self._epochs.current)
 
     def epoch_length(self, epoch: int) -> int:
-        """How many ids this rank draws in `epoch`, counted from 0.
+        """Number of ids that this rank draws in `epoch`, counted from 0.
 
         Raises:
             TypeError: `epoch` is no int.
@@ -176,8 +175,8 @@ class EMPSampler(Sampler[int]):
         return self._length(_checked("EMPSampler.epoch_length", epoch))
 
     def total_steps(self, batch_size: int, *, drop_last: bool = False) -> int:
-        """Optimiser steps of all epochs on this rank, which a learning-rate schedule must span: the
-        sum of ceil(len / batch_size), or of floor where the loader has ``drop_last=True``.
+        """Optimiser steps of all epochs on this rank, for a learning-rate schedule: the sum of
+        ceil(len / batch_size), or of floor if the loader has ``drop_last=True``.
 
         Raises:
             TypeError: `batch_size` is no int, `drop_last` no bool.
@@ -196,9 +195,10 @@ class EMPSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one; without this call, epochs follow one another.
 
-        Nothing changes where it is the epoch that runs or was resumed. A first call with 0 behind
-        :meth:`load_state_dict` is a loader's (Accelerate's, Lightning Fabric's) that counts epochs
-        from there on: its 0 is the resumed epoch, its 1 the next one, as long as it goes on so.
+        Nothing changes if it is the running or the resumed epoch. A first call with 0 after
+        :meth:`load_state_dict` is assumed to come from a loader with its own counter (Accelerate's,
+        Lightning Fabric's): its 0 means the resumed epoch, its 1 the next one, as long as it counts
+        on like this.
 
         Raises:
             TypeError: `epoch` is no int.
@@ -217,7 +217,7 @@ class EMPSampler(Sampler[int]):
         return iterator_of(epoch, self.state, ended)
 
     def _order(self, epoch: int) -> AnyOrder:
-        """What all ranks draw in an epoch that begins."""
+        """The order of a new epoch, of all ranks."""
         self.state.epoch = max(self.state.epoch, epoch)
         stream, weights = stream_of(self.seed, epoch), None
         keep = None if self._draws_all(epoch) else self.keep
@@ -244,15 +244,14 @@ class EMPSampler(Sampler[int]):
     def state_dict(self, *, position: int | None = None) -> dict[str, Any]:
         """The epoch, its order, and how much of it is drawn.
 
-        It shares the order's tensor, which nobody changes. With one rank's dictionary, every rank
-        of any number of ranks resumes: what one rank has drawn, the others have too. Save the
-        EMPState beside it; torch.distributed.checkpoint takes both objects as they are, and
-        ``torch.load`` reads both with ``weights_only=True``.
+        It shares the order's tensor, which is never modified. One rank's dictionary resumes every
+        rank, also with another number of ranks, because all ranks have drawn equally many ids. Save
+        the EMPState as well; torch.distributed.checkpoint accepts both objects, and ``torch.load``
+        reads both with ``weights_only=True``.
 
         Args:
-            position: how many ids of the last iterator count as drawn, where a loader that
-                prefetches has drawn more than were trained on. All of them, or more: its epoch is
-                over.
+            position: how many ids of the last iterator count as drawn, if a prefetching loader has
+                drawn more than were trained. With all of them, or more, the epoch is over.
 
         Raises:
             TypeError: `position` is no int.
@@ -273,7 +272,7 @@ class EMPSampler(Sampler[int]):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Make the next iterator draw exactly what the saved one had not drawn.
+        """Make the next iterator draw exactly the ids that the saved one had not drawn.
 
         The number of ranks may differ from the saved one.
 
@@ -296,12 +295,12 @@ class EMPSampler(Sampler[int]):
         self._epochs.restore(epoch, order)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: the copy goes on where this sampler is."""
+        """For pickle and copy: the copy continues from the same position."""
         return self.__dict__ | {"_epochs": self._epochs.copy()}
 
 
 def _checked(function: str, epoch: int) -> int:
-    """`epoch` as a number that an epoch can have."""
+    """Return `epoch` if it is a valid epoch number."""
     epoch = check_size(function, "epoch", epoch)
     if epoch >= _EPOCHS:
         raise ValueError(f"{function}: epoch must be below 2**63, got {epoch}")

@@ -1,4 +1,4 @@
-"""Scoring: every pruning statistic of a row of logits from one read of it."""
+"""Scoring: every pruning statistic of a row from one read of its logits."""
 
 import torch
 
@@ -33,11 +33,11 @@ def score(
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64 is served by the reference
             backend, which then answers in float64). Any strides; read once, never copied when
-            the inner stride is 1 and at most two leading dimensions do not collapse. Also an
-            array of NumPy's (memory-mapped, say), or anything that has DLPack or ``__array__``:
-            its memory is read as it is, and results are tensors.
-        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`; a tensor or
-            such an array.
+            the inner stride is 1 and at most two leading dimensions do not collapse. Also a NumPy
+            array (possibly memory-mapped), or anything with DLPack or ``__array__``: its memory is
+            read in place, and results are tensors.
+        labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`; a tensor or an
+            array.
         beta: weight of the memory term, from -1e29 to 1e29.
         temperature, softcap: scores are those of the adjusted logits
             ``softcap * tanh(z / softcap) / temperature`` (without softcap ``z / temperature``),
@@ -94,7 +94,7 @@ def sample_statistics(
     ignore_index: int | None = None,
     backend: str | None = None,
 ) -> SampleStatistics:
-    """The statistics that pruning methods rank by, from the same single read as :func:`score`.
+    """The statistics of other pruning methods, from the same single read as :func:`score`.
 
     With p = softmax(z)::
 
@@ -102,18 +102,18 @@ def sample_statistics(
         margin = z_y - max_{j != y} z_j,
         prediction = the lowest index of the maximum,   correct = (prediction = y)
 
-    within rtol 2e-5, atol 1e-6 of float64. EL2N is Paul et al.'s (arXiv 2107.07075), the margin
-    is what AUM averages over epochs (Pleiss et al., arXiv 2001.10528), and forgetting events
-    (Toneva et al., arXiv 1812.05159) follow from `correct`.
+    within rtol 2e-5, atol 1e-6 of float64. EL2N is from Paul et al. (arXiv 2107.07075), AUM
+    averages the margin over epochs (Pleiss et al., arXiv 2001.10528), and forgetting events (Toneva
+    et al., arXiv 1812.05159) follow from `correct`.
 
     Args:
         logits, labels, ignore_index, backend: as in :func:`score`.
 
     Returns:
         SampleStatistics(loss, entropy, lse, confidence, el2n, margin, correct, prediction) of the
-        labels' shape, without autograd, as of :func:`score`; ignored rows are 0 and False, margin
-        is +inf when C = 1. A row that has no softmax (NaN or +inf among its logits, or no finite
-        one) is not correct and its prediction, always a class, is 0.
+        labels' shape, without autograd, as in :func:`score`; ignored rows are 0 and False, margin
+        is +inf if C = 1. A row without a softmax (a NaN or +inf logit, or no finite one) is not
+        correct, and its prediction is 0.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`score`.

@@ -18,24 +18,24 @@ def select(
 ) -> torch.Tensor:
     """Ascending positions of the K highest scores.
 
-    Ties go to the lowest index, -0.0 equals +0.0, -inf ranks last but for NaN, which ranks last
+    Ties go to the lowest index, -0.0 equals +0.0, -inf ranks last except for NaN, which ranks last
     of all.
 
     Args:
-        scores: (N,) float32, float16 or bfloat16 (float64: reference backend); a tensor, an array
-            of NumPy's, or anything that has DLPack or ``__array__``.
+        scores: (N,) float32, float16 or bfloat16 (float64: reference backend); a tensor, a NumPy
+            array, or anything with DLPack or ``__array__``.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)), Python's round in float64; an
             int keeps that many, 1 <= keep <= N. N = 0 keeps nothing.
-        ignored: (N,) bool; rows where it is True are neither counted nor returned, so that N above
-            is the number of the others. That number is read back to the host.
+        ignored: (N,) bool; rows where it is True are neither counted nor returned, and N above is
+            the number of the others, which is read back to the host.
         backend: None for the fastest, or "reference", "cpu", "triton" or "cuda".
 
     Returns:
         (K,) int64, ascending, on the scores' device.
 
     Raises:
-        TypeError: scores is no floating tensor, keep is a bool or no number, ignored is no bool
-            tensor.
+        TypeError: scores is not a floating tensor, keep is a bool or not a number, ignored is not a
+            bool tensor.
         ValueError: scores is not 1-D, keep is out of range, ignored has another shape or device.
         RuntimeError: the named backend is not available.
     """
@@ -50,7 +50,7 @@ def select(
     if ignored is not None:
         ignored = as_tensor("select", "ignored", ignored)
         check_ignored("select", ignored, "scores", scores)
-        if recorded:  # how many are counted is not known then
+        if recorded:  # the number of rows that count is unknown then
             if type(scores) is torch.Tensor:
                 check_recordable("select", "scores")
             return ops.select_counted(scores, ignored, check_keep("select", keep), backend)
@@ -59,7 +59,7 @@ def select(
     n = scores.shape[0]
     keep = check_keep_of("select", keep, n)
     if recorded:
-        if type(scores) is torch.Tensor:  # of a state, say
+        if type(scores) is torch.Tensor:  # such as a state's
             check_recordable("select", "scores")
         return ops.select(scores, keep, backend)
     return backends.resolve("select", backend, scores).select(scores, kept_count(keep, n))

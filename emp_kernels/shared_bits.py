@@ -1,9 +1,9 @@
-"""One bit a sample, in memory that the processes of a machine share and that may grow.
+"""One bit per sample, in growable memory that the processes of a machine share.
 
-A process that was started earlier, forked or spawned, sees what is written later, also what has
-been added: torch's shared tensors have a fixed size, and what replaces one does not reach a process
-that was pickled once. So this is memory with a file's name, which each process maps, and maps again
-as it sees that there is more.
+Processes that were started earlier, forked or spawned, see later writes and later growth. torch's
+shared tensors have a fixed size, and a replacement does not reach a process that already has its
+copy. This is therefore an in-memory file, which each process maps, and maps again when it has
+grown.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from typing import Any
 
 import torch
 
-_HEAD = 64  # bytes in front of the bits: int64 magic, size, kept, epoch
+_HEAD = 64  # header bytes before the bits: int64 magic, size, kept, epoch
 _MAGIC, _SIZE, _KEPT, _EPOCH = range(4)
 
 
 class SharedBits:
-    """Bits that one process writes and every process that has a copy of this reads.
+    """Bits that one process writes and every process with a copy of this object reads.
 
-    Bit i is ``bytes[i // 8] >> (i % 8) & 1``. A copy (by fork, pickle, ``copy``) shares the memory,
-    which is freed with the last of them. A pickled one can be read on the same machine, while the
-    process that made it has it; Linux leaves no file behind, whatever kills that process.
+    Bit i is ``bytes[i // 8] >> (i % 8) & 1``. A copy (by fork, pickle or ``copy``) shares the
+    memory, which is freed with the last copy. A pickle can be loaded on the same machine as long as
+    the process that created it holds the memory; on Linux no file is left behind, even if that
+    process is killed.
 
     Attributes:
-        owner: the number of the process that made it.
+        owner: id of the process that created it.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class SharedBits:
             descriptor, self._path = tempfile.mkstemp(prefix="emp_kernels")
             weakref.finalize(self, _remove, self._path, self.owner)
         self._hold(descriptor)
-        self._secret = secrets.randbits(62)  # tells this memory from another file of that name
+        self._secret = secrets.randbits(62)  # tells it from other files of that name
         self._reserve(0)
         self._head()[:] = torch.tensor([self._secret, 0, 0, -1], device="cpu")
 
@@ -50,14 +51,14 @@ class SharedBits:
         weakref.finalize(self, os.close, descriptor)
 
     def _reserve(self, size: int) -> None:
-        """Let there be `size` bits."""
+        """Grow to at least `size` bits."""
         length = _HEAD + (size + 7) // 8
         if os.fstat(self._descriptor).st_size < length:
             os.ftruncate(self._descriptor, length)
         self._map()
 
     def _map(self) -> None:
-        self._memory = mmap.mmap(self._descriptor, 0)  # all of it; tensors hold what they look into
+        self._memory = mmap.mmap(self._descriptor, 0)  # all of it; tensors keep it alive
 
     def _head(self) -> torch.Tensor:
         return torch.frombuffer(self._memory, dtype=torch.int64, count=4)
@@ -68,28 +69,28 @@ class SharedBits:
 
     @property
     def size(self) -> int:
-        """How many bits there are."""
+        """Number of bits."""
         return self._number(_SIZE)
 
     @property
     def kept(self) -> int:
-        """How many of them are 1."""
+        """Number of bits that are 1."""
         return self._number(_KEPT)
 
     @property
     def epoch(self) -> int:
-        """The number that was written with them; -1: none was."""
+        """The epoch written with the bits; -1 if none was."""
         return self._number(_EPOCH)
 
     def __getitem__(self, i: int) -> bool:
-        """Bit i, from 0 on and below `size`."""
+        """Bit i, for 0 <= i < `size`."""
         byte = _HEAD + (i >> 3)
         if byte >= len(self._memory):  # written since this process mapped it
             self._map()
         return bool(self._memory[byte] >> (i & 7) & 1)
 
     def packed(self) -> torch.Tensor:
-        """(ceil(size / 8),) uint8: the bytes themselves, not to be written into."""
+        """(ceil(size / 8),) uint8: a read-only view of the bytes."""
         count = (self.size + 7) // 8
         if not count:
             return torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -98,7 +99,7 @@ class SharedBits:
         return torch.frombuffer(self._memory, dtype=torch.uint8, count=count, offset=_HEAD)
 
     def write(self, packed: torch.Tensor, size: int, kept: int, epoch: int) -> None:
-        """Take over the bytes (ceil(size / 8),) uint8 on the CPU, `kept` bits of which are 1."""
+        """Write the bytes (ceil(size / 8),) uint8 on the CPU, `kept` bits of which are 1."""
         self._reserve(size)
         if len(packed):
             view = torch.frombuffer(self._memory, dtype=torch.uint8, offset=_HEAD)
@@ -126,5 +127,5 @@ class SharedBits:
 
 
 def _remove(path: str, owner: int) -> None:
-    if os.getpid() == owner:  # not a forked child that ends
+    if os.getpid() == owner:  # not when a forked child exits
         os.unlink(path)

@@ -1,8 +1,8 @@
-"""What the backends share of `score_contrastive`: its forms, its rows and its results.
+"""The parts of `score_contrastive` that all backends share: its forms, row blocks and results.
 
-The matrix of similarities is cut into blocks by view. Block (v, w) compares this rank's rows of
-view v with everyone's rows of view w. A row's softmax runs over all blocks of its view; on the
-diagonal of block (v, w) stands the row itself where v = w, and is left out, else its positive.
+The similarity matrix is divided into blocks by view. Block (v, w) compares this rank's rows of view
+v with all ranks' rows of view w. A row's softmax runs over all blocks of its view; the diagonal of
+block (v, w) is the row itself if v = w, and left out, else its positive.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,9 @@ class Views(NamedTuple):
     """Two views of the same samples.
 
     Attributes:
-        own: both views of this rank's samples, (n, D) each.
-        all: both views of every rank's, (N, D) each; the same tensors as `own` without a group.
+        own: both views of this rank's samples, each (n, D).
+        all: both views of all ranks' samples, each (N, D); the same tensors as `own` without a
+            group.
         start: the position of this rank's first sample among all.
     """
 
@@ -35,14 +36,14 @@ class Views(NamedTuple):
 
     @property
     def alone(self) -> bool:
-        """Whether these are all samples: block (w, v) is then block (v, w) transposed."""
+        """Whether `own` are all samples, so that block (w, v) is block (v, w) transposed."""
         return self.own[0] is self.all[0]
 
 
 class Problem(NamedTuple):
-    """A call of `score_contrastive`, its arguments checked and its views gathered.
+    """The checked arguments of a `score_contrastive` call, with gathered views.
 
-    `hidden` is None where the projections give the entropy, too.
+    `hidden` is None if the projections also give the entropy.
     """
 
     form: str
@@ -63,7 +64,7 @@ class Problem(NamedTuple):
 
 
 class RowValues(NamedTuple):
-    """loss, entropy and lse (n,) of the rows of one view."""
+    """Loss, entropy and lse (n,) of the rows of one view."""
 
     loss: torch.Tensor
     entropy: torch.Tensor
@@ -71,11 +72,11 @@ class RowValues(NamedTuple):
 
 
 def norms(vectors: torch.Tensor, rows: int = 512) -> torch.Tensor:
-    """Euclidean lengths (n,) float64 of vectors (n, D), never below `SMALLEST_NORM`; `rows` at a
-    time are in float64."""
+    """Euclidean lengths (n,) float64 of vectors (n, D), never below `SMALLEST_NORM`; computed
+    `rows` at a time in float64."""
     lengths = torch.empty(len(vectors), dtype=torch.float64, device=vectors.device)
-    # Into one result: small results between the large temporaries would keep those from being
-    # given back, 64 MB of them in a first call.
+    # Into one result: small allocations between the large temporaries would prevent freeing them,
+    # 64 MB in a first call.
     for part, out in zip(vectors.split(rows), lengths.split(rows), strict=True):
         torch.linalg.vector_norm(part, dim=1, dtype=torch.float64, out=out)
     return lengths.clamp_(min=SMALLEST_NORM)
@@ -84,7 +85,8 @@ def norms(vectors: torch.Tensor, rows: int = 512) -> torch.Tensor:
 def row_values(
     m: torch.Tensor, u: torch.Tensor, t: torch.Tensor, positive: torch.Tensor
 ) -> RowValues:
-    """From sums that leave one maximal element out, relative to it: (n,) float64 each."""
+    """Row values from sums relative to the maximum that leave one maximal element out, (n,) float64
+    each."""
     log_sum = torch.log1p(u)
     return RowValues((m - positive) + log_sum, log_sum - t / (1 + u) + (m - m), m + log_sum)
 
@@ -92,12 +94,12 @@ def row_values(
 def merged(
     m: torch.Tensor, u: torch.Tensor, t: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sums (n,) of rows from those of their parts, (parts, n) float64, each of which leaves one
-    of its maximal elements out and is relative to it. A part without elements is (-inf, 0, 0)."""
+    """Merge sums (parts, n) float64 of row parts into sums (n,) of rows; all leave one maximal
+    element out and are relative to it. An empty part is (-inf, 0, 0)."""
     top, where = m.max(0)
     below = (m - top).nan_to_num(nan=-torch.inf)
     factor = below.exp()
-    below = below.clamp(min=-1e4)  # behind every exponential that is not 0
+    below = below.clamp(min=-1e4)  # where every exponential is 0
     left_in = torch.ones_like(m).scatter_(0, where[None], 0.0)  # the largest stays left out
     whole = u + left_in
     return top, (factor * whole).sum(0), (factor * (t + below * whole)).sum(0)
@@ -106,8 +108,8 @@ def merged(
 def combined(
     problem: Problem, rows_of: Callable[[Problem, Views, float], list[RowValues]]
 ) -> Scores:
-    """Scores (n,), as means over the directions, of what a backend's `rows_of` finds for the rows
-    of each: of the projections, and of the hidden features, where there are any, the entropy."""
+    """Scores (n,) as means over the directions, from a backend's `rows_of`: loss of the
+    projections, entropy of the hidden features if given."""
     projections = rows_of(problem, problem.projections, problem.temperature)
     hidden = projections
     if problem.hidden is not None:

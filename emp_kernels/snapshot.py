@@ -1,4 +1,4 @@
-"""What a checkpoint must hold before it is taken over: types first, values then."""
+"""Validation of checkpoints before they are loaded: types first, then values."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LARGEST = torch.iinfo(torch.int64).max
 
 
 def whole_tensors(entries: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`entries` with whole tensors in the place of DTensors, of which the ranks hold parts; where
-    there are some, all ranks of their mesh must call."""
+    """`entries` with DTensors replaced by full tensors; if there are any, all ranks of their mesh
+    must call."""
     if not isinstance(entries, Mapping):
-        return entries  # and be told
+        return entries  # rejected later
     return {
         name: entry.full_tensor() if hasattr(entry, "full_tensor") else entry
         for name, entry in entries.items()
@@ -27,8 +27,8 @@ def whole_tensors(entries: Mapping[str, Any]) -> Mapping[str, Any]:
 def check_tensors(
     function: str, entries: Mapping[str, Any], like: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Those of `entries` that `like` names, without autograd: dense tensors in memory, of its
-    dtypes and shapes."""
+    """The entries named in `like`, detached, checked to be dense tensors in memory of its dtypes
+    and shapes."""
     found = {}
     for name, own in like.items():
         tensor = entries[name]
@@ -48,7 +48,7 @@ def check_tensors(
 
 
 def check_counters(function: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `entries` that are no tensors: epoch, synced_at and warned."""
+    """The entries that are not tensors: epoch, synced_at and warned."""
     found: dict[str, Any] = {}
     for name in ("epoch", "synced_at"):
         found[name] = check_size(function, name, entries[name])
@@ -61,7 +61,7 @@ def check_counters(function: str, entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(function: str, name: str, value: Any, own: float) -> None:
-    """`value`, a number of the type of `own`, is `own`."""
+    """Raise unless `value` is a number of the type of `own` and equal to it."""
     if isinstance(own, int):
         value = check_int(function, name, value)
     elif isinstance(value, bool) or not isinstance(value, int | float):
@@ -71,7 +71,8 @@ def check_same(function: str, name: str, value: Any, own: float) -> None:
 
 
 def check_values(function: str, tensors: Mapping[str, torch.Tensor], synced_at: int) -> None:
-    """The tensors hold what a state can hold. Waits for their device; on meta they hold nothing."""
+    """Raise unless the tensors hold valid values; synchronises with their device. Meta tensors
+    pass."""
     if any(tensor.is_meta for tensor in tensors.values()):
         return
     clock = int(tensors["clock"])
@@ -93,7 +94,7 @@ def check_values(function: str, tensors: Mapping[str, torch.Tensor], synced_at: 
 
 
 def one_tensor(function: str, name: str, entry: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor (L,) of a tuple of one, on the CPU."""
+    """The tensor (L,) in a tuple of one, on the CPU."""
     alone = isinstance(entry, tuple | list) and len(entry) == 1
     if not alone or not isinstance(entry[0], torch.Tensor):
         raise TypeError(

@@ -1,8 +1,8 @@
-"""Terms of losses (terms.py) as operators of ``torch.ops.emp_kernels``, with their gradient: what
-``torch.compile`` and tracers see of the losses, of logits and of a product's.
+"""Terms of losses (terms.py) as differentiable operators of ``torch.ops.emp_kernels``, for
+``torch.compile`` and tracers; of logits and of products.
 
-Each answers with all of RowTerms' fields, those that there are not as zeros: an operator's results
-must not depend on the backend that serves it.
+Each returns all fields of RowTerms, with zeros for None, because an operator's outputs must not
+depend on the backend.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .options import check_temperatures
 from .terms import Adjustment, Coefficients, RowTerms, Targets, coefficients_of
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_INPUTS = {"row_terms": 1, "linear_terms": 3}  # what the gradient is by, in front of the labels
+_INPUTS = {"row_terms": 1, "linear_terms": 3}  # differentiable arguments, before labels
 _ROWS, _PRODUCT = "Tensor logits", "Tensor hidden, Tensor weight, Tensor? bias"
 _OPTIONS = (
     "float temperature, Tensor? temperatures, float? softcap, bool weighs, Tensor? weights, "
     "Tensor? probabilities, float share, float uniform"
 )
 _OPTION_COUNT, _FIELD_COUNT = 8, len(RowTerms._fields)
-# `lent`: a Selection's loss, entropy and lse, in the place of a read. `plain`: of logits as they
-# are the loss alone is differentiated, by the kernels that know no options.
+# `lent`: a Selection's loss, entropy and lse, reused instead of a read. `plain`: only the loss of
+# unadjusted logits is differentiated, by the kernels without options.
 _FORWARD = (
     f"Tensor labels, {_OPTIONS}, Tensor[] lent, bool plain, int? ignore_index, str function, "
     "str? backend) -> "
@@ -115,7 +115,8 @@ def _fake_gradients(inputs: Sequence[Any], labels: Tensor, *rest: Any) -> Any:
 
 
 def _register(name: str, count: int) -> None:
-    """The operators of `name`, whose first `count` arguments are what the gradient is by."""
+    """Register the operators of `name`, which are differentiable by their first `count`
+    arguments."""
     first_option = count + 1
 
     def split(function: Any) -> Any:
@@ -130,7 +131,7 @@ def _register(name: str, count: int) -> None:
         ctx.terms = 3 if few else _FIELD_COUNT
         tensors = [x if isinstance(x, Tensor) else None for x in options]
         ctx.save_for_backward(*inputs[:first_option], *tensors, *output[: ctx.terms])
-        # Loss and lse alone do not tell the gradient of an entropy.
+        # An entropy's gradient needs more than loss and lse.
         ctx.mark_non_differentiable(*output[4:], *(output[1:4:2] if few else ()))
         ctx.set_materialize_grads(False)
 
@@ -177,8 +178,8 @@ def differentiable_terms(
     backend: str | None,
     plain: bool = False,
 ) -> tuple[RowTerms, tuple[Tensor, ...]]:
-    """Terms of rows of logits or, of (hidden, weight, bias), of a product; and those of them that
-    are differentiable: where `plain`, loss and lse as parts of one."""
+    """Terms of rows of logits or of a product (hidden, weight, bias), and the differentiable ones
+    among them; with `plain`, loss and lse as parts of one tensor."""
     operator = torch.ops.emp_kernels.row_terms
     if len(inputs) > 1:
         operator = torch.ops.emp_kernels.linear_terms

@@ -1,7 +1,7 @@
-"""Terms of losses with options (terms.py) of a product hidden @ weightᵀ + bias, a tile at a time,
-and their gradients from tiles again. Shared by the backends, as tiles.py is.
+"""Terms of losses with options (terms.py) of a product hidden @ weightᵀ + bias, one tile at a time,
+and their gradients from recomputed tiles. Shared by the backends, like tiles.py.
 
-In RowTerms of a product, `maximum` is that of the adjusted logits.
+For products, RowTerms' `maximum` is that of the adjusted logits.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from .terms import Adjustment, Coefficients, RowTerms, Targets
 from .tiles import Product, column_of, product_gradients
 
-# Adds a tile (R, V) of adjusted logits with labels (R,), whose first column is given, to parts
-# (4, R) float64: m, u, t of row_sums and the label's logit.
+# Adds a tile (R, V) of adjusted logits with labels (R,) and the given first column to parts (4, R)
+# float64: m, u, t of row_sums and the label's logit.
 AddParts = Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor], None]
 
 
 def adjusted(
     z: torch.Tensor, adjustment: Adjustment, temperature: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Adjusted logits in the place of z (R, V), and their derivative by z; `temperature` (R, 1)
-    where each row has its own."""
+    """Adjusted logits, in place of z (R, V), and their derivative with respect to z; `temperature`
+    is (R, 1) if each row has its own."""
     scale = 1 / adjustment.temperature if temperature is None else temperature.reciprocal()
     if adjustment.softcap is None:
         return (z if adjustment.changes_nothing else z.mul_(scale)), scale
@@ -35,7 +35,7 @@ def adjusted(
 def _temperature(
     adjustment: Adjustment, positions: torch.Tensor | None, wide: torch.dtype
 ) -> torch.Tensor | None:
-    """Of the rows at `positions`, (K, 1); None where all have the same."""
+    """Temperatures of the rows at `positions`, (K, 1); None if all rows have the same."""
     if not isinstance(adjustment.temperature, torch.Tensor):
         return None
     temperature = adjustment.temperature.to(wide)[:, None]
@@ -43,7 +43,7 @@ def _temperature(
 
 
 def add_parts(tile: torch.Tensor, labels: torch.Tensor, first: int, parts: torch.Tensor) -> None:
-    """AddParts in torch's operations. One maximal element stays out of every sum."""
+    """AddParts in torch operations. One maximal element is left out of every sum."""
     z = tile.double()
     top, place = z.max(1, keepdim=True)
     d = z - top
@@ -80,7 +80,7 @@ def product_terms(
     add: AddParts,
 ) -> RowTerms:
     """Terms (N,) of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...) in range;
-    ignored rows take no part. Products are taken in `dtype`."""
+    ignored rows are skipped. Products are computed in `dtype`."""
     flat = labels.reshape(-1).to(torch.int64)
     positions = None
     if ignore_index is not None:
@@ -137,9 +137,9 @@ def term_gradients(
     dtype: torch.dtype,
     add_up: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients by hidden, weight and bias, as far as they are `wanted`, of what terms.py says of
-    the product's rows; of rows whose coefficients are all 0 no product is made. Labels outside
-    [0, C) are elsewhere, where the ranks `add_up` hidden's gradient."""
+    """Gradients with respect to hidden, weight and bias, as far as `wanted`, from the coefficients
+    of terms.py; rows whose coefficients are all 0 are not multiplied. Labels outside [0, C) are on
+    other shards, in which case `add_up` sums hidden's gradient over the ranks."""
     wide = torch.promote_types(dtype, torch.float32)
     trained = torch.stack([x != 0 for x in coefficients if x is not None]).any(0)
     positions = trained.nonzero()[:, 0]
@@ -149,14 +149,14 @@ def term_gradients(
         return None if x is None else x[positions].to(wide)[:, None]
 
     a, b, s, rest = (of_rows(x) for x in coefficients)
-    if terms.maximum is None:  # lent
+    if terms.maximum is None:  # reused
         zero = torch.zeros((), dtype=wide, device=hidden.device)
         maximum, above, mean = zero.expand(len(positions), 1), of_rows(terms.lse), None
     else:
         maximum, above, mean = (of_rows(x) for x in (terms.maximum, terms.above, terms.mean))
     loss, lse = of_rows(terms.loss), of_rows(terms.lse)
     at_label = (rest + a * torch.expm1(-loss)) + (lse - lse)  # NaN where a logit is +inf
-    above = torch.where(loss.isnan(), loss, above)  # a row without a loss has no gradient
+    above = torch.where(loss.isnan(), loss, above)  # invalid rows
     temperature = _temperature(adjustment, positions, wide)
 
     def of_tile(z: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:

@@ -1,12 +1,13 @@
-"""What losses with options are made of: sums over a row of adjusted logits, and their gradient.
+"""The terms of losses with options: sums over a row of adjusted logits, and their gradient.
 
 With raw logits z, the adjusted ones are a_j = softcap * tanh(z_j / softcap) / temperature (without
 softcap z_j / temperature), p = softmax(a), and d_j = a_j - max a. Every option is then arithmetic
-on a few numbers a row, which backends find in one read (``row_terms``), and every gradient is::
+on a few numbers per row, which backends compute in one read (``row_terms``), and every gradient
+is::
 
     d / d a_j = A p_j + B p_j (d_j - mean) - S q_j - L [j = y]
 
-with a few numbers a row again (``row_terms_backward``): nothing of size N * C is kept.
+with a few coefficients per row (``row_terms_backward``): nothing of size N * C is stored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Adjustment(NamedTuple):
     """How logits are adjusted.
 
     Attributes:
-        temperature: a positive float, or one of each row, (N,) float32.
+        temperature: a positive float, or one per row, (N,) float32.
         softcap: a positive float, or None for none.
     """
 
@@ -37,14 +38,14 @@ class Adjustment(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Weights of a row's log-probabilities besides its label's, or in its place::
+    """Weights of a row's log-probabilities, in addition to or instead of its label's::
 
         q_j = weight_j * (share * probabilities_j + uniform)
 
     Attributes:
         weight: (C,) float32 of each class, or None for 1.
         probabilities: (N, C) of unit inner stride, or None for 0.
-        share, uniform: what label smoothing leaves of them, and adds for each class.
+        share, uniform: the factor that label smoothing leaves, and what it adds per class.
     """
 
     weight: torch.Tensor | None
@@ -54,17 +55,17 @@ class Targets(NamedTuple):
 
 
 class RowTerms(NamedTuple):
-    """Numbers of each row, (N,) float32 (float64 of float64 logits), 0 where it is ignored.
+    """Terms of each row, (N,) float32 (float64 for float64 logits), 0 for ignored rows.
 
     Attributes:
-        loss: -log p_y; of probabilities t_j, -sum t_j log p_j.
+        loss: -log p_y; for probabilities t_j, -sum t_j log p_j.
         entropy, lse: of p, and log(sum(exp(a))).
         target: -sum q_j log p_j; None without Targets.
         total: sum q_j; None without Targets.
-        maximum: max z; the raw logit. None where a Selection lent loss and lse.
+        maximum: max z, the raw logit; None if loss and lse are reused from a Selection.
         above: lse - max a.
         mean: sum p_j d_j.
-        others: sum q_j but for one maximal element's; None where the gradient's pass finds it.
+        others: sum q_j without one maximal element; None if the gradient pass computes it.
     """
 
     loss: torch.Tensor
@@ -79,15 +80,15 @@ class RowTerms(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """What the gradient of each row is made of, (N,) each; a row where all are 0 is not read.
+    """The coefficients of each row's gradient, (N,) each; a row where all are 0 is not read.
 
     Attributes:
         probability: A.
         entropy: B, or None for 0.
         target: S, or None for 0.
-        rest: what is left at the label, A - L - S q_y, of probabilities A - S * total (of the
-            columns here): known without a difference, so that a row whose p_y is nearly 1 keeps its
-            gradient's accuracy.
+        rest: A - L - S q_y, the coefficient left at the label (for probabilities A - S * total of
+            the local columns): computed without a difference, so that the gradient stays accurate
+            for p_y near 1.
     """
 
     probability: torch.Tensor
@@ -107,9 +108,10 @@ def coefficients_of(
     by_target: torch.Tensor | None,
     elsewhere: torch.Tensor | None = None,
 ) -> Coefficients | None:
-    """From the gradients by loss, entropy, lse and target: of each of them p_j - [j = y],
-    -p_j (d_j - mean), p_j and total p_j - q_j. Of rows with columns elsewhere targets and labels
-    are of those here, and `elsewhere` (N,) is what the total has of the others."""
+    """Coefficients from the gradients with respect to loss, entropy, lse and target, whose
+    derivatives are p_j - [j = y], -p_j (d_j - mean), p_j and total p_j - q_j. For sharded rows
+    targets and labels are the local ones, and `elsewhere` (N,) is the other shards' part of the
+    total."""
     if targets is None:
         by_target = None
     elif targets.probabilities is not None:
@@ -149,7 +151,7 @@ def coefficients_of(
 
 
 def _product(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """scale * x, 0 where the scale is, whatever x holds."""
+    """scale * x, and 0 where scale is 0, whatever x is."""
     return torch.where(scale == 0, 0.0, scale * x)
 
 

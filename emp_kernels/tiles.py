@@ -1,7 +1,7 @@
-"""The product hidden @ weightᵀ + bias a tile at a time, and its gradients from tiles again.
+"""The product hidden @ weightᵀ + bias one tile at a time, and its gradients from recomputed tiles.
 
-Shared by the backends: torch's own matrix product fills one reused tile, so that what a call needs
-beside its arguments and results does not grow with rows times classes.
+Shared by the backends: torch's matrix product fills one reused tile, so temporary memory does not
+grow with rows times classes.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-# Of a tile: enough for the product to run at its full rate, and 2 or 4 MB, which the last-level
-# cache keeps. Few rows get up to eight times the columns, for a call has its costs; in float32 only
-# very few, because those products are faster in narrow tiles.
+# Tile sizes at which the product reaches its full speed, 2 or 4 MB, which fit in the last-level
+# cache. Few rows get up to eight times the columns, to amortise the cost of a call; in float32 only
+# very few rows do, because those products are faster in narrow tiles.
 ROWS = 2048
 COLUMNS = 512
 
 
 class Product:
-    """Tiles of hidden (..., D) @ weight (C, D)ᵀ + bias (C,), of the rows at some positions.
+    """Tiles of hidden (..., D) @ weight (C, D)ᵀ + bias (C,), for the rows at `positions`.
 
     Args:
-        positions: (K,) of the flattened leading dimensions, or None for all rows in order.
-        dtype: in which products are taken and tiles are: that of hidden, or a wider one.
+        positions: (K,) in the flattened leading dimensions, or None for all rows in order.
+        dtype: of the products and tiles: that of hidden, or a wider one.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Product:
             yield slice(start, min(start + self.tile_columns, self.classes))
 
     def hidden_of(self, rows: slice) -> torch.Tensor:
-        """Rows of hidden (R, D); copied only where they are chosen or lie apart."""
+        """Rows of hidden (R, D); copied only if they are selected or not contiguous."""
         try:
             flat = self.hidden.view(-1, self.width)
             chosen = flat[rows if self.positions is None else self.positions[rows]]
@@ -72,8 +72,8 @@ class Product:
     def tile(
         self, hidden: torch.Tensor, columns: slice, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """hidden (R, D) @ weight[columns]ᵀ + bias[columns]: (R, V), in `out`, or else until the
-        next tile."""
+        """hidden (R, D) @ weight[columns]ᵀ + bias[columns]: (R, V), in `out`, or in a buffer that
+        the next tile overwrites."""
         if out is None:
             shape = len(hidden), columns.stop - columns.start
             out = self.memory[: shape[0] * shape[1]].view(shape)
@@ -84,14 +84,14 @@ class Product:
 
 
 class KeptTiles:
-    """Tiles of few rows' product, kept for the backward pass in memory that is needed then anyway:
-    that of the weight's gradient, which is written over them.
+    """Tiles of a product with few rows, stored for the backward pass in the memory of the weight's
+    gradient, which then overwrites them.
 
-    A gradient (C, D) has room for the tiles of up to D rows, at its end: column tiles are taken in
-    order, and each is read before the gradient grows into it.
+    A gradient (C, D) can hold the tiles of up to D rows, at its end: column tiles are processed in
+    order, and each is read before the gradient reaches it.
 
     Attributes:
-        gradient: (C, D), or None as long as no tiles were made room for.
+        gradient: (C, D), or None as long as nothing is reserved.
     """
 
     def __init__(self) -> None:
@@ -99,8 +99,8 @@ class KeptTiles:
         self.positions: torch.Tensor | None = None
         self.rows = 0
 
-    def make_room(self, product: Product) -> bool:
-        """Whether there is; all tiles of the product are then to be written."""
+    def reserve(self, product: Product) -> bool:
+        """Whether the product fits; all its tiles must then be written."""
         weight, size = product.weight, product.dtype.itemsize
         free = weight.numel() * weight.dtype.itemsize - product.rows * product.classes * size
         if free < 0 or free % size or not product.rows:
@@ -111,7 +111,7 @@ class KeptTiles:
         return True
 
     def hold(self, positions: torch.Tensor) -> bool:
-        """Whether these rows (K,) are what the tiles are of."""
+        """Whether the tiles are those of the rows at `positions` (K,)."""
         if self.gradient is None or len(positions) != self.rows:
             return False
         return self.positions is None or torch.equal(self.positions, positions)
@@ -133,24 +133,24 @@ def gradients(
     wanted: Sequence[bool],
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of sum scales * loss with respect to hidden, weight and bias, as far as they are
-    `wanted`, from tiles of (softmax - onehot) * scales of the rows whose scale is not 0.
+    """Gradients of sum scales * loss with respect to hidden, weight and bias, as far as `wanted`,
+    from tiles of (softmax - onehot) * scales of the rows whose scale is not 0.
 
-    The label's entry is expm1(-loss), for the probability itself would round to 1. Sums over tiles
-    are float32 (float64 in float64): beside the results and a few tiles that takes K * D of them
-    for K rows.
+    The label's entry is expm1(-loss), because the probability itself would round to 1. Sums over
+    tiles are float32 (float64 in float64), which takes K * D numbers for K rows besides the results
+    and a few tiles.
 
     Args:
         hidden: (..., D). weight: (C, D). bias: (C,) or None. labels: (...).
         loss, lse, scales: (N,) of the flattened rows.
-        wanted: of hidden, weight and bias; None stands for the others.
-        dtype: in which products are taken.
+        wanted: which of the three gradients to compute; the others are None.
+        dtype: of the products.
     """
     wide = torch.promote_types(dtype, torch.float32)
     positions = scales.nonzero()[:, 0]
     y = labels.reshape(-1).to(torch.int64)[positions]
     loss, lse, scales = (x[positions].to(wide) for x in (loss, lse, scales))
-    scales = torch.where(loss.isnan(), torch.nan, scales)  # where there is no loss
+    scales = torch.where(loss.isnan(), torch.nan, scales)  # invalid rows
     at_label = (torch.expm1(-loss) + (lse - lse)) * scales  # NaN where a logit is +inf
 
     def of_tile(z: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
@@ -164,8 +164,8 @@ def gradients(
 
 
 def column_of(labels: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where labels (R,) stand in a tile of `columns`, (R, 1), and which of them do, (R,); 0 for
-    the others."""
+    """The column of each label (R,) within a tile of `columns`, (R, 1), 0 if it is outside, and
+    whether it is inside, (R,)."""
     inside = (labels >= columns.start) & (labels < columns.stop)
     return torch.where(inside, labels - columns.start, 0)[:, None], inside
 
@@ -181,11 +181,11 @@ def product_gradients(
     add_up: Callable[[torch.Tensor], torch.Tensor] | None = None,
     kept: KeptTiles | None = None,
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients by hidden, weight and bias, as far as they are `wanted`, from tiles of the gradient
-    by the product's rows at `positions`: ``of_tile(tile, rows, columns)``, which may overwrite the
-    tile and answers in float32 (float64). Where other columns are elsewhere, `add_up` gives the sum
-    over the ranks, of hidden's gradient before it is rounded. Tiles that are `kept` are read where
-    they lie, and the weight's gradient is written over them."""
+    """Gradients with respect to hidden, weight and bias, as far as `wanted`, from tiles of the
+    gradient with respect to the product's rows at `positions`: ``of_tile(tile, rows, columns)``,
+    which may overwrite the tile and returns float32 (float64). For sharded columns, `add_up` sums
+    hidden's gradient over the ranks before it is rounded. Tiles that are `kept` are read in place,
+    and the weight's gradient overwrites them."""
     wide = torch.promote_types(dtype, torch.float32)
     product = Product(hidden, weight, bias, positions, dtype)
     by_hidden = None
@@ -235,4 +235,4 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:
-        total += torch.mm(a, b, out=a.new_empty(len(a), b.shape[1]))  # which autocast leaves alone
+        total += torch.mm(a, b, out=a.new_empty(len(a), b.shape[1]))  # unaffected by autocast

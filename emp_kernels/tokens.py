@@ -1,4 +1,4 @@
-"""Logits of language models, (B, T, C): select tokens, or sequences by their tokens' mean.
+"""Logits of language models, (B, T, C): selection of tokens, or of sequences by their mean score.
 
 One read of the logits gives the scores of all tokens; the rest works on (B, T) and (B,).
 """
@@ -37,8 +37,8 @@ def select_tokens(
     backend: str | None,
     function: str,
 ) -> Selection:
-    """The token level of :func:`emp_kernels.score_and_select`, which documents it. A graph break
-    under ``torch.compile``: sizes depend on the data."""
+    """The token level of :func:`emp_kernels.score_and_select`, documented there. A graph break
+    under ``torch.compile``, as sizes depend on the data."""
     if not isinstance(per, str):
         raise TypeError(f"{function}: per must be a str, got {type(per).__name__}")
     if per not in PER:
@@ -96,8 +96,8 @@ def _check_ids(
     labels: torch.Tensor,
     per: str,
 ) -> tuple[EMPState | None, torch.Tensor | None]:
-    """The state to write into and the ids of tokens, flat, or of sequences, on the logits' device,
-    that suit it."""
+    """The state to write into and the ids of tokens (flattened) or of sequences, on the logits'
+    device."""
     what, n = "tokens", labels.numel()
     if per == "sequence":
         what, n = "sequences", labels.shape[0]
@@ -118,8 +118,8 @@ def _counts(score: torch.Tensor) -> torch.Tensor:
 
 
 def _means(scores: Scores) -> Scores:
-    """Of each sequence the means (B,) over its tokens that count, taken in float64: score NaN
-    where none counts, -inf where all are ignored."""
+    """The means (B,) over each sequence's tokens that count, computed in float64; score NaN if none
+    counts, -inf if all are ignored."""
     counted = _counts(scores.score)
     number = counted.sum(1)
     means = [
@@ -135,10 +135,11 @@ def _means(scores: Scores) -> Scores:
 def highest(
     chosen: ModuleType, score: torch.Tensor, keep: Keep, of_all: bool, waits: bool
 ) -> torch.Tensor:
-    """Ascending positions of the rows of score (N,) that are kept, among those that count.
+    """Ascending positions of the kept rows of score (N,), among those that count.
 
-    K is taken `of_all` rows, or of those that count, and that size is read back. `waits` reads
-    back how many count in any case; without it, where fewer count than K, the rest is -1.
+    K is relative to all rows if `of_all`, else to those that count, whose number is then read back.
+    `waits` reads it back in any case; without it, the result is padded with -1 if fewer than K
+    count.
     """
     n, counted = score.shape[0], _counts(score)
     if not waits:
@@ -153,12 +154,12 @@ def highest(
 def highest_of_each(
     chosen: ModuleType, score: torch.Tensor, keep: Keep, of_all: bool, waits: bool
 ) -> torch.Tensor:
-    """As `highest`, inside each row of score (B, T); positions in the flattened score."""
+    """As `highest`, within each row of score (B, T); positions in the flattened score."""
     sequences, length = score.shape
     number = _counts(score).sum(1)
     if of_all:
         counts = number.clamp(max=kept_count(keep, length))
-    elif isinstance(keep, float):  # kept_count of each; torch.round sends halves to even, too
+    elif isinstance(keep, float):  # kept_count of each; torch.round also rounds halves to even
         counts = (number.double() * keep).round().long().clamp(min=1).minimum(number)
     else:
         counts = number.clamp(max=keep)
@@ -170,12 +171,12 @@ def highest_of_each(
 
 
 def _padded(positions: torch.Tensor, end: int) -> torch.Tensor:
-    """Ascending positions in which `end` stands for nothing, as -1 behind the others."""
+    """Ascending positions with `end`, the padding, replaced by -1."""
     positions = positions.sort().values
     return torch.where(positions < end, positions, -1)
 
 
 def _lowest(score: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """() the lowest score at `positions`, -1 aside; +inf where there is none."""
+    """() the lowest score at `positions`, except -1; +inf if there is none."""
     end = torch.full((1,), torch.inf, dtype=score.dtype, device=score.device)
     return torch.cat([score, end])[positions].amin() if len(positions) else end[0]

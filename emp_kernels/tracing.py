@@ -1,8 +1,8 @@
-"""Who records operations instead of running them: torch's compilers and tracers.
+"""Detects torch's compilers and tracers, which record operations instead of running them.
 
-What records reads no memory. Native code and Triton kernels would run on the example alone, and
-their results would stand in the recording as constants: so a call is an operator there
-(:mod:`emp_kernels.ops`, :mod:`emp_kernels.term_ops`), or an error.
+Native code and Triton kernels would run only on the example, and their results would become
+constants of the recording. A traced call is therefore an operator (:mod:`emp_kernels.ops`,
+:mod:`emp_kernels.term_ops`) or an error.
 """
 
 import torch
@@ -10,25 +10,24 @@ import torch
 _tracing_state = torch._C._get_tracing_state
 _modes = torch._C._len_torch_dispatch_stack
 _KEYS = torch._C._TorchDispatchModeKey
-# None outside of torch.func's transforms.
+# None outside torch.func's transforms.
 transforming = torch._C._functorch.peek_interpreter_stack
 
 
 def recording() -> bool:
-    """Whether torch.compile, torch.export or make_fx record what runs, which must then be
-    operators."""
+    """Whether torch.compile, torch.export or make_fx is tracing, so that operators must be used."""
     return torch.compiler.is_compiling() or (_modes() > 0 and _mode(_KEYS.PROXY) is not None)
 
 
 def running() -> bool:
-    """Whether nobody records, torch.jit.trace included."""
+    """Whether nothing is tracing, torch.jit.trace included."""
     if torch.compiler.is_compiling() or _tracing_state() is not None:
         return False
     return not _modes() or _mode(_KEYS.PROXY) is None
 
 
 def records(function: str) -> bool:
-    """`recording`, raising where torch.jit.trace does, which would keep sizes as constants."""
+    """`recording`, but raises under torch.jit.trace, which would record sizes as constants."""
     if torch.compiler.is_compiling():
         return True
     if _tracing_state() is not None:
@@ -37,9 +36,9 @@ def records(function: str) -> bool:
 
 
 def check_no_tracing(function: str) -> None:
-    """Nobody records, and no mode or transform is active whose new tensors have no memory: results
-    would be half its own and half real ones, and what is written into tensors of ours would be
-    lost. (What torch.compile cannot record breaks its graph before it comes here.)"""
+    """Raise under a tracer, or under a mode or transform whose new tensors have no memory: results
+    would mix its tensors with real ones, and writes into them would be lost. (Calls that
+    torch.compile cannot trace are graph breaks before they reach this.)"""
     if torch.compiler.is_compiling():
         if torch.compiler.is_dynamo_compiling():
             return
@@ -65,7 +64,8 @@ def check_no_tracing(function: str) -> None:
 
 
 def check_recordable(function: str, name: str) -> None:
-    """`name`, whose tensors lie in memory, can be recorded: not where all have to be fake."""
+    """Raise if `name`, whose tensors are real, cannot be traced because all tensors must be
+    fake."""
     if not torch.compiler.is_compiling() and _modes() and _mode(_KEYS.FAKE) is not None:
         raise RuntimeError(
             f"{function}: {name} must be recorded with its memory (by torch.compile, torch.export "

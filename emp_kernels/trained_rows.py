@@ -1,4 +1,4 @@
-"""Which rows a loss is of, and what is reused of a Selection of them."""
+"""The rows that a loss trains on, and the results reused from a Selection of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .tracing import recording
 from .validation import as_int64, check_ids, check_rows_in
 
 REDUCTIONS = ("mean", "sum", "none")
-_UNREAD = torch.iinfo(torch.int64).min  # label of rows that nobody asks for: no ignore_index is it
+_UNREAD = torch.iinfo(torch.int64).min  # label of rows that are not read; never an ignore_index
 
 
 def check_reduction(function: str, reduction: str) -> None:
@@ -30,12 +30,12 @@ def check_unremembered(function: str, state: EMPState | None) -> None:
 
 
 def check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor) -> torch.Tensor:
-    """Positions (K,) int64 on the logits' device; on CPU all of them are in [0, n)."""
+    """Positions (K,) int64 on the logits' device, checked to be in [0, n) on the CPU."""
     check_ids(function, "rows", rows)
     if recording():
         return ops.positions(rows.to(logits.device), n, function)
     rows = rows.to(device=logits.device, dtype=torch.int64)
-    rows = rows.resolve_neg()  # torch's indexing needs it
+    rows = rows.resolve_neg()  # required by torch's indexing
     check_rows_in(function, rows, n)
     return rows
 
@@ -43,7 +43,7 @@ def check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor) 
 def lent_scores(
     function: str, selection: Selection, labels: torch.Tensor, dtype: torch.dtype
 ) -> Scores:
-    """The selection's scores, flat, as scores of logits of `dtype` are."""
+    """The selection's scores, flattened, in the dtype that logits of `dtype` give."""
     shape = selection.scores.loss.shape
     if shape.numel() != labels.numel():
         raise ValueError(
@@ -51,7 +51,7 @@ def lent_scores(
             f"of {shape.numel()} rows"
         )
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    # Made in inference mode, they could not be saved for the backward pass.
+    # Inference tensors cannot be saved for the backward pass.
     lent = (x.to(wide, copy=not recording() and x.is_inference()) for x in selection.scores)
     return Scores(*(field.reshape(-1) for field in lent))
 
@@ -59,7 +59,7 @@ def lent_scores(
 def only(
     labels: torch.Tensor, positions: torch.Tensor, ignore_index: int | None
 ) -> tuple[torch.Tensor, int]:
-    """Labels, and an ignore_index, with which only the rows at `positions` are read."""
+    """Labels and an ignore_index such that only the rows at `positions` are read."""
     flat = as_int64(labels).reshape(-1)
     if ignore_index is not None:
         flat = flat.masked_fill(flat == ignore_index, _UNREAD)

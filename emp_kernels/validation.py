@@ -1,9 +1,9 @@
 """Checks of public arguments. Each raises ``function: argument must rule, got value``.
 
-Types, shapes and devices are checked here, once, by the public functions, of all arguments but
-those that :func:`emp_kernels.backends.plain` serves as they are. Values inside a tensor (a label's
-or an id's range) are checked by the backend: by native code that reads them anyway, or by a pass of
-torch's, here. The errors are worded here either way.
+Types, shapes and devices are checked here, once, by the public functions, for all arguments except
+those that :func:`emp_kernels.backends.plain` takes unchecked. Values inside a tensor (the range of
+labels or ids) are checked by the backend: by native code, which reads them anyway, or by torch
+operations here. All error messages are defined here.
 """
 
 import numbers
@@ -31,8 +31,8 @@ def describe(value: Any) -> str:
 
 
 def in_memory(tensor: torch.Tensor) -> bool:
-    """Whether the numbers of `tensor` lie at its address: not those of a subclass that dispatches
-    its own operations, as DTensor and FakeTensor do. What is being recorded will have its own."""
+    """Whether the data of `tensor` is at its address, unlike in subclasses that dispatch their own
+    operations, such as DTensor and FakeTensor. Under tracing it is assumed to be."""
     kind = type(tensor)
     return (
         kind is torch.Tensor
@@ -42,15 +42,16 @@ def in_memory(tensor: torch.Tensor) -> bool:
 
 
 def check_strided(function: str, name: str, tensor: torch.Tensor) -> None:
-    """`tensor` is an ordinary dense one: sparse and other layouts have no rows in memory, and what
-    stands for others, as in torch.func, has none."""
+    """Raise unless `tensor` is an ordinary dense tensor: sparse and other layouts have no rows in
+    memory, and wrapper tensors, as in torch.func, have no memory."""
     strided = tensor.layout is torch.strided and not tensor.is_nested
     if type(tensor) is not torch.Tensor or not strided or transforming() is not None:
         _refuse_unusual(function, name, tensor)
 
 
 def _refuse_unusual(function: str, name: str, tensor: torch.Tensor) -> None:
-    """Raise of what `tensor` is, and what to pass instead; nothing where it has rows after all."""
+    """Raise an error that names the kind of `tensor` and what to pass instead; return if it has
+    rows after all."""
     kind = type(tensor).__name__
     if tensor.is_nested:
         raise TypeError(
@@ -76,8 +77,8 @@ def _refuse_unusual(function: str, name: str, tensor: torch.Tensor) -> None:
 
 
 def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> None:
-    """`logits` is a floating tensor with at least rows and columns. Of torch.func's tensors
-    `check_labels` tells, which comes next: asking costs a part of these checks."""
+    """Raise unless `logits` is a floating tensor with at least rows and columns. torch.func's
+    tensors are detected later, in `check_labels`, to save time here."""
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(logits).__name__}")
     if logits.dtype not in FLOAT_DTYPES:
@@ -95,7 +96,8 @@ def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> N
 def check_labels(
     function: str, labels: torch.Tensor, logits: torch.Tensor, name: str = "logits"
 ) -> None:
-    """`labels` is an integer tensor with the logits' leading shape, on the logits' device."""
+    """Raise unless `labels` is an integer tensor with the logits' leading shape, on their
+    device."""
     if not isinstance(labels, torch.Tensor):
         raise TypeError(f"{function}: labels must be a torch.Tensor, got {type(labels).__name__}")
     if labels.dtype not in INTEGER_DTYPES:
@@ -106,7 +108,7 @@ def check_labels(
         _refuse_unusual(function, name, logits)
         _refuse_unusual(function, "labels", labels)
     shape, whole = labels.shape, logits.shape
-    # A slice of a shape costs as much as all of this; most labels are (N,).
+    # Most labels are (N,); slicing a shape would cost as much as all these checks.
     alike = len(shape) == 1 and len(whole) == 2 and shape[0] == whole[0]
     if not alike and shape != whole[:-1]:
         raise ValueError(
@@ -117,7 +119,7 @@ def check_labels(
 
 
 def _other_shape(shape: torch.Size, whole: torch.Size, name: str) -> str:
-    """What to do about labels of `shape` beside logits of the shape `whole`, where it is plain."""
+    """A hint for labels of `shape` with logits of shape `whole`, if the mistake is recognisable."""
     if shape == (*whole[:-1], 1):
         return " (pass labels.squeeze(-1))"
     if len(whole) > 2 and shape == (whole[0], *whole[2:]):
@@ -128,7 +130,7 @@ def _other_shape(shape: torch.Size, whole: torch.Size, name: str) -> str:
 def check_scores(
     function: str, scores: torch.Tensor, name: str = "scores", shape: str = "(N,)"
 ) -> None:
-    """`scores` is a floating tensor of one dimension, worded as `shape`."""
+    """Raise unless `scores` is a floating tensor of one dimension, called `shape` in the error."""
     if not isinstance(scores, torch.Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(scores).__name__}")
     if scores.dtype not in FLOAT_DTYPES:
@@ -141,7 +143,7 @@ def check_scores(
 def check_same_device(
     function: str, name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor
 ) -> None:
-    """Both tensors live on one device."""
+    """Raise unless both tensors are on the same device."""
     if not (tensor.is_cpu and other.is_cpu) and tensor.device != other.device:
         raise ValueError(
             f"{function}: {name} must be on the device of {other_name} ({other.device}), "
@@ -150,7 +152,7 @@ def check_same_device(
 
 
 def check_ids(function: str, name: str, ids: torch.Tensor, rows: int | None = None) -> None:
-    """`ids` is a 1-D integer tensor, of `rows` elements when `rows` is given."""
+    """Raise unless `ids` is a 1-D integer tensor, of `rows` elements if `rows` is given."""
     if not isinstance(ids, torch.Tensor):
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(ids).__name__}")
     if ids.dtype not in INTEGER_DTYPES:
@@ -162,7 +164,7 @@ def check_ids(function: str, name: str, ids: torch.Tensor, rows: int | None = No
 
 
 def check_ignore_index(function: str, ignore_index: int | None) -> int | None:
-    """`ignore_index` is None or an int that fits in int64."""
+    """Return `ignore_index` if it is None or an int that fits in int64."""
     if ignore_index is None:
         return None
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
@@ -176,8 +178,8 @@ def check_ignore_index(function: str, ignore_index: int | None) -> int | None:
 
 
 def check_beta(function: str, beta: float) -> float:
-    """`beta`, the memory term's weight, as a float with which no score overflows: an entropy is
-    below 44, and that many times beta is less than the largest float32's last digit."""
+    """Return `beta`, the memory term's weight, as a float for which no score overflows: entropies
+    are below 44, and 44 * beta is less than one ulp of the largest float32."""
     beta = check_real(function, "beta", beta)
     if not -LARGEST_BETA <= beta <= LARGEST_BETA:  # NaN is not
         rule = f"beta must be finite and from {-LARGEST_BETA} to {LARGEST_BETA}"
@@ -195,7 +197,7 @@ def check_real(function: str, name: str, value: float) -> float:
 
 
 def check_int(function: str, name: str, value: int) -> int:
-    """`value` as an int; True and False are none."""
+    """`value` as an int; bools are rejected."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}")
     return int(value)
@@ -212,7 +214,7 @@ def check_size(function: str, name: str, value: int) -> int:
 def check_snapshot(
     function: str, state_dict: Mapping[str, Any], version: int, entries: Sequence[str]
 ) -> None:
-    """`state_dict` is a mapping that holds `entries` and its "version", which is `version`."""
+    """Raise unless `state_dict` is a mapping with `entries` and the "version" `version`."""
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f"{function}: state_dict must be a mapping, got {type(state_dict).__name__}"
@@ -233,7 +235,7 @@ def check_snapshot(
 
 
 def as_int64(labels: torch.Tensor) -> torch.Tensor:
-    """Labels as int64; from 2**63 on, where they would turn negative, as the largest of them."""
+    """Labels as int64; uint64 values from 2**63 on are clamped to the largest int64."""
     signed = labels.to(torch.int64)
     if labels.dtype == torch.uint64:
         return signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
@@ -243,8 +245,8 @@ def as_int64(labels: torch.Tensor) -> torch.Tensor:
 def check_label_range(
     function: str, labels: torch.Tensor, classes: int, ignore_index: int | None
 ) -> None:
-    """On the CPU raise of the first label outside [0, classes) that is not ignored; elsewhere,
-    where that would wait for the device, its row becomes invalid."""
+    """On the CPU raise for the first label outside [0, classes) that is not ignored; on other
+    devices, where this would synchronise, the row becomes invalid."""
     row = _first_outside(labels, classes, ignore_index)
     if row is not None:
         label = int(as_int64(labels.reshape(-1)[row]))
@@ -252,21 +254,22 @@ def check_label_range(
 
 
 def check_id_range(function: str, ids: torch.Tensor, size: int) -> None:
-    """On the CPU raise of the first of ids (K,) outside [0, size)."""
+    """On the CPU raise for the first of ids (K,) outside [0, size)."""
     position = _first_outside(ids, size, None)
     if position is not None:
         raise_id_out_of_range(function, position, int(as_int64(ids[position])), size)
 
 
 def check_rows_in(function: str, rows: torch.Tensor, size: int) -> None:
-    """On the CPU raise of the first of rows (K,) int64 outside [0, size)."""
+    """On the CPU raise for the first of rows (K,) int64 outside [0, size)."""
     position = _first_outside(rows, size, None)
     if position is not None:
         raise_id_out_of_range(function, position, int(rows[position]), size, "rows")
 
 
 def _first_outside(values: torch.Tensor, stop: int, ignored: int | None) -> int | None:
-    """Position, among the flattened `values` on the CPU, of the first one outside [0, stop)."""
+    """Position of the first of the flattened `values` outside [0, stop); None for other devices
+    than the CPU."""
     if not values.is_cpu:
         return None
     values = as_int64(values.reshape(-1))

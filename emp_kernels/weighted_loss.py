@@ -1,4 +1,4 @@
-"""Losses with options: what a row's terms become, and the terms' gradient."""
+"""Losses with options, computed from the rows' terms, and the terms' gradient."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .validation import as_int64
 
 
 class Rows(NamedTuple):
-    """Rows of logits (..., C) and labels (...), read by a backend in one pass forward and one
-    backward; or, of a `product`, of hidden (..., D), weight (C, D) and bias (C,) or None.
+    """Rows of logits (..., C) and labels (...), read by a backend in one forward and one backward
+    pass; or, for a `product`, of hidden (..., D), weight (C, D) and bias (C,) or None.
 
     Attributes:
-        chosen: the backend; None where the call is traced, whose operator chooses.
-        labels: of the rows that are read; the others hold `ignore_index`.
-        lent: terms that are known already: the forward pass then reads nothing.
-        whole: what else is known of rows with columns elsewhere.
+        chosen: the backend; None if the call is traced, where the operator chooses it.
+        labels: of the rows to read; the others are `ignore_index`.
+        lent: terms to reuse, in which case the forward pass reads nothing.
+        whole: further information on rows with sharded columns.
     """
 
     function: str
@@ -38,8 +38,8 @@ class Rows(NamedTuple):
     targets: Targets | None = None
     lent: RowTerms | None = None
     product: bool = False
-    backend: str | None = None  # what was asked for, for the operator that looks for it then
-    weighted_only: bool = False  # the loss alone is differentiated, of logits as they are
+    backend: str | None = None  # as requested, for the operator to resolve
+    weighted_only: bool = False  # only the loss of unadjusted logits is differentiated
     whole: WholeRows | None = None
 
     def over(
@@ -48,7 +48,8 @@ class Rows(NamedTuple):
         inputs: Sequence[torch.Tensor | None],
         options: LossOptions | None = None,
     ) -> Rows:
-        """These rows, where only `columns` of theirs are here: read, and told to all ranks."""
+        """These rows if only `columns` of them are local: their terms are computed and
+        exchanged."""
         if columns is None:
             return self
         whole = whole_terms(
@@ -82,7 +83,7 @@ class Rows(NamedTuple):
         coefficients: Coefficients,
         wanted: Sequence[bool],
     ) -> Sequence[torch.Tensor | None]:
-        if self.weighted_only:  # what each row's p - onehot is multiplied by
+        if self.weighted_only:  # the scale of each row's p - onehot
             made = terms.loss, terms.lse, coefficients.probability
             return (self.chosen.cross_entropy_backward(*inputs, self.labels, *made),)
         options = self.adjustment, self.targets
@@ -102,8 +103,8 @@ class Rows(NamedTuple):
 def differentiable_terms(
     rows: Rows, *inputs: torch.Tensor | None
 ) -> tuple[RowTerms, tuple[torch.Tensor, ...]]:
-    """The rows' terms, and their loss, entropy, lse and target (0 without Targets) again, (N,),
-    differentiable once by the inputs; of rows with probabilities, the loss is not."""
+    """The rows' terms, and their loss, entropy, lse and target (0 without Targets), (N,),
+    differentiable once with respect to the inputs; with probabilities the loss is not."""
     if rows.chosen is None:  # traced
         return term_ops.differentiable_terms(
             inputs, rows.labels, rows.adjustment, rows.targets, rows.lent, rows.ignore_index,
@@ -147,8 +148,8 @@ class _Terms(torch.autograd.Function):
 
 
 def losses_of(rows: Rows, options: LossOptions, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Each row's loss with `options`, (N,), of the differentiable terms; NaN where a logit
-    is +inf."""
+    """Each row's loss with `options`, (N,), from the differentiable terms; NaN if a logit is
+    +inf."""
     loss, _, lse, target = values
     invalid = (lse - lse).detach()
     if options.probabilities is not None:
@@ -168,7 +169,7 @@ def losses_of(rows: Rows, options: LossOptions, values: tuple[torch.Tensor, ...]
 
 
 def class_weights(rows: Rows, options: LossOptions) -> torch.Tensor:
-    """weight[y] (N,), 0 where the row is ignored."""
+    """weight[y] (N,), 0 for ignored rows."""
     assert options.weight is not None
     if rows.whole is not None and rows.whole.label_weight is not None:
         return rows.whole.label_weight
@@ -186,7 +187,8 @@ def reduced(
     counted: torch.Tensor | None,
     reduction: str,
 ) -> torch.Tensor:
-    """`losses` (N,) of all rows, or of those at `positions` (K,) as far as they are `counted`."""
+    """The reduction of `losses` (N,) of all rows, or of those at `positions` (K,) that are
+    `counted`."""
     divisors = None
     if reduction == "mean" and options.weight is not None and options.probabilities is None:
         divisors = class_weights(rows._replace(labels=labels), options)
@@ -221,9 +223,8 @@ def loss_with_options(
     columns: Columns | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """The loss of checked arguments, `indices` too, from the terms of each row of logits or, of
-    hidden, weight and bias, of a product; `columns` are those here, where there are others
-    elsewhere."""
+    """The loss from checked arguments, including `indices`, by the terms of each row of logits or
+    of a product of hidden, weight and bias; `columns` are the local ones if they are sharded."""
     first = inputs[0]
     assert first is not None
     n, lent, trained = labels.numel(), None, None
@@ -243,7 +244,7 @@ def loss_with_options(
         function, chosen, read, skipped, options.adjustment, targets, lent, product, backend
     )
     as_given = options.adjustment.changes_nothing and targets is None and options.z_loss == 0.0
-    if as_given and not product:  # the kernels of the plain loss
+    if as_given and not product:  # the plain loss's kernels
         plan = plan._replace(weighted_only=True)
     plan = plan.over(columns, inputs, options)
     terms, values = differentiable_terms(plan, *inputs)

@@ -1,8 +1,9 @@
-"""EMP pruning with Hugging Face Accelerate: `prepare` for the loader, Accelerate for all else.
+"""EMP pruning with Hugging Face Accelerate: `prepare` for the loader, Accelerate for everything
+else.
 
 python examples/accelerate_loop.py                          # or
 torchrun --nproc-per-node 2 examples/accelerate_loop.py
-python examples/accelerate_loop.py --checkpoint folder      # stop it, run it again: it goes on
+python examples/accelerate_loop.py --checkpoint folder      # stop it, run it again: it resumes
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(checkpoint: Path | None = None) -> None:
     batch_size = BATCH_SIZE // accelerator.num_processes
     loader = DataLoader(emp.IndexedDataset(dataset), batch_size=batch_size, sampler=sampler)
 
-    # Accelerate advances a schedule by one step for each process: it has to have as many.
+    # Accelerate advances a schedule by one step per process, so it needs that many steps.
     steps = sampler.total_steps(batch_size * accelerator.gradient_accumulation_steps)
     schedule = torch.optim.lr_scheduler.LinearLR(
         optimizer, 1, 0.1, steps * accelerator.num_processes
@@ -63,7 +64,7 @@ def main(checkpoint: Path | None = None) -> None:
 
 
 def save(accelerator: Accelerator, folder: Path) -> None:
-    """Write the folder whole or not at all; behind any step, and all processes call it."""
+    """Write the folder atomically, after any step; all processes call it."""
     fresh = folder.with_suffix(".new")
     accelerator.save_state(fresh)
     accelerator.wait_for_everyone()

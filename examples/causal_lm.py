@@ -2,10 +2,10 @@
 
     python examples/causal_lm.py
 
-Each epoch trains half of the sequences, those with the highest mean score, and of each batch the
-60 % of the tokens with the highest scores, as Rho-1 and ESLM do. No logits are made: the loss and
-the scores come from the last hidden states and the output head's weight. TRL's SFTTrainer takes
-the Trainer's place as it is: `class PruningTrainer(EMPTrainerMixin, trl.SFTTrainer)`.
+Each epoch trains half of the sequences, those with the highest mean score, and in each batch the 60
+% of the tokens with the highest scores, as in Rho-1 and ESLM. No logits are materialised: the loss
+and the scores come from the last hidden states and the output head's weight. TRL's SFTTrainer works
+in place of the Trainer: `class PruningTrainer(EMPTrainerMixin, trl.SFTTrainer)`.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ class PruningTrainer(EMPTrainerMixin, transformers.Trainer):
 
 
 def sequences(n: int = 200, length: int = 24) -> list[dict]:
-    """A prompt of one token, which is not trained, and what a fixed rule makes follow each token,
+    """A prompt of one token, which is not trained, followed by tokens that a fixed rule generates,
     with every eighth token replaced by noise."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 50, (n, length), generator=generator)

@@ -1,10 +1,9 @@
-"""EMP pruning with DistributedDataParallel: each epoch's selection is shared out among the ranks.
+"""EMP pruning with DistributedDataParallel: each epoch's selection is divided among the ranks.
 
     torchrun --nproc-per-node 2 examples/ddp.py
 
-All that is added to the plain loop: the sampler finds the process group by itself, merges the
-ranks' scores as each epoch begins, and hands each rank its share; a checkpoint is of one rank,
-behind a merge.
+The plain loop hardly changes: the sampler detects the process group, merges the ranks' scores at
+the start of each epoch and gives each rank its share; one rank saves a checkpoint after a merge.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python examples/huggingface.py
 
-Checkpoints hold the scores and the epoch's order: trainer.train(resume_from_checkpoint=True) goes
-on in mid-epoch.
+Checkpoints hold the scores and the epoch's order: trainer.train(resume_from_checkpoint=True)
+resumes in mid-epoch.
 """
 
 import tempfile

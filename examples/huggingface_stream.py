@@ -1,10 +1,10 @@
-"""EMP pruning of a streaming data set of Hugging Face's, by its column of ids.
+"""EMP pruning of a Hugging Face streaming data set with a column of ids.
 
     pip install datasets torchdata
     python examples/huggingface_stream.py
 
-The filter asks which ids an epoch keeps, in worker processes that live through all epochs. The
-loader's state counts examples, so a resume restores the same mask first.
+The filter keeps the epoch's ids, in persistent worker processes. The loader's state counts
+examples, so a resume restores the mask first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPOCHS, BATCH_SIZE = 5, 50
 
 
 def stream() -> datasets.IterableDataset:
-    """As ``load_dataset(…, streaming=True)`` gives one. Its rows are numbered: a column "id"."""
+    """As returned by ``load_dataset(…, streaming=True)``, with row numbers in a column "id"."""
     points, arm = spirals().tensors
     rows = {"id": list(range(len(arm))), "points": points.tolist(), "arm": arm.tolist()}
     shards = datasets.Dataset.from_dict(rows).to_iterable_dataset(num_shards=4)
@@ -53,7 +53,7 @@ def train(saved: dict | None = None, stop: int | None = None):
     batches = []
     for epoch in range(first, EPOCHS):
         mask.set_epoch(epoch)  # new
-        dataset.set_epoch(epoch)  # or resumed workers would begin each epoch at that place
+        dataset.set_epoch(epoch)  # or resumed workers would start each epoch at that position
         for batch in loader:
             logits = model(batch["points"])
             loss = emp.cross_entropy(logits, batch["arm"], state, indices=batch["id"])  # changed
@@ -76,6 +76,6 @@ if __name__ == "__main__":
         whole, state, _ = train()
         before, _, checkpoint = train(stop=23)
         torch.save(checkpoint, file)
-        after, resumed, _ = train(torch.load(file, weights_only=False))  # the loader's is its own
+        after, resumed, _ = train(torch.load(file, weights_only=False))  # of this program
     same = before + after == whole and torch.equal(state.score, resumed.score)
     print(f"{len(whole)} steps; the same when stopped at step 23: {same}")

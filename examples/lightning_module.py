@@ -1,5 +1,5 @@
 """EMP pruning in Lightning: a callback keeps the scores and the order with each checkpoint. Fabric
-needs none: its checkpoints take state and sampler as they are.
+needs none: its checkpoints accept state and sampler directly.
 
 python examples/lightning_module.py
 """
@@ -41,7 +41,7 @@ def with_trainer() -> None:
         accelerator="cpu",
         max_epochs=5,
         callbacks=[EMPCallback(state, sampler)],
-        reload_dataloaders_every_n_epochs=1,  # epochs are of different lengths
+        reload_dataloaders_every_n_epochs=1,  # epochs differ in length
         use_distributed_sampler=False,  # EMPSampler serves all ranks
         logger=False,
         enable_checkpointing=False,
@@ -54,7 +54,7 @@ def with_trainer() -> None:
 
 
 def with_fabric(checkpoint: Path, stop_at: int | None = None) -> list[list[int]]:
-    """Train from `checkpoint`, where it exists, to the end or to a step that is saved there.
+    """Train from `checkpoint`, if it exists, to the end or to a step that is saved there.
 
     Returns:
         the ids of each batch.

@@ -3,8 +3,8 @@
     pip install mosaicml-streaming
     python examples/mosaicml_stream.py
 
-Shards are written, streamed by worker processes that live through all epochs, and a training that
-is stopped in mid-epoch goes on with exactly the rest.
+Shards are written and streamed by persistent worker processes, and a training that is stopped in
+mid-epoch resumes with exactly the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write(folder: Path) -> None:
 def train(folder: Path, saved: dict | None = None, stop: int | None = None):
     """Train, from a checkpoint and to a step if given: (ids of each batch, state, checkpoint)."""
     torch.manual_seed(0)
-    clean_stale_shared_memory()  # of a process that was stopped
+    clean_stale_shared_memory()  # left by a stopped process
     dataset = PrunedStreamingDataset(
         local=str(folder), batch_size=BATCH_SIZE, shuffle=True, num_canonical_nodes=1
     )

@@ -1,9 +1,9 @@
 """EMP pruning in a plain PyTorch loop: the three lines, and a checkpoint that resumes anywhere.
 
     python examples/plain.py
-    python examples/plain.py --checkpoint plain.pt   # stop it, run it again: it goes on
+    python examples/plain.py --checkpoint plain.pt   # stop it, run it again: it resumes
 
-Two spirals of points; each epoch behind the first trains on the 30 % that the last scores select.
+Two spirals of points; each epoch after the first trains on the 30 % with the highest scores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def spirals(n: int = 1000) -> TensorDataset:
 
 
 def train(checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None):
-    """Train; with a `checkpoint`, save it after every step, and go on from it where it exists.
+    """Train; with a `checkpoint`, save it after every step, and resume from it if it exists.
 
     Args:
         checkpoint: a file.
@@ -53,10 +53,10 @@ def train(checkpoint: Path | None = None, on_step: Callable[[int, float], None] 
         emp.IndexedDataset(dataset),
         batch_size=BATCH_SIZE,
         sampler=sampler,
-        generator=torch.Generator(),  # the loader leaves torch's own generator alone
+        generator=torch.Generator(),  # the loader does not use torch's global generator
     )
 
-    steps = sampler.total_steps(BATCH_SIZE)  # the schedule knows that epochs get shorter
+    steps = sampler.total_steps(BATCH_SIZE)  # the schedule takes shorter epochs into account
     optimizer = torch.optim.AdamW(model.parameters(), 0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps)
     kept = {"model": model, "optimizer": optimizer, "schedule": schedule}
@@ -97,7 +97,7 @@ def train(checkpoint: Path | None = None, on_step: Callable[[int, float], None] 
 
 
 def save(checkpoint: Path, contents: dict) -> None:
-    """Write the file whole or not at all, whenever the process is killed."""
+    """Write the file atomically, even if the process is killed."""
     fresh = checkpoint.with_suffix(".new")
     torch.save(contents, fresh)
     os.replace(fresh, checkpoint)

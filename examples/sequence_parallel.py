@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 examples/sequence_parallel.py
 
-Each rank holds a part of every sequence. The tokens to train on are the highest 40 % of all that
-count, or of each sequence's, found by adding up histograms: neither logits nor scores travel. What
-the ranks' model becomes is compared with what one process makes of whole sequences.
+Each rank holds a part of every sequence. The trained tokens are the highest 40 % of all that count,
+or of each sequence, found by all-reducing histograms: neither logits nor scores are sent. The
+resulting model is compared with that of one process on whole sequences.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ VOCABULARY, WIDTH, LENGTH, SEQUENCES, KEEP, IGNORED = 61, 32, 24, 8, 0.4, -100
 
 
 def tokens() -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and labels (SEQUENCES, LENGTH). Labels are shifted before sequences are split: that of
-    a part's last token is the first token of the next rank's part."""
+    """Inputs and labels (SEQUENCES, LENGTH). Labels are shifted before sequences are split: the
+    label of a part's last token is the first token of the next rank's part."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(VOCABULARY, (SEQUENCES, LENGTH + 1), generator=generator)
     labels = text[:, 1:].clone()
@@ -30,8 +30,8 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def select(scores: emp.Scores, labels: torch.Tensor, per: str) -> torch.Tensor:
-    """Positions of this rank's kept tokens in the flattened scores (B, T_local): what
-    ``score_and_select(…, per=per)`` gives of whole sequences."""
+    """Positions of this rank's kept tokens in the flattened scores (B, T_local): equal to
+    ``score_and_select(…, per=per)`` on whole sequences."""
     ignored = labels == IGNORED
     if per == "all":
         return emp.distributed.select(scores.score.flatten(), KEEP, ignored=ignored.flatten())
@@ -44,7 +44,7 @@ def select(scores: emp.Scores, labels: torch.Tensor, per: str) -> torch.Tensor:
 
 
 def model() -> nn.Module:
-    """Attention over the ranks would be the model's own affair; this one looks at a token."""
+    """A token-wise model; attention across ranks would be up to the model."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Embedding(VOCABULARY, WIDTH), nn.ReLU(), nn.Linear(WIDTH, VOCABULARY))
 

@@ -1,12 +1,13 @@
-"""SimCLR pre-training with EMP pruning, then a linear probe, against random and loss-only choice.
+"""SimCLR pre-training with EMP pruning, then a linear probe, against random and loss-only
+selection.
 
     python examples/simclr.py                      # handwritten digits
-    python examples/simclr.py --data-dir DIR       # CIFAR-100 at 16x16, from a folder of yours
-    python examples/simclr.py --quick              # a few steps: whether it runs
+    python examples/simclr.py --data-dir DIR       # CIFAR-100 at 16x16, from your own folder
+    python examples/simclr.py --quick              # a few steps, to check that it runs
 
-No label is seen before the probe. An epoch behind the first trains on the 30 % of the images with
+No label is used before the probe. Each epoch after the first trains on the 30 % of the images with
 the highest contrastive scores; a score is refreshed when its image is trained. Prints a table and
-writes simclr.jsonl and, where matplotlib is installed, simclr.png.
+writes simclr.jsonl and, if matplotlib is installed, simclr.png.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import emp_kernels as emp
-from emp_kernels.cli import provenance
-from emp_kernels.cli.experiment import augmented
-from emp_kernels.cli.images import Images, load
+from emp_kernels.experiments import provenance
+from emp_kernels.experiments.images import Images, augmented, load
 
 TEMPERATURE, HIDDEN_TEMPERATURE = 0.2, 0.1
 BATCH_SIZE, RATE, WIDTH = 128, 2e-3, 32
-# What chooses an epoch's images, with which weight of the memory term and which share of them.
+# Method name, weight of the memory term, and share of the images per epoch.
 METHODS = {
     "everything": (0.0, 1.0),
     "random": (0.0, 0.3),
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
 
 
 def view(images: torch.Tensor, data: Images, generator: torch.Generator) -> torch.Tensor:
-    """A random view of each image: shifted, perhaps mirrored, a square hidden, noisy."""
+    """A random view of each image: shifted, possibly mirrored, with a square erased and noise."""
     x = augmented(images, 2 * data.shift, data.flip, generator)
     b, _, height, width = x.shape
     side = height // 3
@@ -73,7 +73,7 @@ def view(images: torch.Tensor, data: Images, generator: torch.Generator) -> torc
 
 
 def nt_xent(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-    """SimCLR's loss of a batch, with its gradient; the whole matrix, for a batch is small."""
+    """SimCLR's loss of a batch, differentiable, with the whole similarity matrix."""
     z = nn.functional.normalize(torch.cat([z1, z2]), dim=1)
     similarities = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
     return nn.functional.cross_entropy(similarities, torch.arange(len(z)).roll(len(z1)))
@@ -162,7 +162,7 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], file: Path) -> None:
-    """A dot a run, and the mean, for each method."""
+    """One dot per run, and the mean, for each method."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -3,9 +3,9 @@
     pip install torchtnt "setuptools<81"
     python examples/torchtnt_loop.py
 
-Such a loop needs three things: a loader whose sampler is an EMPSampler, a loss that is given the
-ids, and a checkpoint with state and sampler. The loop fetches a batch ahead of the training, hence
-the sampler's position is what was trained.
+Such a loop needs three things: a loader whose sampler is an EMPSampler, a loss that gets the ids,
+and a checkpoint with state and sampler. The loop prefetches a batch, so the number of trained ids
+is saved as the sampler's position.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logging.getLogger("torchtnt").setLevel(logging.ERROR)
 
 
 class Place:
-    """Where the training stands in the sampler's epoch."""
+    """The training's position in the sampler's epoch."""
 
     def __init__(self, sampler: emp.EMPSampler) -> None:
         self.sampler, self.batches = sampler, None  # trained since the epoch or the load
@@ -44,7 +44,7 @@ class Place:
 
 
 class Classifier(AutoUnit):
-    """What is an attribute and has a state_dict is part of a TorchTNT checkpoint."""
+    """Attributes with a state_dict are part of a TorchTNT checkpoint."""
 
     def __init__(self, state: emp.EMPState, sampler: emp.EMPSampler) -> None:
         layers = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -67,7 +67,7 @@ class Classifier(AutoUnit):
 
 
 class Stop(Callback):
-    """Save once so many batches are trained and their gradients used, and stop."""
+    """Save and stop after `batches` trained batches."""
 
     def __init__(self, checkpoint: Path, batches: int | None) -> None:
         self.checkpoint, self.batches = checkpoint, batches
@@ -81,7 +81,7 @@ class Stop(Callback):
 
     def on_train_step_end(self, state, unit) -> None:
         done = unit.train_progress
-        # Behind an epoch's last batch the sampler is in the next epoch, the loop not yet.
+        # After an epoch's last batch the sampler is already in the next epoch, but not the loop.
         ended = unit.place.state_dict()["epoch"] > done.num_epochs_completed
         if done.num_steps_completed_in_epoch % ACCUMULATE == 0 and not ended:
             self.save(state, unit)
@@ -91,7 +91,7 @@ class Stop(Callback):
 
 
 def main(checkpoint: Path, stop_at: int | None = None) -> Classifier:
-    """Train from `checkpoint`, where it exists, to the end or to a step that is saved there."""
+    """Train from `checkpoint`, if it exists, to the end or to a step that is saved there."""
     torch.manual_seed(0)
     dataset = spirals()
     state = emp.EMPState(len(dataset))

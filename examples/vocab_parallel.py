@@ -1,10 +1,10 @@
-"""A step of a large stack in small: the vocabulary sharded, the loss on selected tokens only.
+"""A small version of a large training stack: sharded vocabulary, loss on selected tokens only.
 
     torchrun --nproc-per-node 2 examples/vocab_parallel.py
 
-A language model whose output head is split over the ranks as torchtitan and Megatron-LM split it,
-so that no rank ever holds a whole row of logits. Each step scores every token, remembers the
-scores under the tokens' ids and trains on the highest 60 % of them.
+A language model whose output head is split over the ranks as in torchtitan and Megatron-LM, so that
+no rank holds a whole row of logits. Each step scores every token, stores the scores under the
+tokens' ids and trains on the highest 60 %.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VOCABULARY, WIDTH, LENGTH, SEQUENCES, BATCH = 131, 32, 16, 128, 16
 
 
 def sequences() -> torch.Tensor:
-    """Token ids (SEQUENCES, LENGTH + 1): each follows from the one before, now and then not."""
+    """Token ids (SEQUENCES, LENGTH + 1): each usually follows from the previous one."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCABULARY, (SEQUENCES, LENGTH + 1), generator=generator)
     surprise = torch.rand(tokens.shape, generator=generator) < 0.2
@@ -58,7 +58,7 @@ def train(folder: Path, epochs: int = 3) -> emp.EMPState:
     torch.manual_seed(0)
     model = LanguageModel()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    # Rows of the head's weight are shared out, and so are columns of the logits: (batch, length,
+    # Rows of the head's weight are sharded, and so are columns of the logits: (batch, length,
     # vocabulary) as a DTensor. 131 tokens over 2 ranks are 66 and 65.
     style = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
     parallelize_module(model, mesh, {"head": style})
@@ -83,7 +83,7 @@ def train(folder: Path, epochs: int = 3) -> emp.EMPState:
             losses.append(loss.item())
         if dist.get_rank() == 0:
             print(f"epoch {epoch}: loss of the selected tokens {sum(losses) / len(losses):.3f}")
-    # These ranks saw the same tokens. Data-parallel ones beside them did not: one state for all.
+    # These ranks saw the same tokens, but data-parallel ranks would not: merge to one state.
     emp.distributed.sync(state)
     checkpoint.save({"model": model.state_dict(), "emp": state}, checkpoint_id=folder)
     return state

@@ -1,11 +1,11 @@
-"""EMP pruning of a WebDataset: what an epoch does not keep is not decoded.
+"""EMP pruning of a WebDataset: samples that an epoch does not keep are not decoded.
 
     pip install webdataset
     python examples/webdataset_stream.py
 
-Samples have names and no ids: they are numbered as they are first seen, and the state grows. The
-worker processes are started for each epoch, with the numbers of then. A training that is stopped
-in mid-epoch goes on with exactly the rest.
+Samples have names and no ids: ids are assigned when they are first seen, and the state grows.
+Worker processes are started for each epoch, with the ids known at that time. A training that is
+stopped in mid-epoch resumes with exactly the rest.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def write(folder: Path) -> list[str]:
 
 
 def stream(urls: list[str], kept: Kept, epoch: int) -> wds.WebLoader:
-    """The epoch's batches, in an order that its number gives."""
+    """The epoch's batches, in an order determined by its number."""
     dataset = wds.WebDataset(urls, shardshuffle=100, detshuffle=True, seed=epoch)
-    dataset = dataset.map(named).select(kept)  # new: in front of decode
+    dataset = dataset.map(named).select(kept)  # new: before decode
     dataset = (
         dataset.decode().shuffle(200, seed=epoch).to_tuple("__name__", "points.pth", "arm.cls")
     )

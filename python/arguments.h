@@ -1,5 +1,4 @@
-// What the kernels take, from what Python passes: tensors of the right shape and device, which were
-// checked there.
+// Converts Python arguments for the kernels: tensors whose shape and device were checked in Python.
 #pragma once
 
 #include <pybind11/stl.h>
@@ -20,7 +19,7 @@ namespace bindings {
 
 using Ignored = std::optional<int64_t>;
 
-// Of (rows, classes), or of groups of rows (groups, rows, classes), of unit inner stride.
+// From (rows, classes), or groups of rows (groups, rows, classes), of unit inner stride.
 inline emp::Logits logits_of(const Tensor& z) {
   emp::LogitDtype dtype = emp::LogitDtype::kFloat32;
   if (z.dtype().code == dlpack::kBFloat) dtype = emp::LogitDtype::kBFloat16;
@@ -31,7 +30,7 @@ inline emp::Logits logits_of(const Tensor& z) {
           z.stride(0),    z.stride(1)};
 }
 
-// Of contiguous labels of any shape.
+// From contiguous labels of any shape.
 inline emp::Labels labels_of(const Tensor& labels, Ignored ignored) {
   const bool is_signed = labels.dtype().code == dlpack::kInt;
   emp::IntDtype dtype = is_signed ? emp::IntDtype::kInt64 : emp::IntDtype::kUInt64;
@@ -49,27 +48,27 @@ inline emp::Labels labels_of(const Tensor& labels, Ignored ignored) {
   return {labels.data<void>(), dtype, ignored.has_value(), ignored.value_or(0)};
 }
 
-// Of (4, rows): m, u, t and z_y.
+// From (4, rows): m, u, t and z_y.
 inline emp::RowParts parts_of(const Tensor& parts) {
   const auto row = [&](int i) { return parts.data<double>() + i * parts.stride(0); };
   return {row(0), row(1), row(2), row(3)};
 }
 
-// Of (4, rows), the last of which is not used: m, u and t.
+// From (4, rows), the last of which is not used: m, u and t.
 inline emp::SimilaritySums sums_of(const Tensor& sums) {
   const emp::RowParts parts = parts_of(sums);
   return {parts.m, parts.u, parts.t};
 }
 
-// Where a call remembers its scores: the state, and the ids (rows,) int64 or row by row.
+// Where a call stores its scores: the state, and the ids (rows,) int64, or row i at i.
 using Remembered = std::optional<emp::State>;
 using Ids = std::optional<Dense>;
 
 inline const int64_t* ids_of(const Ids& ids) { return ids ? ids->data<const int64_t>() : nullptr; }
 inline const emp::State* state_of(const Remembered& state) { return state ? &*state : nullptr; }
 
-// score, loss, entropy, updates, selections, seen_at, clock: false where they are not of one size
-// and of the dtypes that EMPState gives them, as after something else was put in their place.
+// score, loss, entropy, updates, selections, seen_at, clock: false unless they have one size and
+// EMPState's dtypes, for example after a field was replaced.
 inline bool state_of(const Tensor (&fields)[7], emp::State& state) {
   for (int i = 0; i < 7; ++i) {
     const Tensor& field = fields[i];
@@ -86,7 +85,7 @@ inline bool state_of(const Tensor (&fields)[7], emp::State& state) {
   return true;
 }
 
-// A field of scores, (rows,), that is to be written into a state: a copy where it lies in it.
+// A field of scores, (rows,), to be written into a state; copied if it aliases the state.
 class ScoreField {
  public:
   ScoreField(const Tensor& field, const emp::State& state)
@@ -101,7 +100,7 @@ class ScoreField {
   operator const float*() const { return copy_ ? copy_.get() : field_; }
 
  private:
-  bool lies_in(const void* array, const emp::State& state) const {  // of 4 bytes a sample
+  bool lies_in(const void* array, const emp::State& state) const {  // of 4 bytes per sample
     const auto begin = reinterpret_cast<uintptr_t>(field_), other = uintptr_t(array);
     return begin < other + uint64_t(state.size) * 4 && other < begin + uint64_t(rows_) * 4;
   }
@@ -113,7 +112,7 @@ class ScoreField {
 
 }  // namespace bindings
 
-// A tuple of a state's tensors.
+// From a tuple of a state's tensors.
 template <>
 struct pybind11::detail::type_caster<emp::State> {
   PYBIND11_TYPE_CASTER(emp::State, const_name("tuple[torch.Tensor, ...]"));
@@ -126,7 +125,7 @@ struct pybind11::detail::type_caster<emp::State> {
   }
 };
 
-// `keep` of Python: a float is a share, an int a count.
+// Python's `keep`: a float is a share, an int a count.
 template <>
 struct pybind11::detail::type_caster<emp::KeepRule> {
   PYBIND11_TYPE_CASTER(emp::KeepRule, const_name("float | int"));

@@ -1,6 +1,6 @@
-// emp_kernels._cpu: the CPU kernels for Python. Arguments were checked for type, shape and device
-// by the caller, but for those of the plain_ functions; values inside the tensors are checked here,
-// before anything is written: what is wrong comes back in place of results.
+// emp_kernels._cpu: the CPU kernels for Python. The caller has checked types, shapes and devices,
+// except for the plain_ functions; values inside the tensors are checked here, before anything is
+// written, and errors are returned instead of results.
 #include <pybind11/pybind11.h>
 
 #include "arguments.h"
@@ -28,7 +28,7 @@
 
 namespace bindings {
 
-// m, u, t and z_y, (4, rows). Labels may be anything.
+// m, u, t and z_y, (4, rows). Labels may have any value.
 py::object row_sums(const Tensor& z, const Dense& y, Ignored ignored, int threads) {
   const emp::Logits logits = logits_of(z);
   const int64_t rows = logits.rows;
@@ -42,7 +42,7 @@ py::object row_sums(const Tensor& z, const Dense& y, Ignored ignored, int thread
   return sums.tensor();
 }
 
-// The first row with a bad label, or -1.
+// The first row with an invalid label, or -1.
 int64_t first_bad_label(const Dense& labels, Ignored ignored, int64_t classes) {
   py::gil_scoped_release released;
   return emp::first_bad_label(labels_of(labels, ignored), labels.elements(), classes);
@@ -95,7 +95,7 @@ py::object shuffle(const Dense& ids, uint64_t seed, int threads) {
   return out.tensor();
 }
 
-// Of places that are in [0, n).
+// For places in [0, n).
 py::object shuffled_at(int64_t n, uint64_t seed, const Dense& places, int threads) {
   Result<int64_t> out(places);
   {
@@ -112,8 +112,8 @@ void systematic(const Dense& units, const Dense& order, int64_t left, int64_t wh
                   whole, first, drawn.data<bool>());
 }
 
-// `fields` are the scores' (rows,) score, loss and entropy. The position of the first bad id,
-// before anything is written, or -1.
+// `fields` are the scores' (rows,) score, loss and entropy. Returns the position of the first
+// invalid id, before anything is written, or -1.
 int64_t update_state(const emp::State& state, const Dense& ids, const Dense& score,
                      const Dense& loss, const Dense& entropy) {
   const int64_t* const id = ids.data<const int64_t>();
@@ -125,7 +125,7 @@ int64_t update_state(const emp::State& state, const Dense& ids, const Dense& sco
   return emp::update_state(state, {scores, losses, entropies, id, rows}, 1);
 }
 
-// Adds a tile (rows, columns) to the sums of its rows, or of its columns.
+// Adds a tile (rows, columns) to the sums of its rows or of its columns.
 void add_tile(const Tensor& tile, const Written& sums, bool columns, int threads) {
   py::gil_scoped_release released;
   (columns ? emp::add_tile_columns : emp::add_tile_rows)(

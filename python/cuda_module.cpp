@@ -1,5 +1,5 @@
-// emp_kernels._cuda: the CUDA kernels for Python. Tensors and streams come as addresses; the caller
-// checked types, shapes and devices, made the tensors' device the current one and provides all
+// emp_kernels._cuda: the CUDA kernels for Python. Tensors and streams are passed as addresses; the
+// caller has checked types, shapes and devices, made the tensors' device current and allocated all
 // memory.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

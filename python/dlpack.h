@@ -1,4 +1,4 @@
-// The parts of DLPack in use: structures of a stable ABI, so that building needs nothing of torch.
+// The parts of DLPack in use: structures with a stable ABI, so that building does not need torch.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,7 @@ struct VersionedTensor {
   Tensor tensor;
 };
 
-// torch.Tensor.__dlpack_c_exchange_api__. Both functions return 0, or else raise in Python.
+// torch.Tensor.__dlpack_c_exchange_api__. Both functions return 0, or set a Python error.
 struct ExchangeApi {
   Version version;
   const ExchangeApi* previous;

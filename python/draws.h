@@ -1,6 +1,6 @@
-// What EMPSampler hands out: an iterator over an epoch's ids that counts each id as it is drawn. It
-// is a type of its own because it runs once a sample of the data set: no line of Python, no list of
-// ids, and none of pybind11's calls between the loop and the count.
+// EMPSampler's iterator over an epoch's ids, which counts each id when it is drawn. A native type
+// because it runs once per sample of the data set: no Python code, no list of ids and no pybind11
+// calls between the loop and the count.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -18,13 +18,13 @@ namespace bindings {
 
 namespace py = pybind11;
 
-constexpr int64_t kAhead = 24;  // ids between a count and the request for its cache line
+constexpr int64_t kAhead = 24;  // prefetch distance of the counts
 
 struct DrawsOf {
   py::object ids_owner;
   const int64_t* ids;  // (size,)
   int64_t size;
-  py::buffer_info progress;  // int64: how many are drawn, and whether one more was asked for
+  py::buffer_info progress;  // int64: number of ids drawn, and whether it was exhausted
   int64_t chunk;             // ids between two calls of begin
   py::object begin, end;     // begin(position) returns the counts (N,) int32, or None
   py::object counts_owner;
@@ -49,7 +49,7 @@ struct DrawsOf {
     return PyLong_FromLongLong(*id);
   }
 
-  // Goes on to the next chunk; false at the end. What the calls run may ask this for an id.
+  // Continues with the next chunk; false at the end. The callbacks may call this iterator.
   bool turn(const int64_t& position) {
     int64_t& stopped = static_cast<int64_t*>(progress.ptr)[1];
     if (stopped) return false;
@@ -131,7 +131,7 @@ inline PyTypeObject* draws_type() {
   return reinterpret_cast<PyTypeObject*>(type);
 }
 
-// As emp_kernels.backends.cpu.draws.
+// See emp_kernels.backends.cpu.draws.
 inline py::object draws(const py::object& ids, const py::buffer& progress, int64_t chunk,
                         const py::object& begin, const py::object& end) {
   const Tensor order(ids);

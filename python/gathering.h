@@ -1,4 +1,4 @@
-// Gathering for Python: rows of tensors, and of the batches that hold them.
+// Gathering for Python: rows of tensors, and of batches that contain them.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,7 +12,7 @@
 
 namespace bindings {
 
-// Where the rows of a source lie, a tensor with contiguous rows.
+// The rows of a source, a tensor with contiguous rows.
 inline emp::GatherRows rows_of(const Tensor& source, char* out) {
   int64_t row_bytes = source.size(0) > 0 ? source.element_bytes() : 0;
   for (int dim = 1; dim < source.dims() && row_bytes > 0; ++dim)
@@ -26,10 +26,10 @@ inline NewTensor rows_like(const Tensor& source, int64_t count) {
   return NewTensor(source.dtype(), count, source.shape(), source.dims());
 }
 
-// Rows `indices` of the sources, tensors with contiguous rows, written into `outputs` or, where
-// these are None, into new tensors. (-1, -1, results), or (a source's number, the position of the
-// first index out of its range, None). Indices are checked before memory is made or `outputs` are
-// written, and again as they are used, for another thread may write them.
+// Gathers rows `indices` of the sources, tensors with contiguous rows, into `outputs` or, if None,
+// into new tensors. Returns (-1, -1, results), or (a source's number, the position of the first
+// index out of its range, None). Indices are checked before memory is allocated or `outputs` are
+// written, and again when they are used, because another thread may write them.
 inline py::tuple gather(const py::list& sources, const Dense& indices,
                         const std::optional<py::list>& outputs, int threads) {
   const int64_t* const index = indices.data<const int64_t>();
@@ -65,8 +65,8 @@ inline py::tuple gather(const py::list& sources, const Dense& indices,
   return py::make_tuple(-1, -1, outputs ? *outputs : results);
 }
 
-// A batch gathered without a step in Python, where the copied bytes of rows are what index_select
-// makes of them: tensors of torch's own class in the CPU's memory, in dicts, lists and tuples.
+// Gathers a batch without running Python code, if copying the rows' bytes is equivalent to
+// index_select: plain torch tensors in CPU memory, in dicts, lists and tuples.
 class Batch {
  public:
   explicit Batch(py::handle indices) {
@@ -75,8 +75,7 @@ class Batch {
              indices_.dtype().bits == 64;
   }
 
-  // `node`, its tensors replaced by new ones that await their rows. Null where anything is not
-  // plain.
+  // A copy of `node` with new tensors, to be filled later. Null if anything is not plain.
   py::object results(py::handle node) {
     if (!valid_) return {};
     if (Py_TYPE(node.ptr()) == torch.tensor_type) return result(node);
@@ -87,14 +86,15 @@ class Batch {
     return {};
   }
 
-  // False where an index is out of range.
+  // Returns false if an index is out of range.
   bool copy_rows() const {
     const int tensors = int(rows_.size());
     const int64_t count = indices_.size(0);
     const auto copy = [&](int threads) {
       return !emp::gather(rows_.data(), tensors, indices_.data<const int64_t>(), count, threads);
     };
-    constexpr int64_t kBrief = 16 * 1024;  // a microsecond, of which the steps below are a tenth
+    constexpr int64_t kBrief =
+        16 * 1024;  // takes a microsecond, of which the steps below are a tenth
     if (emp::gathered_bytes(rows_.data(), tensors, count) < kBrief) return copy(1);
     const int threads = settings.threads();
     const py::gil_scoped_release released;
@@ -115,13 +115,13 @@ class Batch {
     NewTensor made = rows_like(source, indices_.size(0));
     rows_.push_back(rows_of(source, made.data<char>()));
     py::object rows = made.tensor();
-    // DLPack says int8 of torch.int1 to torch.int7 too, and uint8 likewise.
+    // DLPack reports torch.int1 to torch.int7 as int8 too, and uint8 likewise.
     const bool narrow = source.dtype().code <= dlpack::kUInt && source.dtype().bits == 8;
     return narrow && !have_one_dtype(rows.ptr(), leaf.ptr()) ? py::object() : rows;
   }
 
-  // False where an index is out of range, which is looked for first where the rows take so much
-  // memory that there may be none.
+  // Returns false if an index is out of range, which is checked first if the rows are so large that
+  // allocation may fail.
   bool memory_is_worth_making(const Tensor& source) const {
     constexpr double kMuch = 1 << 28;
     const int64_t count = indices_.size(0);
@@ -151,7 +151,7 @@ class Batch {
     return made;
   }
 
-  // `node` until all rows are copied: the caller may drop what a container holds before.
+  // Keeps `node` alive until all rows are copied: the caller may modify its containers.
   py::handle keep(py::object node) {
     kept_.push_back(std::move(node));
     return kept_.back();
@@ -170,7 +170,7 @@ class Batch {
     return made;
   }
 
-  // Rows of the tensor in pieces, of which autograd does not have to learn.
+  // Rows of the tensor as bytes, without involving autograd.
   bool has_plain_rows(PyObject* object, Tensor& tensor) const {
     static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
     return is_plain(object, tensor) && tensor.dims() > 0 && tensor.is_contiguous(1) &&
@@ -183,8 +183,8 @@ class Batch {
   std::vector<emp::GatherRows> rows_;
 };
 
-// (batch, indices): rows `indices` of the batch, unless one is out of range. In forward-mode
-// AD only torch's own operations carry derivatives.
+// (batch, indices): rows `indices` of the batch, unless one is out of range. Declines in
+// forward-mode AD, where only torch's own operations carry derivatives.
 inline py::object plain_gather(PyObject* const* arguments) {
   if (settings.forward_mode()) return {};
   Batch rows(arguments[1]);

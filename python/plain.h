@@ -1,6 +1,6 @@
-// Functions that serve what most calls pass, and return None where any of it is something else, for
-// Python to look into: of a small batch the checks there would be most of the call. They are plain
-// C functions, because of the smallest ones pybind11's call would be a tenth.
+// Fast paths that handle ordinary arguments and return None for anything else, which is left to
+// Python: for a small batch the checks there would take most of the call. They are plain C
+// functions, because pybind11's overhead would be a tenth of the smallest calls.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,10 +14,10 @@ namespace bindings {
 
 namespace py = pybind11;
 
-// Takes arguments, as many as it wants, and returns what it serves, or null for None.
+// Takes any number of arguments and returns the result, or null for None.
 using PlainFunction = py::object (*)(PyObject* const* arguments);
 
-// Torch ends the process where it finds no memory for a tensor's own part, some hundred bytes.
+// Torch terminates the process if it cannot allocate a tensor's own few hundred bytes.
 inline bool has_memory_to_spare() {
   constexpr size_t kTensors = 16 * 1024;
   void* volatile spare = std::malloc(kTensors);
@@ -44,16 +44,16 @@ PyObject* call_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return nullptr;
 }
 
-// What torch is set to, asked only where it matters: of a small call each answer is a twentieth.
+// Torch's settings, queried only if needed: each query takes a twentieth of a small call.
 struct Settings {
   py::handle get_num_threads, is_grad_enabled, forward_ad;
 
   int threads() const { return get_num_threads().cast<int>(); }
   // For work that touches so many bytes.
   int threads(int64_t bytes) const { return bytes < 2 * emp::kBytesPerThread ? 1 : threads(); }
-  // Whether autograd records what is done with tensors that require it.
+  // Whether autograd is recording.
   bool grad() const { return is_grad_enabled().cast<bool>(); }
-  // As backends.forward_mode.
+  // Like backends.forward_mode.
   bool forward_mode() const {
     static PyObject* const level = PyUnicode_InternFromString("_current_level");
     PyObject* const found = PyDict_GetItemWithError(forward_ad.ptr(), level);
@@ -68,7 +68,7 @@ inline void use_settings(const py::function& get_num_threads, const py::function
   settings = {get_num_threads.inc_ref(), is_grad_enabled.inc_ref(), forward_ad.inc_ref()};
 }
 
-// `kFunction` as Python calls it.
+// `kFunction` with Python's calling convention.
 template <PlainFunction kFunction, Py_ssize_t kArguments>
 py::object plain_function(const char* name) {
   using Erased = void (*)();

@@ -1,4 +1,4 @@
-// The main call for Python: score, remember, select.
+// The main call for Python: score, update the state, select.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -19,11 +19,11 @@ struct Pruning {
   emp::Labels labels;
   emp::KeepRule keep;
   float beta;
-  const emp::State* state;  // null to forget
-  const int64_t* ids;       // null where row i is sample i
+  const emp::State* state;  // null to store nothing
+  const int64_t* ids;       // null if row i is sample i
 };
 
-// A Selection; null where a label or an id is out of range, which `bad` then tells.
+// A Selection; null if a label or an id is out of range, which is reported in `bad`.
 inline py::object select_scored(const Pruning& call, const Tensor& labels, int threads,
                                 emp::BadValues& bad) {
   const int64_t room = call.keep.of(call.logits.rows);
@@ -44,8 +44,8 @@ inline py::object select_scored(const Pruning& call, const Tensor& labels, int t
   return named_tuple(Selection, indices, scores, threshold, num_invalid);
 }
 
-// (-1, -1, Selection), or (the first row with a bad label, the first position of a bad id, None),
-// one of which is -1.
+// (-1, -1, Selection), or (the first row with an invalid label, the first position of an invalid
+// id, None), one of which is -1.
 inline py::tuple score_and_select(const Tensor& z, const Dense& y, Ignored ignored,
                                   emp::KeepRule keep, float beta, const Remembered& state,
                                   const Ids& ids, int threads) {

@@ -21,12 +21,11 @@ inline void use_results(const py::type& scores, const py::type& statistics,
   Scores = keep(scores), SampleStatistics = keep(statistics), Selection = keep(selection);
 }
 
-// What named_tuple makes a tuple of: tensors of results, and objects as they are.
+// The elements of named_tuple: result tensors, or objects unchanged.
 inline py::object item(NewTensor& result) { return result.tensor(); }
 inline py::object item(py::object& object) { return std::move(object); }
 
-// An instance of a NamedTuple's class, by which a tuple's own constructor makes it, without the
-// Python code in between.
+// An instance of a NamedTuple class, made directly by tuple's constructor without Python code.
 template <class... Items>
 py::object named_tuple(PyTypeObject* type, Items&... items) {
   std::array<py::object, sizeof...(items)> objects{item(items)...};

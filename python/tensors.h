@@ -1,4 +1,4 @@
-// Tensors of Python's in C++ and back through DLPack.
+// Converts tensors between Python and C++ through DLPack.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -18,13 +18,13 @@ namespace bindings {
 
 namespace py = pybind11;
 
-// What this module knows of torch.
+// The parts of torch that this module uses.
 struct Torch {
   PyTypeObject* tensor_type = nullptr;
   PyObject *from_dlpack = nullptr, *to_dlpack = nullptr;
-  // Methods, to be called with a tensor: looking them up costs a part of calling them.
+  // Methods to call with a tensor, stored because each lookup costs part of a call.
   PyObject *is_neg = nullptr, *is_conj = nullptr;
-  const dlpack::ExchangeApi* exchange = nullptr;  // null where torch is too old to have one
+  const dlpack::ExchangeApi* exchange = nullptr;  // null with older torch versions
 };
 inline Torch torch;
 
@@ -45,15 +45,15 @@ inline void use_torch(const py::type& tensor, const py::object& from_dlpack,
   if (api->version.major == 1) torch.exchange = api;
 }
 
-// Of a bool that a call returned.
+// Converts a bool returned by a call.
 inline bool is_true(PyObject* found) {
   if (found == nullptr) throw py::error_already_set();
-  Py_DECREF(found);  // True and False are always there
+  Py_DECREF(found);  // True and False are immortal
   return found == Py_True;
 }
 
-// A tensor that is an argument of a call, as long as the call lasts: its numbers lie in memory as
-// they are. Of one that torch negates or conjugates as it reads it, that is a copy.
+// A tensor argument during a call, with its data in memory. Lazily negated or conjugated tensors
+// are copied.
 class Tensor {
  public:
   Tensor() = default;
@@ -62,7 +62,7 @@ class Tensor {
     if (is_read_otherwise(source.ptr())) look_at_copy(resolved(source));
   }
 
-  // Whether `source` is a tensor that can be looked at at once, and now is.
+  // Views `source` directly if possible; returns whether it was.
   bool view(PyObject* source) {
     if (torch.exchange == nullptr) return false;
     if (torch.exchange->view(source, &view_) != 0) {
@@ -86,7 +86,7 @@ class Tensor {
     for (int dim = 0; dim < dims(); ++dim) n *= size(dim);
     return n;
   }
-  // Whether what is left when the first dimensions are fixed lies in one piece.
+  // Whether the remaining dimensions, with the first ones fixed, are contiguous.
   bool is_contiguous(int first) const {
     int64_t expected = 1;
     for (int dim = dims() - 1; dim >= first; --dim) {
@@ -99,7 +99,7 @@ class Tensor {
   int64_t element_bytes() const { return int64_t(view_.dtype.bits) * view_.dtype.lanes / 8; }
   bool is_complex() const { return view_.dtype.code == dlpack::kComplex; }
 
-  // Whether torch negates or conjugates what it reads of `source`, this tensor.
+  // Whether `source`, this tensor, is lazily negated or conjugated.
   bool is_read_otherwise(PyObject* source) const {
     return is_true(PyObject_CallOneArg(torch.is_neg, source)) ||
            (is_complex() && is_true(PyObject_CallOneArg(torch.is_conj, source)));
@@ -130,8 +130,8 @@ class Tensor {
   }
 
  private:
-  // torch has tensors that stand for zeros without having any: their addresses are offsets from
-  // null. What lies as high as memory usually does is not asked.
+  // torch has zero tensors without memory, whose addresses are offsets from null. Ordinary
+  // addresses are not checked further.
   bool has_memory(PyObject* source) const {
     constexpr uint64_t kUsual = uint64_t(1) << 40;
     if (uint64_t(reinterpret_cast<uintptr_t>(view_.data)) >= kUsual || elements() == 0) return true;
@@ -140,10 +140,10 @@ class Tensor {
   }
 
   dlpack::Tensor view_{};
-  py::object owner_;  // of what view_ points into: a copy, or where torch has no exchange API
+  py::object owner_;  // owner of view_'s memory: a copy, or with older torch versions
 };
 
-// One whose numbers lie in one piece, in order: a copy of any other.
+// A contiguous tensor argument; others are copied.
 class Dense : public Tensor {
  public:
   Dense() = default;
@@ -152,21 +152,21 @@ class Dense : public Tensor {
   }
 };
 
-// A tensor that is written: no view that is read otherwise, for the package made it.
+// A tensor to write into: never a lazily negated view, because the package made it.
 class Written : public Tensor {
  public:
   Written() = default;
   explicit Written(py::handle target) { look_at(target); }
 };
 
-// Memory for a result, which becomes a contiguous tensor. Nothing is written into it; large ones
-// ask for huge pages, because the first writing of small ones costs more than most results do.
+// Uninitialised memory for a result, which becomes a contiguous tensor. Large results request huge
+// pages, because page faults of small pages cost more than computing most results.
 class NewTensor {
  public:
   NewTensor(dlpack::DataType dtype, const int64_t* shape, int dims)
       : NewTensor(dtype, dims == 0 ? 1 : shape[0], shape, dims) {}
 
-  // Of the shape but for its first dimension, which is `rows`.
+  // With the first dimension of the shape replaced by `rows`.
   NewTensor(dlpack::DataType dtype, int64_t rows, const int64_t* shape, int dims) {
     const int64_t bytes = bytes_of(dtype, rows, shape, dims);
     constexpr size_t kAlignment = 64;
@@ -188,8 +188,8 @@ class NewTensor {
     return static_cast<T*>(block_->tensor.data);
   }
 
-  // Once: the memory is then torch's. Where torch refuses it, it may have called the deleter or
-  // not: that frees nothing before the tensor is there.
+  // Call once: the memory then belongs to torch. If torch fails, it may or may not have called the
+  // deleter, which frees nothing before the tensor exists.
   py::object tensor() {
     void* made = nullptr;
     if (torch.exchange != nullptr) {
@@ -209,7 +209,7 @@ class NewTensor {
   }
 
  private:
-  // Lies in front of the shape, and that in front of the elements.
+  // Allocated before the shape, which comes before the elements.
   struct Block {
     bool handed_over;
     dlpack::Tensor tensor;
@@ -221,7 +221,7 @@ class NewTensor {
   struct Free {
     void operator()(void* block) const { std::free(block); }
   };
-  // What torch raised: where it found no memory for its own part, it says so in a RuntimeError.
+  // Translates torch's error: it reports its own failed allocations as RuntimeError.
   [[noreturn]] static void throw_refusal() {
     if (PyErr_ExceptionMatches(PyExc_RuntimeError)) {
       PyObject *type, *value, *trace;
@@ -273,7 +273,7 @@ constexpr dlpack::DataType dtype_of<bool>() {
   return {dlpack::kBool, 8, 1};
 }
 
-// A result of T's.
+// A result with elements of type T.
 template <class T>
 class Result : public NewTensor {
  public:
@@ -293,8 +293,8 @@ class Result : public NewTensor {
   }
 };
 
-// Sets `tensor`: whether `object` is of torch's own class, in the CPU's memory, of numbers that lie
-// there as they are, neither negated nor conjugated as they are read.
+// Sets `tensor` and returns true if `object` is a plain torch.Tensor in CPU memory, not lazily
+// negated or conjugated.
 inline bool is_plain(PyObject* object, Tensor& tensor) {
   if (Py_TYPE(object) != torch.tensor_type || !tensor.view(object)) return false;
   const dlpack::DataType dtype = tensor.dtype();
@@ -305,7 +305,7 @@ inline bool is_plain(PyObject* object, Tensor& tensor) {
 
 }  // namespace bindings
 
-// None is no tensor.
+// None means no tensor.
 template <class T>
 struct tensor_caster {
   PYBIND11_TYPE_CASTER(T, pybind11::detail::const_name("torch.Tensor"));

@@ -22,7 +22,7 @@ inline emp::Adjustment adjustment_of(double temperature, const Optional& tempera
   return {temperature, floats_of(temperatures), softcap};
 }
 
-// share and uniform; None: no weights at all. `probabilities` are (rows, classes) of unit inner
+// share and uniform, or None for no weights. `probabilities` are (rows, classes) with unit inner
 // stride.
 using Shares = std::optional<std::array<float, 2>>;
 
@@ -35,7 +35,7 @@ inline emp::TargetWeights targets_of(const Shares& shares, const Optional& weigh
 }
 
 // (-1, loss, entropy, lse, maximum, above, mean, target, total), (rows,) each, the last two None
-// without weights; or (the first row with a bad label,).
+// without weights; or (the first row with an invalid label,).
 inline py::tuple row_terms(const Tensor& z, const Dense& y, Ignored ignored, double temperature,
                            const Optional& temperatures, double softcap, const Shares& shares,
                            const Optional& weight, const std::optional<Tensor>& probabilities,
@@ -64,7 +64,7 @@ inline py::tuple row_terms(const Tensor& z, const Dense& y, Ignored ignored, dou
 }
 
 // Writes the gradient to out. `terms` are loss, lse, maximum, above and mean, the last three None
-// where they are not known; `coefficients` A, B, S and the rest.
+// if unknown; `coefficients` A, B, S and the rest.
 inline void row_terms_backward(const Tensor& z, const Dense& y, double temperature,
                                const Optional& temperatures, double softcap, const Shares& shares,
                                const Optional& weight, const std::optional<Tensor>& probabilities,

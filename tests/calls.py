@@ -1,5 +1,5 @@
-"""Each public function that takes tensors, as a call of named tensors: what tests of every argument
-go through. A new function belongs here."""
+"""Each public function that takes tensors, as a call with named tensors, for the tests of every
+argument. Add new functions here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Tensors = dict[str, torch.Tensor]
 class Call(NamedTuple):
     """A public function with all its tensors, and whether it takes a backend.
 
-    `run` gets fresh copies of the tensors by name, and what else the function is to be given; it
-    returns every tensor that the call made or wrote.
+    `run` gets fresh copies of the tensors by name, and other arguments of the function; it returns
+    every tensor that the call made or wrote.
     """
 
     tensors: Callable[[], Tensors]
@@ -106,8 +106,8 @@ def _updated(indices, score, loss, entropy, lse, **options):
 
 
 def _trained(function, inputs, gradient, *arguments, **options):
-    """The loss of each row and the gradients that `gradient` makes of it."""
-    if torch._C._functorch.peek_interpreter_stack() is None:  # which forbids it
+    """The loss of each row and its gradients for the upstream `gradient`."""
+    if torch._C._functorch.peek_interpreter_stack() is None:  # where it is forbidden
         for x in inputs:
             if x.is_leaf and not x.is_nested and x.layout is torch.strided:
                 x.requires_grad_()
@@ -190,8 +190,8 @@ CALLS = {
 
 
 def run(name: str, tensors: Tensors, backend: str) -> list[torch.Tensor]:
-    """What the call of that name makes of the tensors; of functions without the argument
-    `backend`, the fixture as_default sees to it."""
+    """The results of the named call; functions without the argument `backend` use the fixture
+    as_default."""
     call = CALLS[name]
     options = {"backend": backend} if call.by_backend else {}
     return list(call.run(**tensors, **options))

@@ -6,8 +6,8 @@ import importlib.util
 import os
 from collections.abc import Iterator
 
-# Before libgomp is loaded: threads that spin while they wait starve everyone else on a shared
-# machine (five times the time of the whole run).
+# Before libgomp is loaded: spinning threads starve other processes on a shared machine (the whole
+# run takes five times as long).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, settings
 
 from emp_kernels import backends
 
-# test_triton_interpreter.py runs these tests once more, in a process of its own, for "triton".
+# test_triton_interpreter.py runs these tests again for "triton", in a separate process.
 BACKENDS = tuple(os.environ.get("EMP_TEST_BACKENDS", "reference,cpu").split(","))
 
 settings.register_profile(
     "suite",
-    deadline=None,  # machines that run this are shared
+    deadline=None,  # the machine may be shared
     derandomize=True,  # the same examples on every run
     max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -30,7 +30,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def why_missing(name: str) -> str | None:
-    """Why backend `name` cannot be loaded here; None when it can."""
+    """Why backend `name` cannot be loaded here, or None."""
     try:
         backends.load(name)
     except (backends.Unavailable, ImportError) as reason:
@@ -73,7 +73,7 @@ def backend(request) -> str:
 
 @pytest.fixture
 def as_default(backend, monkeypatch) -> Iterator[str]:
-    """`backend`, serving also the functions that take no backend argument."""
+    """`backend`, also used by functions without a backend argument."""
     monkeypatch.setattr(backends, "default", lambda device_type, dtype: backend)
     choices = backends._resolve, backends.plain
     for choice in choices:
@@ -93,7 +93,7 @@ def threads() -> Iterator[list[int]]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Steps of a millisecond only lose by a second thread."""
+    """In steps of a millisecond a second thread only costs time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -105,7 +105,8 @@ WORST: dict[tuple[str, str, str], dict[str, float]] = {}
 
 @pytest.fixture
 def record_ulps():
-    """Notes the worst error in ulp of (backend, dtype, field) by family; printed after the run."""
+    """Records the worst error in ulp of (backend, dtype, field) by family; printed after the
+    run."""
 
     def note(backend: str, dtype: torch.dtype, field: str, case: str, ulps: float) -> None:
         cases = WORST.setdefault((backend, str(dtype).removeprefix("torch."), field), {})

@@ -1,6 +1,6 @@
 """Script of test_fork.py: calls everything in the parent, then again in forked children.
 
-Run in a process of its own, so that a hang ends in a timeout and not in a hung test suite.
+Run in a separate process, so that a hang ends in a timeout instead of a hung test suite.
 Usage: python forked_workers.py loader|process|first BACKEND
 """
 
@@ -24,7 +24,7 @@ TIMEOUT = 60
 
 
 def everything(backend: str) -> list[np.ndarray]:
-    """Results of every CPU function, on sizes that are worth more than one thread."""
+    """Results of every CPU function, on sizes that use more than one thread."""
     state = emp.EMPState(ROWS)
     selection = emp.score_and_select(
         LOGITS, LABELS, state, 0.3, indices=IDS, ignore_index=3, backend=backend
@@ -45,7 +45,7 @@ def everything(backend: str) -> list[np.ndarray]:
 
 
 class Worker(Dataset):
-    """Each item is one comparison of everything with what the parent got."""
+    """Each item compares everything with the parent's results."""
 
     def __init__(self, backend: str, want: list[np.ndarray]) -> None:
         self.backend, self.want = backend, want

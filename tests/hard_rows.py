@@ -1,6 +1,6 @@
 """Logit rows that break softmax code, one family a function: (classes, generator) -> (rows, C).
 
-Families are named, so that a failing row says what it was.
+Families are named, so that a failing row can be identified.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def confident_far_from_zero(classes, generator):
 
 
 def tiny_tail(classes, generator):
-    """Every other class at one distance: sums of exponentials that are subnormal one by one."""
+    """All other classes at one distance: sums of individually subnormal exponentials."""
     distances = torch.tensor([60.0, 69.5, 80.1, 86.9, 87.4, 90.0, 95.3, 100.0]).double()
     z = (-distances)[:, None].repeat(1, classes)
     z[:, classes // 2] = 0.0
@@ -87,14 +87,15 @@ def steep(classes, generator):
 
 
 def constant(classes, generator):
-    """One value in every column: also zero, subnormal, and the largest float32."""
+    """The same value in every column, including zero, subnormal, and the largest float32."""
     values = [0.0, -0.0, 1.0, -0.1, 1e4, 1e-40, -1e30, 3e38, -3e38, -FLOAT32_MAX, FLOAT32_MAX]
     values += [-float(np.log(classes)), -103.5]
     return torch.tensor(values, dtype=torch.float64)[:, None].repeat(1, classes)
 
 
 def flat(classes, generator):
-    """-0.1 everywhere but for one 0, first, in the middle or last: rounding in one direction."""
+    """-0.1 everywhere except one 0, first, in the middle or last: rounding errors in one
+    direction."""
     z = torch.full((3, classes), -0.1, dtype=torch.float64)
     z[0, 0] = z[1, classes // 2] = z[2, -1] = 0.0
     return z

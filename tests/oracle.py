@@ -1,8 +1,8 @@
-"""The truth that the tests compare with: DESIGN.md's formulas in NumPy float64.
+"""The expected values for the tests: DESIGN.md's formulas in NumPy float64.
 
 Written from the formulas and not from any backend: probabilities are explicit, every sum has
 terms of one sign (nothing cancels), and one maximal element is left out of the sum of
-exponentials, so that losses and entropies are right down to the smallest numbers.
+exponentials, so that losses and entropies are accurate down to the smallest numbers.
 test_oracle.py checks this file against 60-digit decimal arithmetic.
 """
 
@@ -147,7 +147,8 @@ def relative_errors(got: torch.Tensor, want: np.ndarray, steps: int = 4) -> np.n
 
 
 def fingerprint(*tensors: torch.Tensor) -> list[tuple[int, bytes]]:
-    """Version counters and bytes of tensors: equal before and after a call that wrote nothing."""
+    """Version counters and bytes of tensors, which are equal before and after a call that writes
+    nothing."""
     marks = []
     for tensor in tensors:
         plain = tensor.detach().resolve_neg().resolve_conj().reshape(-1)

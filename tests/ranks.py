@@ -1,4 +1,4 @@
-"""Functions run by several processes that form a gloo group, and what they returned."""
+"""Runs functions in several processes that form a gloo group, and returns their results."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def _run(
     dist.destroy_process_group()
 
 
-# Processes are forked from one that has imported this, and that runs no threads.
+# Processes are forked from one that has imported this module and runs no threads.
 PRELOADED = ["torch.distributed.tensor", "torch.distributed.checkpoint", "pytest"]
 PRELOADED += ["hypothesis.extra.numpy", "hard_rows", "oracle", __name__]
 multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
 
 
 def on_ranks(world: int, target: Callable, *arguments: Any, timeout: float = TIMEOUT) -> list:
-    """What `target(rank, world, *arguments)` returns on each of `world` gloo processes; None of a
-    process that ended before it returned, by os._exit(0)."""
+    """The result of `target(rank, world, *arguments)` in each of `world` gloo processes; None for a
+    process that ended before by os._exit(0)."""
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # for the forkserver
     with tempfile.TemporaryDirectory() as name, mock.patch.dict(os.environ, path):
         folder = Path(name)

@@ -1,4 +1,5 @@
-"""score, sample_statistics and select take every kind of array as they take its tensor."""
+"""score, sample_statistics and select give the same results for every kind of array as for
+tensors."""
 
 import warnings
 

@@ -141,8 +141,8 @@ INNER += " or small_losses or " + " or ".join(f"(hard_rows and cpu-{size}-)" for
 @pytest.mark.parametrize("level", ["avx2", "portable"])
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_the_other_instruction_sets(level, backend):
-    """The accuracy, selection and state tests once more, on kernels that this machine would not
-    choose by itself."""
+    """The accuracy, selection and state tests again, on kernels that this machine would not choose
+    by default."""
     environment = {"EMP_SIMD": level, "EMP_TEST_BACKENDS": "cpu"}
     if "EMP_SIMD" in os.environ:
         pytest.skip("runs in the outer process only")

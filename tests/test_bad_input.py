@@ -1,4 +1,4 @@
-"""Bad input: the right error with the contract's wording, before anything is written.
+"""Invalid input: the right error with the contract's wording, before anything is written.
 
 Hypothesis draws a good call, spoils one argument, and compares every argument and the whole
 state with what they were.
@@ -31,7 +31,7 @@ SCORING = ["score", "sample_statistics", "score_and_select"]
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor whose numbers are not in memory, as those of a DTensor are not."""
+    """A tensor whose data is not in its memory, like a DTensor's."""
 
     @staticmethod
     def __new__(cls, like):
@@ -144,7 +144,7 @@ def test_scores_and_positions_that_are_not_in_memory(backend):
     assert oracle.state_fingerprint(state) == before
     with pytest.raises(TypeError, match="gather: indices must lie in memory"):
         emp.gather(torch.zeros(3), Elsewhere(three))
-    with pytest.raises(AssertionError, match="index_select"):  # what gathers it is its own affair
+    with pytest.raises(AssertionError, match="index_select"):  # it must implement gathering itself
         emp.gather(Elsewhere(torch.zeros(60_000, 9)), torch.arange(60_000))
 
 
@@ -295,7 +295,7 @@ def test_scores_of_select(backend):
     ignored=st.booleans(),
 )
 def test_a_label_out_of_range(function, backend, place, bad, ignored):
-    """The first one is named, with its row; rows that are ignored excuse no other."""
+    """The first one is named, with its row; ignored rows do not hide others."""
     arguments = good_call(function, rows=20)
     arguments["labels"][place] = bad
     if ignored:
@@ -329,7 +329,7 @@ def test_a_label_out_of_range_in_every_dtype(function, dtype, bad, backend):
 
 @pytest.mark.parametrize("function", SCORING)
 def test_a_label_out_of_range_in_a_large_batch(function, backend, threads):
-    """Whichever thread finds it, nothing was written."""
+    """Nothing is written, whichever thread finds it."""
     rows = 70_000
     arguments = good_call(function, rows)
     if function == "score_and_select":
@@ -364,7 +364,7 @@ def test_a_label_out_of_range_in_three_dimensions(backend):
     row=st.sampled_from(["plain", "invalid", "ignored"]),
 )
 def test_an_id_out_of_range(backend, place, bad, row):
-    """Also of a row that would not be written."""
+    """Also for a row that would not be written."""
     arguments = good_call("score_and_select", rows=20)
     arguments["indices"][place] = bad
     if row == "invalid":
@@ -460,7 +460,7 @@ def test_unknown_backends(function):
         refuses(TypeError, function, arguments, f"backend {WORDING}", backend=name)
 
 
-# ---- mistakes whose mend is plain, and said
+# ---- mistakes with an obvious fix, which the error names
 
 
 HINTS = {
@@ -502,7 +502,7 @@ def test_the_loss_says_what_is_plainly_meant(case):
 
 
 def test_the_mends_serve():
-    """What the errors say to pass is taken, and is meant."""
+    """The arguments that the errors suggest are accepted and give the intended results."""
     z, y = torch.tensor([0.3, -2.0, 1.0]), torch.tensor([0, 1, 1])
     loss = emp.cross_entropy(torch.stack([torch.zeros_like(z), z], -1), y)
     want = torch.nn.functional.binary_cross_entropy_with_logits(z, y.float())
@@ -529,7 +529,7 @@ def test_ids_in_the_place_of_keep(backend):
     message = r"keep must .*\(sample ids are passed by name, indices=ids\), got "
     for wrong in (ids, ids.tolist(), ids.numpy()):
         spoilt("score_and_select", backend, TypeError, message, keep=wrong, indices=None)
-    message = r"pass indices= \(the ids of the rows; by name, behind keep\)"
+    message = r"pass indices= \(the ids of the rows, as a keyword after keep\)"
     spoilt("score_and_select", backend, ValueError, message, indices=None)
     with pytest.raises(TypeError) as caught:
         emp.select(torch.zeros(5), ids)

@@ -1,4 +1,5 @@
-"""The fair comparison: equal samples, each method as it says, statistics against known values."""
+"""The fair comparison: equal samples, each method against its definition, statistics against known
+values."""
 
 import itertools
 import json
@@ -20,7 +21,7 @@ N, B = 90, 16
 
 @pytest.fixture
 def toy():
-    """Texts of 1 to 6 features whose first one tells the class, of which one is rare."""
+    """Texts of 1 to 6 features, the first of which determines the class; one class is rare."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2]).repeat(10)
     lengths = torch.randint(1, 7, (N,), generator=generator)

@@ -22,15 +22,19 @@ import emp_kernels as emp
 from bench import harness, readme_tables
 from bench.methods import cells, choosing, networks, plan, report, signals, time_to_accuracy, trial
 from bench.methods.choosing import PER_BATCH
-from emp_kernels.cli import experiment, images
+from emp_kernels.experiments import images, methods, training
+from emp_kernels.experiments.networks import small_cnn
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted((ROOT / "bench/results").glob("*/methods-*.jsonl"))
-RECIPE = experiment.Recipe(epochs=4, batch_size=16)
+RECIPE = methods.Recipe(epochs=4, batch_size=16)
 N, KEEP, KEPT = 90, 0.3, 27
 EVERY_METHOD = (*plan.BY_EPOCH, *map(plan.by_batch, plan.BY_BATCH))
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("error::emp_kernels.EMPWarning"),  # a method that scores nothing too
+]
 
 
 def stripes() -> images.Images:
@@ -43,7 +47,7 @@ def stripes() -> images.Images:
 
 
 def watched(method, steps: list):
-    """`method`, which notes of each step the batch and the state's losses before it."""
+    """`method`, recording for each step the batch and the state's losses before it."""
 
     class Watched(type(method)):
         def loss(self, logits, batch, state):
@@ -63,13 +67,13 @@ def ids_of(steps) -> torch.Tensor:
 @pytest.mark.parametrize("method", EVERY_METHOD, ids=lambda m: f"{m.name} {m.beta} {m!r:.9}")
 def test_every_method_takes_equal_steps_and_counts_what_it_trains(method):
     steps = []
-    done = experiment.run(watched(method, steps), KEEP, 3, stripes(), RECIPE)
+    done = training.run(watched(method, steps), KEEP, 3, stripes(), RECIPE)
     assert len(steps) == done.steps == RECIPE.steps(N, KEEP) == 12
     trained = torch.bincount(ids_of(steps), minlength=N)
     assert torch.equal(done.state.selections.long(), trained)
     assert done.samples_trained == trained.sum()
     assert torch.equal(ids_of(steps[:6]).sort().values, torch.arange(N))  # all are seen first
-    again = experiment.run(method, KEEP, 3, stripes(), RECIPE)
+    again = training.run(method, KEEP, 3, stripes(), RECIPE)
     assert torch.equal(done.state.selections, again.state.selections)
     assert done.accuracy == again.accuracy
 
@@ -87,7 +91,7 @@ def test_every_method_takes_equal_steps_and_counts_what_it_trains(method):
 )
 def test_a_stale_ranking_keeps_the_highest_of_its_statistic(method, formula):
     steps = []
-    experiment.run(watched(method, steps), KEEP, 5, stripes(), RECIPE)
+    training.run(watched(method, steps), KEEP, 5, stripes(), RECIPE)
     remembered = torch.full((N,), math.nan, dtype=torch.float64)
     for start in (0, 6, 8, 10):
         epoch = steps[start : start + 6] if start == 0 else steps[start : start + 2]
@@ -119,12 +123,12 @@ def test_a_ranking_per_batch_trains_the_top_of_each_large_batch(monkeypatch, met
     forwards = []
 
     def network(*arguments):
-        model = experiment.small_cnn(*arguments)
+        model = small_cnn(*arguments)
         model.register_forward_pre_hook(lambda m, x: forwards.append((m.training, len(x[0]))))
         return model
 
     steps, recipe = [], dataclasses.replace(RECIPE, network=network)
-    experiment.run(watched(plan.by_batch(method), steps), KEEP, 5, stripes(), recipe)
+    training.run(watched(plan.by_batch(method), steps), KEEP, 5, stripes(), recipe)
     # 16 / 0.3 = 53 candidates, of which 16 are kept; the 37 left of a pass give 11.
     assert [len(batch.ids) for batch, *_ in steps[6:]] == [16, 11, 16, 11, 16, 11]
     assert forwards[6:-1] == [(False, 53), (True, 16), (False, 37), (True, 11)] * 3
@@ -153,7 +157,7 @@ def test_gumbel_draws_in_proportion_to_the_score():
 
 @pytest.mark.parametrize("method", [plan.GUMBEL, plan.HALF_3, plan.AGED], ids=lambda m: m.name)
 def test_a_draw_leaves_the_scores_as_they_were(method):
-    state = experiment.run(method, KEEP, 5, stripes(), RECIPE).state
+    state = training.run(method, KEEP, 5, stripes(), RECIPE).state
     torch.testing.assert_close(state.score, state.loss + method.beta * state.entropy)
 
 
@@ -175,7 +179,7 @@ def test_ageing_adds_the_score_for_each_epoch():
 
 def test_infobatch_trains_the_weighted_mean():
     steps = []
-    experiment.run(watched(plan.INFOBATCH, steps), KEEP, 1, stripes(), RECIPE)
+    training.run(watched(plan.INFOBATCH, steps), KEEP, 1, stripes(), RECIPE)
     for batch, logits, loss, _, _ in steps:
         losses = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
         torch.testing.assert_close(loss, (batch.weights * losses).mean())
@@ -183,10 +187,10 @@ def test_infobatch_trains_the_weighted_mean():
 
 
 def test_infobatch_prunes_below_the_mean_and_anneals():
-    """On losses given by hand: two thirds of the samples are below the mean."""
+    """With given losses, of which two thirds are below the mean."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     state = emp.EMPState(N, beta=0.0)
-    context = experiment.TrainingContext(
+    context = methods.TrainingContext(
         stripes(), KEEP, 0, RECIPE, "cpu", 160, torch.nn.Identity(), state, *generators
     )
     epochs = []  # the batches of each
@@ -215,7 +219,7 @@ def test_infobatch_prunes_below_the_mean_and_anneals():
 
 
 def test_full_passes_over_everything():
-    done = experiment.run(plan.FULL, KEEP, 0, stripes(), RECIPE)
+    done = training.run(plan.FULL, KEEP, 0, stripes(), RECIPE)
     counts = done.state.selections
     assert counts.max() - counts.min() <= 1
 
@@ -274,12 +278,12 @@ def test_networks_depend_on_their_seed_alone(network, shape):
 # What a run trained on
 
 
-def done_with(selections, method=plan.LFL, keep=0.25) -> experiment.Run:
-    """A run of 40 samples that is over: its network answers with the image."""
+def done_with(selections, method=plan.LFL, keep=0.25) -> training.Run:
+    """A finished run of 40 samples whose network returns the image."""
     state = emp.EMPState(40, beta=method.beta)
     state.selections.copy_(torch.as_tensor(selections))
-    curve = (experiment.Point(1, 1.0, 50.0),)
-    return experiment.Run(method, keep, 0, curve, 1, 40, {}, state, torch.nn.Identity())
+    curve = (training.Point(1, 1.0, 50.0),)
+    return training.Run(method, keep, 0, curve, 1, 40, {}, state, torch.nn.Identity())
 
 
 def test_rarely_trained_samples_are_the_least_selected_tenth():
@@ -338,7 +342,7 @@ def test_the_plan_is_the_whole_grid_and_names_each_run_once():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The command in this process, on stripes in place of the digits, with two methods."""
+    """The command in this process, with stripes instead of the digits and two methods."""
     pytest.importorskip("rich")  # optional package
     from bench.methods import __main__ as command
 
@@ -365,7 +369,7 @@ def tiny(monkeypatch):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_many(tmp_path):
-    """A terminal sends it to every process; no run is waited for."""
+    """A terminal sends it to every process; running trials are not waited for."""
     for package in ("rich", "sklearn"):
         pytest.importorskip(package)  # optional packages
     arguments = ["--data", "digits", "--quick", "--methods", "random", "LFL", "--workers", "2"]
@@ -417,7 +421,7 @@ def test_the_command_resumes_where_it_stopped(tiny, tmp_path, capsys):
 
 
 def check(row):
-    """A row agrees with itself and says where it comes from."""
+    """A row is consistent and names its origin."""
     study = plan.STUDIES[row["data"]]
     assert sum(row["counts"]) == study.samples
     trained = sum(times * count for times, count in enumerate(row["counts"]))
@@ -632,7 +636,7 @@ def test_plots_are_made_of_rows(rows, alone, tmp_path):
 
 
 def test_findings_are_those_of_the_rows():
-    """Every measured figure stands in a table that is made from rows."""
+    """Every measured figure is in a table generated from rows."""
     text = (ROOT / "docs/findings_details.md").read_text(encoding="utf-8")
     assert readme_tables.rewritten(text) == text, "run: python -m bench.readme_tables"
     prose = readme_tables.BLOCK.sub("", text)

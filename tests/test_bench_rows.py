@@ -1,4 +1,4 @@
-"""Benchmarks: what a row says, the committed rows, and the tables and plots made of them."""
+"""Benchmarks: the fields of a row, the committed rows, and the tables and plots made from them."""
 
 import importlib.util
 import json
@@ -58,14 +58,14 @@ GPU_GOALS = {  # of every row that is aimed at: against, required, stretch
 
 
 class Clock:
-    """Time that passes only inside `work`, so that every figure of a row is known."""
+    """A clock that advances only inside `work`, so that every figure of a row is known."""
 
     def __init__(self, monkeypatch):
         self.now = 0.0
         monkeypatch.setattr(harness.time, "perf_counter", lambda: self.now)
 
     def work(self, *seconds):
-        """A call that takes these times in turn, the last one for ever."""
+        """A call that takes these times in turn, repeating the last one."""
         left = list(seconds)
 
         def call():
@@ -112,7 +112,7 @@ def row_of(clock, benchmark, case, **fields):
 
 
 def check(row):
-    """A row's figures agree with one another, and it says where it comes from."""
+    """A row's figures are consistent, and it names its origin."""
     assert row["benchmark"] in tables.BENCHMARKS
     for seconds in (row["seconds"], *(o["seconds"] for o in row["opponents"].values())):
         assert 0 < seconds["p20"] <= seconds["median"] <= seconds["p80"]
@@ -178,7 +178,7 @@ def test_committed_tables_and_plots_stand_beside_their_rows(file):
 
 
 def check_gpu(row):
-    """Figures agree, every one that is aimed at was measured or is missing for a reason."""
+    """Figures are consistent, and every goal was measured or has a reason for being missing."""
     for seconds in (row["seconds"], *(o["seconds"] for o in row["opponents"].values())):
         assert 0 < seconds["p20"] <= seconds["median"] <= seconds["p80"]
     measured = {name: found["ratio"] for name, found in row["opponents"].items()}
@@ -222,7 +222,7 @@ def test_committed_rows_of_gpus(file):
 
 
 def test_ratios_and_shares_are_medians_of_paired_rounds(monkeypatch):
-    """The first time of each opponent is the warm-up, the first two of ours."""
+    """The first time of each competitor and the first two of ours are warm-up."""
     clock = Clock(monkeypatch)
     found = measured(
         clock,
@@ -258,7 +258,7 @@ def test_ours_comes_first_in_every_second_round(monkeypatch, rounds):
 
 
 def test_the_interval_holds_the_median_of_paired_rounds():
-    """Of 400 normal samples about 95 of 100 intervals hold the true median."""
+    """About 95 of 100 intervals contain the true median, for 400 normal samples."""
     random = np.random.default_rng(0)
     held = 0
     for sample in random.standard_normal((400, 101)):
@@ -274,7 +274,7 @@ def test_the_interval_holds_the_median_of_paired_rounds():
 
 @pytest.fixture
 def session():
-    """The module of the benchmarks' hooks, beside this folder's own conftest."""
+    """The module of the benchmarks' hooks, distinct from this folder's conftest."""
     spec = importlib.util.spec_from_file_location(
         "bench_session", Path(harness.__file__).with_name("conftest.py")
     )

@@ -1,4 +1,4 @@
-"""Choosing within a batch of candidates, in trainers' loops: equal to a loop written by hand."""
+"""Selection from batches of candidates in trainers' loops, compared with a loop written by hand."""
 
 import itertools
 from typing import NamedTuple
@@ -147,7 +147,7 @@ def test_the_trainer_equals_a_loop_by_hand(tmp_path):
 
 
 def test_the_trainer_accumulates_what_is_trained(tmp_path):
-    """Two batches a step: both are chosen by the weights of its beginning, and counted so."""
+    """With two batches per step, both are selected by the weights at its beginning."""
     trainer, recorder = hugging_face(
         tmp_path, arguments={"gradient_accumulation_steps": 2, "num_train_epochs": 1}
     )
@@ -184,7 +184,8 @@ def test_the_trainer_resumes_among_candidates(tmp_path, saved_at):
 
 
 def test_the_trainer_chooses_sequences_of_a_language_model(tmp_path):
-    """With whole logits, and with none made: the same sequences, by their mean over what counts."""
+    """The same sequences, by their mean score over counted tokens, with and without materialised
+    logits."""
     from trainers import causal_model, texts, trainer_of
 
     states = []

@@ -1,4 +1,4 @@
-"""Ways of choosing an epoch's samples: exact counts, known probabilities, the same everywhere."""
+"""Sampling methods: exact counts, known probabilities, the same results everywhere."""
 
 import io
 import math
@@ -13,7 +13,7 @@ INF = math.inf
 
 
 def state_with(scores):
-    """A state that remembers `scores`; +inf: never seen."""
+    """A state with `scores`; +inf means never seen."""
     scores = torch.as_tensor(scores, dtype=torch.float32)
     state = emp.EMPState(len(scores))
     ids = (scores < INF).nonzero()[:, 0]

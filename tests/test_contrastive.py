@@ -19,8 +19,8 @@ EPS = 2.0**-23
 
 
 def dense_rows(first, second, form, temperature):
-    """Of each direction, the rows of similarities (N, columns) and the positives' columns: as in
-    the papers, with the whole matrix, in the views' dtype."""
+    """For each direction the rows of similarities (N, columns) and the positives' columns, as in
+    the papers: with the whole matrix, in the views' dtype."""
     n = len(first)
     first, second = (torch.nn.functional.normalize(x, dim=1) for x in (first, second))
     own = torch.arange(n)
@@ -51,7 +51,7 @@ def truth(z, form, temperature=0.1, hidden=None, hidden_temperature=None):
 
 
 def by_torch(z, form, temperature=0.1, hidden=None, hidden_temperature=None):
-    """The same as a user writes it, in the tensors' dtype, answered in float32."""
+    """The straightforward implementation in the tensors' dtype, returned in float32."""
 
     def means(pair, temperature, of):
         return torch.stack([of(*x) for x in dense_rows(*pair, form, temperature)]).mean(0)
@@ -188,7 +188,7 @@ def test_a_row_that_is_not_finite_makes_invalid_what_is_compared_with_it(bad, ba
 
 
 def test_infonce_is_score_of_the_matrix(backend):
-    """The package's own scoring of the similarities, whose accuracy its own tests show."""
+    """The package's scoring of the similarities, whose accuracy is tested separately."""
     first, second = views(60, 16)
     scores = emp.score_contrastive(first, second, temperature=0.5, beta=2.0, backend=backend)
     ((rows, labels),) = dense_rows(first.double(), second.double(), "infonce", 0.5)
@@ -231,7 +231,7 @@ def test_without_autograd_and_autocast_and_arguments_are_not_modified(backend):
 
 
 def test_under_torch_compile(backend):
-    """A graph break, and nothing of ours is traced."""
+    """The call is a graph break, and our code is not traced."""
     if backend == "triton":
         pytest.skip("the interpreter under the compiler")
     first, second = views(20, 8)
@@ -296,7 +296,7 @@ def test_memory_grows_with_the_rows_and_not_with_their_square(backend):
 
 
 def test_memory_of_a_first_call(backend):
-    """In a process of its own; each of the two matrices would take 256 MiB."""
+    """In a separate process; each of the two matrices would take 256 MiB."""
     if backend != "cpu":
         pytest.skip("about the C++ backend")
     grown = memory.of_a_first_call("bench_contrastive", "infonce", 8192)
@@ -339,7 +339,7 @@ BAD = [
      lambda: (Z, Z, {"hidden": (Z, Z[:, :2])})),
     (ValueError, r"hidden\[0\] must have z1's 6 rows, got 5",
      lambda: (Z, Z, {"hidden": (Z[:5], Z[:5])})),
-    (TypeError, r"hidden\[0\] must be float64 where z1 is and only there",
+    (TypeError, r"hidden\[0\] must be float64 if and only if z1 is",
      lambda: (Z, Z, {"hidden": (Z.double(), Z.double())})),
     (ValueError, r"hidden\[0\] must be on the device of z1 \(cpu\), got meta",
      lambda: (Z, Z, {"hidden": (Z.to("meta"), Z.to("meta"))})),

@@ -1,4 +1,4 @@
-"""score_contrastive over the ranks of a group: what one process with all samples would have."""
+"""score_contrastive over the ranks of a group, compared with one process that has all samples."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def samples(total, dtype):
 
 
 def score_parts(rank, world, backends):
-    """Of each case, this rank's scores; the group is not the default one."""
+    """This rank's scores in each case; the group is not the default one."""
     group = dist.new_group(list(range(world)))
     found = {}
     for name, counts in COUNTS.items():

@@ -1,4 +1,4 @@
-"""Cuts found a block at a time take what a stable sort takes."""
+"""Cuts found from blocks give the same result as a stable sort."""
 
 import pytest
 import torch

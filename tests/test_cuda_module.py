@@ -1,5 +1,5 @@
-"""The CUDA extension on a machine without a GPU: it compiles for every target, and says what is
-missing where it cannot run."""
+"""The CUDA extension on a machine without a GPU: it compiles for every target, and its errors name
+what is missing."""
 
 import shutil
 import subprocess

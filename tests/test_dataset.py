@@ -1,4 +1,4 @@
-"""IndexedDataset: ids beside items, alone, in batches and through a DataLoader."""
+"""IndexedDataset: ids with items, one by one, in batches and through a DataLoader."""
 
 import numpy as np
 import pytest

@@ -13,12 +13,16 @@ import pytest
 import torch
 
 import emp_kernels as emp
-from emp_kernels.cli import experiment, images, main, provenance, summary
-from emp_kernels.cli.requirements import CommandError, require_packages
+from emp_kernels.cli import main
+from emp_kernels.experiments import images, methods, provenance, summary, training
+from emp_kernels.terminal.requirements import CommandError, require_packages
 
-RANDOM, LFL, EMP = experiment.methods(1.0)
+RANDOM, LFL, EMP = methods.demo_methods(1.0)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("error::emp_kernels.EMPWarning"),  # a method that scores nothing too
+]
 
 
 def stripes(n: int = 90, classes: int = 3) -> images.Images:
@@ -36,7 +40,7 @@ def stripes(n: int = 90, classes: int = 3) -> images.Images:
 @pytest.mark.parametrize(("shift", "flip"), [(0, False), (1, False), (2, True), (0, True)])
 def test_augmentation_shifts_and_mirrors_each_image(shift, flip):
     batch = torch.arange(40 * 2 * 5 * 4, dtype=torch.float32).reshape(40, 2, 5, 4) + 1
-    out = experiment.augmented(batch, shift, flip, torch.Generator().manual_seed(3))
+    out = images.augmented(batch, shift, flip, torch.Generator().manual_seed(3))
     assert out.shape == batch.shape
     padded = torch.nn.functional.pad(batch, [shift] * 4)
     seen = set()
@@ -53,10 +57,10 @@ def test_augmentation_shifts_and_mirrors_each_image(shift, flip):
     assert len(seen) > 0.5 * (2 * shift + 1) ** 2 * (2 if flip else 1)
 
 
-class Watched(experiment.Method):
-    """A method that notes which ids each step trained, and the scores before and after it."""
+class Watched(methods.Method):
+    """A method that records the ids of each step, and the scores before and after it."""
 
-    def __init__(self, method: experiment.Method) -> None:
+    def __init__(self, method: methods.Method) -> None:
         super().__init__(method.name, method.beta)
         object.__setattr__(self, "steps", [])
 
@@ -68,14 +72,14 @@ class Watched(experiment.Method):
         return loss
 
 
-RECIPE = experiment.Recipe(epochs=4, batch_size=16)
+RECIPE = methods.Recipe(epochs=4, batch_size=16)
 
 
 @pytest.mark.parametrize("method", [RANDOM, LFL, EMP], ids=lambda method: method.name)
 def test_a_run_follows_the_stale_protocol(method):
     data, keep, n, kept = stripes(), 0.3, 90, 27
     watched = Watched(method)
-    run = experiment.run(watched, keep, 5, data, RECIPE)
+    run = training.run(watched, keep, 5, data, RECIPE)
 
     sizes = [len(ids) for ids, *_ in watched.steps]
     assert sizes == [16, 16, 16, 16, 16, 10] + 3 * [16, 11]
@@ -111,14 +115,14 @@ def test_a_run_follows_the_stale_protocol(method):
 @pytest.mark.parametrize("keep", [1.0, 0.5, 0.01])
 def test_steps_are_equal_for_every_method(keep):
     data = stripes()
-    runs = [experiment.run(method, keep, 0, data, RECIPE) for method in (RANDOM, LFL, EMP)]
+    runs = [training.run(method, keep, 0, data, RECIPE) for method in (RANDOM, LFL, EMP)]
     assert len({run.steps for run in runs}) == 1
     assert len({run.samples_trained for run in runs}) == 1
 
 
 def test_methods_that_keep_everything_are_the_same_run():
     data = stripes()
-    runs = [experiment.run(method, 1.0, 2, data, RECIPE) for method in (RANDOM, LFL, EMP)]
+    runs = [training.run(method, 1.0, 2, data, RECIPE) for method in (RANDOM, LFL, EMP)]
     assert len({run.accuracy for run in runs}) == 1
     torch.testing.assert_close(runs[1].state.loss, runs[2].state.loss, rtol=0, atol=0)
     for run in runs:
@@ -129,10 +133,10 @@ def test_a_run_repeats_and_leaves_the_global_generator_alone():
     data = stripes()
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    first = experiment.run(EMP, 0.3, 1, data, RECIPE)
+    first = training.run(EMP, 0.3, 1, data, RECIPE)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(12)
-    again, other = (experiment.run(EMP, 0.3, seed, data, RECIPE) for seed in (1, 2))
+    again, other = (training.run(EMP, 0.3, seed, data, RECIPE) for seed in (1, 2))
     for name in ("score", "updates", "selections"):
         assert torch.equal(getattr(first.state, name), getattr(again.state, name))
         assert not torch.equal(getattr(first.state, name), getattr(other.state, name))
@@ -140,16 +144,16 @@ def test_a_run_repeats_and_leaves_the_global_generator_alone():
 
 
 def test_a_run_learns():
-    run = experiment.run(EMP, 0.5, 0, stripes(), experiment.Recipe(epochs=12, batch_size=16))
+    run = training.run(EMP, 0.5, 0, stripes(), methods.Recipe(epochs=12, batch_size=16))
     assert run.accuracy > 90
 
 
 def test_accuracy_is_the_share_of_correct_images(monkeypatch):
-    monkeypatch.setattr(experiment, "EVALUATION_BATCH", 7)
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 7)
     logits = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(40) % 5
     want = 100 * np.mean(logits.numpy().argmax(1) == labels.numpy())
-    assert experiment.accuracy(torch.nn.Identity(), logits, labels) == pytest.approx(want)
+    assert training.accuracy(torch.nn.Identity(), logits, labels) == pytest.approx(want)
 
 
 # Tables
@@ -237,7 +241,7 @@ def test_rows_of_several_origins_make_no_table(name):
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
 def test_the_demo_fits_the_terminal(tmp_path, columns):
-    """Without a terminal there is a line a run; an earlier demo's files stay."""
+    """Without a terminal there is one line per run; an earlier demo's files are kept."""
     for package in ("sklearn", "rich", "matplotlib"):
         pytest.importorskip(package)  # optional packages
     (tmp_path / "demo").mkdir()
@@ -265,9 +269,9 @@ def test_the_demo_fits_the_terminal(tmp_path, columns):
 
 
 def test_a_terminal_gets_a_table_and_bars(monkeypatch):
-    """At any width, and no line a run; the last picture has the table alone."""
+    """At any width, without a line per run; the final output has only the table."""
     console = pytest.importorskip("rich.console")
-    from emp_kernels.cli import display
+    from emp_kernels.experiments import display
 
     plan = [(method, 0.3, 0) for method in (RANDOM, LFL, EMP)]
     rows = [row | {"keep": 0.3, "seed": 0} for row in rows_for(seeds=(0,))[3:6]]

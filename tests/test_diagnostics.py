@@ -1,4 +1,4 @@
-"""What the state says of itself: ages, successive selections, and the one warning of a collapse."""
+"""Diagnostics of a state: ages, successive selections, and the single warning of a collapse."""
 
 import math
 import warnings

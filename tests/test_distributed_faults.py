@@ -1,4 +1,4 @@
-"""Ranks that die or stay away inside a collective: nothing is half done, and the missing one is
+"""Ranks that die or do not call a collective: nothing is left half done, and the missing rank is
 named."""
 
 import itertools
@@ -20,7 +20,7 @@ COLLECTIVES = ["all_gather", "all_reduce", "all_to_all_single"]
 
 
 def end_at(number, absent):
-    """This process ends instead of its `number`-th collective, or sleeps through it first."""
+    """This process exits instead of its `number`-th collective, or sleeps first."""
     calls = itertools.count()
 
     def ending(collective):
@@ -37,7 +37,7 @@ def end_at(number, absent):
 
 
 def contents(state):
-    """Everything a sync may change, in bits; and, of a shared-out state, what is logged."""
+    """Everything that a sync may change, bit for bit, including a sharded state's log."""
     found = [oracle.state_fingerprint(state)] if type(state) is emp.EMPState else []
     found += [getattr(state, name).tolist() for name in SHARED]
     found += [int(state.clock), state.epoch, state.synced_at]
@@ -48,8 +48,8 @@ def contents(state):
 
 
 def synced(rank, world, kind, who, number, absent=False):
-    """Of a sync in which rank `who` ends: what this one is told, and whether its state is as it
-    was; of one that succeeds: how many collectives it takes."""
+    """For a sync in which rank `who` exits: this rank's error, and whether its state is unchanged;
+    for a successful one: the number of collectives."""
     state = emp.EMPState(40) if kind == "whole" else emp.distributed.ShardedState(40)
     ids = torch.randint(40, (12,), generator=torch.Generator().manual_seed(rank))
     state.update(ids, values_of(ids, rank))
@@ -109,7 +109,7 @@ def test_a_rank_that_stays_away_at_an_epochs_start_is_named(kind):
 
 
 def saving(rank, world):
-    """What is warned of when a state is saved behind, or before, a sync."""
+    """The warnings when a state is saved after, or before, a sync."""
     told = []
     state = emp.EMPState(10)
     for _ in range(2):

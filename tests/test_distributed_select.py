@@ -1,4 +1,4 @@
-"""distributed.select: what one process would select of all ranks' scores, and what ends it."""
+"""distributed.select, compared with one process that has all scores, and its errors."""
 
 import datetime
 import functools
@@ -58,7 +58,7 @@ def simulated_select(parts, keep):
 
 
 def joined(parts, selections):
-    """Positions in the parts one behind the other."""
+    """Positions in the concatenated parts."""
     starts = torch.tensor([0, *map(len, parts)]).cumsum(0)
     return [
         int(i) + int(start) for start, own in zip(starts, selections, strict=False) for i in own
@@ -342,7 +342,7 @@ def test_tokens_of_sequences_that_are_split_over_ranks():
 
 
 def dies(rank, world):
-    """What the survivors hear when a rank does not call in time, calls something else, or dies."""
+    """The survivors' errors when a rank does not call in time, calls something else, or dies."""
     calls = {
         "select": lambda group: select(torch.ones(3), 1, group=group),
         "score": lambda group: score_vocab_parallel(

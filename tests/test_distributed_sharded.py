@@ -1,4 +1,4 @@
-"""distributed.ShardedState on several gloo processes: bit for bit what states held whole have."""
+"""distributed.ShardedState on several gloo processes, bit for bit equal to unsharded states."""
 
 import copy
 import random
@@ -17,11 +17,11 @@ from emp_kernels.distributed import sharing, states, write_log
 
 WORLDS = [1, 2, 3, 4, 7]
 SIZES = [0, 1, 2, 5, 6, 8, 9, 23, 60, 101]
-SHARED = ["score", "loss", "entropy", "updates", "selections", "seen_at", "counted", "drawn"]
+SHARED = ["score", "loss", "entropy", "updates", "selections", "seen_at", "_counted", "_drawn"]
 
 
 def differences(shared, state):
-    """What of this rank's part is not that of the state held whole, bit for bit."""
+    """The fields in which this rank's part differs from the unsharded state."""
     own = slice(shared.owned.start, shared.owned.stop)
     found = [x for x in SHARED if not same(getattr(shared, x), getattr(state, x)[own])]
     counters = ("clock", "epoch", "beta", "num_samples", "warned")
@@ -76,8 +76,8 @@ def travel_in_pieces():
 
 
 def histories(rank, world, seeds):
-    """What differs, in words, over random histories of both kinds of states; the second half of
-    them travels in pieces."""
+    """Differences between both kinds of states over random histories; the second half is sent in
+    pieces."""
     wrong = []
     for seed in seeds:
         if seed == seeds[len(seeds) // 2]:
@@ -107,7 +107,7 @@ def test_random_histories(world):
 
 
 def values_of(ids, epoch):
-    """Scores that are alike whoever trains a sample."""
+    """Scores that do not depend on the rank that trains a sample."""
     values = ((ids * 37 + epoch * 11) % 101).float() / 7
     return emp.Scores(values * 1.25, values, values / 4, values)
 
@@ -137,7 +137,7 @@ def orders(rank, world, n, keep, epochs, options):
         emp.distributed.sync(shared)
         emp.distributed.sync(state)
         wrong += [(chosen, name) for name in differences(shared, state)]
-        if not torch.allclose(shared.windows, state.windows, rtol=1e-12, atol=0):
+        if not torch.allclose(shared._windows, state._windows, rtol=1e-12, atol=0):
             wrong.append((chosen, "windows"))
         if (shared.selections.sum() > 0) != (len(shared.owned) > 0):
             wrong.append((chosen, "nothing was counted"))
@@ -153,7 +153,7 @@ WAYS = [{"sampling": name, "warmup_epochs": warmup} for name in SAMPLINGS for wa
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("n", [9, 101])
 def test_the_order_is_that_of_a_state_held_whole(world, n):
-    """Of each way of choosing: in the warm-up, among samples never seen, and by score."""
+    """For each sampling method: in the warm-up, among never-seen samples, and by score."""
     assert on_ranks(world, orders, n, 0.4, 4, WAYS) == [[]] * world
 
 
@@ -181,7 +181,7 @@ def writing_calls(x, ids, logits, labels):
 
 
 def calls_of_training(rank, world):
-    """What differs behind calls on rows of which some are ignored and some stand twice."""
+    """Differences after calls on rows of which some are ignored and some are duplicates."""
     draw = torch.Generator().manual_seed(rank)
     shared, state = emp.distributed.ShardedState(50, None, beta=0.5), emp.EMPState(50, beta=0.5)
     wrong = []
@@ -252,7 +252,7 @@ def test_loops_that_look_and_leave():
 
 
 def bounds(rank, world):
-    """What is wrong is said before anything is logged, and what a rank does alone sends nothing."""
+    """Errors are raised before anything is logged, and local calls send nothing."""
     make = emp.distributed.ShardedState
     for error, pattern, arguments in [
         (TypeError, "ShardedState: num_samples must be an int, got str", ("3",)),

@@ -1,4 +1,4 @@
-"""distributed.sync and training on several gloo processes: what one process would have."""
+"""distributed.sync and training on several gloo processes, compared with one process."""
 
 import oracle
 import pytest
@@ -119,7 +119,7 @@ def test_without_a_process_group():
 
 
 def epochs_of(rank, world, size=60, batch=12, epochs=6):
-    """Train with the sampler: every rank's ids of each step, and the state behind it all.
+    """Train with the sampler: every rank's ids of each step, and the final state.
 
     Scores depend on the id and the epoch alone, so that they are the same however many ranks."""
     state = emp.EMPState(size)
@@ -232,7 +232,8 @@ def together(ranks):
     ("before", "after", "stop"), [(1, 1, 3), (1, 2, 6), (2, 2, 5), (2, 4, 3), (4, 1, 6)]
 )
 def test_torch_distributed_checkpoint(before, after, stop, tmp_path):
-    """State and sampler, in the warm-up, at its end and behind it; also with other ranks."""
+    """State and sampler, in the warm-up, at its end and after it; also with another number of
+    ranks."""
     ((alone, want),) = on_ranks(1, steps_of, str(tmp_path / "whole"), 0, 9)
     saved = on_ranks(before, steps_of, str(tmp_path / "part"), 0, stop)
     rest = on_ranks(after, steps_of, str(tmp_path / "part"), stop, 9)

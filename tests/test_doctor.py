@@ -1,4 +1,4 @@
-"""doctor: what it says is what the operations do."""
+"""doctor: its report matches what the operations do."""
 
 import os
 import re
@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import emp_kernels as emp
 from emp_kernels import backends
-from emp_kernels.cli import doctor, main, provenance
+from emp_kernels.cli import doctor, main
 from emp_kernels.distributed import columns
+from emp_kernels.experiments import provenance
 
 
 def run_doctor(**environment: str) -> str:
@@ -143,7 +144,7 @@ def test_a_backend_that_cannot_run_is_explained(monkeypatch):
 
 @pytest.fixture
 def choices_made_anew():
-    """No choice of a backend is remembered from before, nor kept."""
+    """No choice of a backend is cached from before, or kept."""
     remembered = backends.load, backends._resolve, backends._gathers_on_cuda, backends._warn_once
     for choice in remembered:
         choice.cache_clear()

@@ -1,4 +1,4 @@
-"""EpochMask: EMPSampler's choice in shared memory, which workers of every kind see change."""
+"""EpochMask: EMPSampler's choice in shared memory, whose changes all kinds of workers see."""
 
 import copy
 import io
@@ -159,7 +159,7 @@ def test_samples_that_came_since_are_in_and_come_first_in_the_next_epoch():
 
 
 class Stream(IterableDataset):
-    """Ids from 0 on, shared out among the workers, as the mask lets them pass, and its epoch."""
+    """Ids from 0 on, divided among the workers and filtered by the mask, and its epoch."""
 
     def __init__(self, mask, length):
         self.mask, self.length = mask, length
@@ -205,7 +205,7 @@ def test_persistent_workers_see_each_epoch(context):
 
 
 def writes(mask, results):
-    """What a copy in a worker may not do, and what it sees."""
+    """The restrictions on a copy in a worker, and what it sees."""
     with pytest.raises(RuntimeError) as first:
         mask.set_epoch(5)
     with pytest.raises(RuntimeError) as second:
@@ -232,7 +232,7 @@ def test_a_copy_in_another_process_only_reads(context):
     for text, name in zip(said, ("set_epoch", "load_state_dict"), strict=True):
         rule = "the mask must be written by the process"
         assert text.startswith(f"EpochMask.{name}: {rule} {os.getpid()} that made it")
-    assert not state.score.is_shared()  # it stayed at home
+    assert not state.score.is_shared()  # it was not sent
 
 
 def test_copies_share_the_bits():
@@ -286,7 +286,7 @@ def test_descriptors_are_given_back():
 
 
 def test_without_memory_files_a_file_serves_and_goes(monkeypatch, tmp_path):
-    """As on systems that have no memfd_create."""
+    """As on systems without memfd_create."""
     monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mask = mask_of(3000)
@@ -376,7 +376,7 @@ def test_a_grown_state_takes_the_mask_of_a_smaller_one():
         ({"version": 2}, ValueError, "version must be 1, got 2"),
         ({"num_samples": 101}, ValueError, "num_samples must be at most the state's 100"),
         ({"num_samples": 92}, ValueError, "bits must hold 12 bytes for 92 samples, got 13"),
-        ({"num_samples": 98}, ValueError, "bits must be 0 behind the last sample, got 0xf"),
+        ({"num_samples": 98}, ValueError, "bits must be 0 after the last sample, got 0xf"),
         ({"epoch": -1}, ValueError, "epoch must be at least 0"),
         ({"epoch": "1"}, TypeError, "epoch must be an int"),
         ({"bits": torch.zeros(13).byte()}, TypeError, "bits must be a tuple of one tensor"),

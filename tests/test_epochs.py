@@ -1,4 +1,4 @@
-"""Which epoch runs, how long it is and where it stands, in the loops that people write."""
+"""The running epoch, its length and position, in typical training loops."""
 
 import copy
 import gc
@@ -52,7 +52,8 @@ LOADERS = [
 @pytest.mark.parametrize(("kind", "options"), LOADERS)
 @pytest.mark.parametrize("batch_size", [10, 8])
 def test_a_loop_finds_its_last_batch(kind, options, batch_size):
-    """However far workers are ahead: the length is the running epoch's till the loop has ended."""
+    """However far workers have prefetched, the length is the running epoch's until the loop has
+    ended."""
     sampler = emp.EMPSampler(seen_state(100), 0.3)
     loader = loader_of(sampler, batch_size, kind=kind, **options)
     persistent = "persistent_workers" in options
@@ -230,7 +231,7 @@ N, KEEP = 11, 0.4
 
 
 class Loop:
-    """What the contract says of a loop over ranks in step, in lists."""
+    """A list-based model of the contract for loops over ranks in step."""
 
     def __init__(self, state, ranks):
         self.state, self.ranks, self.number = state, ranks, 0

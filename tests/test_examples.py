@@ -1,4 +1,4 @@
-"""Each example runs as its first lines say."""
+"""Each example runs as its docstring describes."""
 
 import os
 import subprocess

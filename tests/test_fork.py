@@ -37,6 +37,6 @@ def test_data_loader_workers(backend):
 @pytest.mark.parametrize("mode", ["process", "first"])
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_a_bare_fork(mode, backend):
-    """Also where the child is the first to call the library, after torch used its threads. Of the
-    reference torch's own operators hang on OpenMP there."""
+    """Also if the child is the first to call the library, after torch used its threads. With the
+    reference backend torch's own operators would hang on OpenMP there."""
     run(mode, backend)

@@ -160,7 +160,7 @@ def test_empty_sources_and_rows(as_default):
 
 
 def test_lazily_conjugated_and_negated_sources(as_default):
-    """Views that torch changes when it reads them: their memory holds other numbers."""
+    """Lazily negated or conjugated views, whose memory holds other numbers."""
     z = torch.randn(10, 3, dtype=torch.complex64)
     for tensor in (z.conj(), z.conj().imag):
         assert tensor.is_conj() or tensor.is_neg()
@@ -463,7 +463,7 @@ def test_an_index_out_of_range_writes_nothing(bad, as_default):
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 8, 16, 40, 70])
 @pytest.mark.parametrize("bad", [-1, 50, 2**63 - 1, -(2**63)])
 def test_an_index_out_of_range_at_every_place(size, bad, as_default):
-    """Narrow rows are copied as their indices are checked; wide ones after a block of them."""
+    """Narrow rows are copied while their indices are checked; wide ones after a block of checks."""
     for tensor in (source((50, size), torch.uint8), source((50, 80), torch.uint8)[:, :size]):
         for place in range(11):
             indices = torch.arange(11)

@@ -1,4 +1,4 @@
-"""`make gpu-check` where there is no GPU, the rows that it writes, and how it words verdicts."""
+"""`make gpu-check` without a GPU, the rows that it writes, and its verdicts."""
 
 import json
 import subprocess

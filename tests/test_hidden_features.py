@@ -1,4 +1,4 @@
-"""HiddenFeatures: what a named submodule gave, whatever wraps the model, which stays as it is."""
+"""HiddenFeatures: a named submodule's output, with any wrapper, without changing the model."""
 
 import copy
 import io
@@ -73,7 +73,7 @@ def test_the_hook_goes_when_the_body_raises(encoder):
 
 
 class Checkpointed(nn.Module):
-    """Its first layer runs twice a pass and, checkpointed, again in the backward pass."""
+    """Its first layer runs twice per pass and, checkpointed, again in the backward pass."""
 
     def __init__(self, reentrant):
         super().__init__()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from emp_kernels.cli import images
-from emp_kernels.cli.requirements import CommandError
+from emp_kernels.experiments import images
+from emp_kernels.terminal.requirements import CommandError
 
 
 def test_digits_are_a_partition_of_the_whole_set():

@@ -1,4 +1,4 @@
-"""Imports run one way through the house, and `import emp_kernels` stays light."""
+"""Imports run one way through the layers, and `import emp_kernels` stays light."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ import emp_kernels
 PACKAGE = Path(emp_kernels.__file__).parent
 ROOT = "emp_kernels"
 
-# From the ground up: a module imports from its own layer and from those below.
+# From the bottom up: a module imports from its own layer and from those below.
 PUBLIC: set[str] = set()  # every top-level module that no other layer names
 LAYERS = (
     {"_cpu", "_cuda", "kernels"},
@@ -26,10 +26,12 @@ LAYERS = (
     {"gathering", "scoring", "selection"},
     PUBLIC,
     {ROOT},
-    {"__main__", "cli", "integrations"},
+    {"integrations", "terminal"},
+    {"experiments"},
+    {"__main__", "cli"},
 )
-OUTERMOST = len(LAYERS) - 1
-# What a module may import when it is loaded; the outermost layer and the kernels load more, and
+COMMANDS = LAYERS.index({ROOT}) + 1  # the first of the layers that `import emp_kernels` leaves out
+# What a module may import when it is loaded; commands, integrations and the kernels load more, and
 # every module may import anything inside a function.
 ALWAYS_THERE = {*sys.stdlib_module_names, "numpy", "torch", ROOT}
 
@@ -119,9 +121,9 @@ def test_backends_never_import_one_another() -> None:
         assert not others, f"{module} imports {sorted(others)}"
 
 
-def test_only_backends_and_the_outermost_floor_touch_kernels_and_native_modules() -> None:
+def test_only_backends_and_commands_touch_kernels_and_native_modules() -> None:
     for module in MODULES:
-        if first_part(module) in {"backends", "kernels"} or layer(module) == OUTERMOST:
+        if first_part(module) in {"backends", "kernels"} or layer(module) >= COMMANDS:
             continue
         low = {name for name in edges(module) if layer(name) == 0}
         assert not low, f"{module} imports {sorted(low)}; that is for a backend to do"
@@ -129,7 +131,7 @@ def test_only_backends_and_the_outermost_floor_touch_kernels_and_native_modules(
 
 def test_optional_packages_are_imported_late() -> None:
     for module in MODULES:
-        if first_part(module) in {"backends", "kernels"} or layer(module) == OUTERMOST:
+        if first_part(module) in {"backends", "kernels"} or layer(module) >= COMMANDS:
             continue  # loaded on demand; the fresh processes below see that they are
         loaded = imports(module, in_functions=False)
         heavy = {name for name in loaded if name.split(".")[0] not in ALWAYS_THERE}
@@ -159,7 +161,7 @@ def test_import_loads_nothing_beyond_torch() -> None:
     assert f"{ROOT}.scoring" in loaded
     foreign = {name for name in loaded if name.split(".")[0] not in ALWAYS_THERE}
     assert not foreign, f"import emp_kernels loads {sorted(foreign)}"
-    on_demand = {"_cpu", "_cuda", "kernels", "cli", "integrations"}
+    on_demand = {"_cpu", "_cuda", "kernels"}.union(*LAYERS[COMMANDS:])
     inside = {name for name in loaded if name.split(".")[0] == ROOT}
     assert not {name for name in inside if first_part(name) in on_demand}
     assert not {name for name in inside if name.startswith(f"{ROOT}.backends.")}

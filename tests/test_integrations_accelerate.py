@@ -20,7 +20,7 @@ SAMPLES, KEEP, BATCH_SIZE, EPOCHS = 45, 21, 4, 4
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    """Accelerate's singletons are those of the whole process."""
+    """Resets Accelerate's process-wide singletons."""
     yield
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
@@ -204,7 +204,7 @@ def two_processes(rank, world, folder, workers, options):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("options", [{}, {"num_replicas": 1, "rank": 0}], ids=["of two", "of one"])
 def test_two_processes_share_out_each_epoch(options, workers, tmp_path):
-    """Also where the sampler is one process's, as one made before there was a group."""
+    """Also if the sampler was made for one process, before the group existed."""
     found = on_ranks(2, two_processes, tmp_path, workers, options)
     for epoch, size in enumerate((45, 21, 21)):
         parts = [[i for e, ids in drawn if e == epoch for i in ids] for drawn, *_ in found]

@@ -1,5 +1,5 @@
-"""WebDataset and Hugging Face streams, with real shards and workers: what an epoch keeps is read,
-nothing else is decoded, and a resume goes on in mid-epoch."""
+"""WebDataset and Hugging Face streams, with real shards and workers: kept samples are read, others
+are not decoded, and training resumes in mid-epoch."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def score_of(indices, epoch):
 
 
 def drawn():
-    """What EMPSampler draws in the same training, where row i is sample i."""
+    """The draws of EMPSampler in the same training, where row i is sample i."""
     state = emp.EMPState(N)
     sampler = emp.EMPSampler(state, KEEP)
     epochs = []

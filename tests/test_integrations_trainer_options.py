@@ -54,7 +54,7 @@ def t5():
 
 
 def keep_all_columns(items):
-    """A collator that knows the column `weight`, where it is given it."""
+    """A collator that uses the column `weight` if present."""
     batch = transformers.default_data_collator([dict(x) for x in items])
     batch.pop("weight", None)
     return batch

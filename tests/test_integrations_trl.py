@@ -21,7 +21,7 @@ WORDS = [f"w{i}" for i in range(30)]
 
 @pytest.fixture(autouse=True)
 def in_tests(monkeypatch):
-    """TRL tells nobody of what it trains in tests."""
+    """Disables TRL's telemetry in tests."""
     monkeypatch.setenv("CI", "1")
 
 

@@ -1,4 +1,4 @@
-"""KeyIds: dense, exact ids of string keys, alike after a resume."""
+"""KeyIds: dense, exact ids of string keys, the same after a resume."""
 
 import copy
 import io
@@ -50,7 +50,7 @@ def test_keys_of_one_hash_are_different_keys():
 
 
 def test_a_million_keys():
-    """More than a table of 32-bit hashes could tell apart: some hundred of them would collide."""
+    """More keys than 32-bit hashes can distinguish: a few hundred would collide."""
     ids = emp.KeyIds(f"shard-{i % 1000:04d}.tar/{i:07d}" for i in range(1_000_000))
     assert len(ids) == 1_000_000
     for i in random.Random(0).sample(range(1_000_000), 1000):

@@ -1,4 +1,4 @@
-"""Trainings killed at random moments: a share of `make kill-test`, and the harness itself."""
+"""Trainings killed at random moments: a part of `make kill-test`, and tests of the harness."""
 
 import random
 import shutil
@@ -57,8 +57,8 @@ def test_what_it_finds(tmp_path):
     assert spoil("left out", left_out) == [words.format(sorted(ids), []), same]
     assert spoil("twice", twice) == [words.format([], sorted(ids)), same]
 
-    # A life that begins anew takes back what earlier ones trained. No machine's second life takes
-    # as long as its first did: one that has come to its end is left aside.
+    # A process that starts over overrides what earlier ones trained. No second process takes as
+    # long as the first; one that has finished is not counted.
     chance = random.Random(1)
     for number in count():
         run = Killed(training, tmp_path / f"run {number}")

@@ -1,5 +1,5 @@
-"""score_linear and linear_cross_entropy: as score and F.cross_entropy of the whole product, in the
-memory of a few tiles. Tiles are made small, so that small products have many."""
+"""score_linear and linear_cross_entropy: equal to score and F.cross_entropy of the whole product,
+in the memory of a few tiles. Tiles are small here, so that small products have many."""
 
 import math
 import os
@@ -336,9 +336,9 @@ def test_confident_rows_keep_their_gradient(backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [1, 10, 20, 21])
 def test_tiles_kept_in_the_memory_of_the_gradient(n, dtype, cut, backend):
-    """Up to as many rows as the weight is wide (of 16 bits, half as many) leave their tiles there.
-    The second backward pass, whose first one has written over them, finds the same bits; one of
-    fewer rows finds those rows' gradient."""
+    """The tiles of up to D rows (half as many for 16 bits) are stored there. A second backward
+    pass, after the first one has overwritten them, gives the same bits; one of fewer rows gives
+    those rows' gradient."""
     hidden, weight, bias, labels = product(n, 20, 37, dtype)
     leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
     losses = emp.linear_cross_entropy(
@@ -381,7 +381,7 @@ def test_only_what_needs_a_gradient_gets_one(backend):
 
 
 def test_a_selection_lends_its_losses(backend):
-    """Token selection on the way to the loss: its forward pass multiplies nothing."""
+    """Token selection before the loss: the loss's forward pass computes no product."""
     hidden, weight, _, labels = product(24, 6, 15)
     labels[::5] = -100
     tokens, targets = hidden.view(4, 6, 6), labels.view(4, 6)
@@ -548,8 +548,8 @@ print(status("VmHWM") - before)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("call", ["score", "train"])
 def test_memory_of_a_few_tiles(call, dtype):
-    """The logits would be 312 MB in float32. Scoring takes a tile; training its gradients, its
-    sums and a few tiles."""
+    """The logits would be 312 MB in float32. Scoring uses one tile; training its gradients, sums
+    and a few tiles."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, dtype, call],
         capture_output=True, text=True, cwd=Path(emp.__file__).parents[1],

@@ -1,5 +1,5 @@
-"""Options of linear_cross_entropy, and linear_log_prob_and_entropy: as those of the product's
-logits in float64. Tiles are made small, so that small products have many."""
+"""Options of linear_cross_entropy, and linear_log_prob_and_entropy: equal to those of the product's
+logits in float64. Tiles are small here, so that small products have many."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Products whose vocabulary is shared out: score_linear, linear_cross_entropy with every option and
+"""Products with a sharded vocabulary: score_linear, linear_cross_entropy with every option and
 linear_log_prob_and_entropy are those of whole rows in float64, and so are all gradients."""
 
 import math

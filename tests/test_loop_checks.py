@@ -1,4 +1,4 @@
-"""Loops that would train the wrong thing are told so once, with the mend; right ones are not."""
+"""Loops that would not train as intended get one warning with the fix; correct loops get none."""
 
 import copy
 import warnings
@@ -25,7 +25,7 @@ def write(state, ids):
 
 
 def told(function, *arguments):
-    """The package's warnings that a call gives, and that each shows a line of this file."""
+    """The package's warnings from a call, each of which must show a line of this file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         function(*arguments)
@@ -90,7 +90,7 @@ def test_scores_written_before_an_epoch_are_written():
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("loader", [DataLoader, StatefulDataLoader])
 def test_a_right_loop_hears_nothing(loader, workers):
-    """Nor do looks at a batch, resumes, copies and set_epoch."""
+    """Neither do peeks at a batch, resumes, copies and set_epoch."""
     sampler = emp.EMPSampler(emp.EMPState(60), 0.3)
 
     def looks():
@@ -185,7 +185,7 @@ def test_never_seen_samples_are_the_same_on_all_ranks():
     assert [i for step in zip(*parts, strict=True) for i in step] == alone
 
 
-# ---- data sets that do not suit
+# ---- data sets that do not match
 
 
 @pytest.mark.parametrize("size", [50, 70])
@@ -208,7 +208,7 @@ def test_a_subset_shorter_than_the_state():
         for _ in DataLoader(data, batch_size=7, sampler=sampler):
             pass
 
-    wording = "data set, 4, got 60: ids from 4 on are no samples"
+    wording = "data set, 4, got 60: ids from 4 on are not in it"
     with pytest.warns(emp.EMPWarning, match=wording), pytest.raises(IndexError):
         loop(emp.IndexedDataset(Subset(indexed(60).dataset, [5, 9, 40, 2])))
 
@@ -223,7 +223,7 @@ def test_a_subset_of_an_indexed_data_set():
 
 
 class Own(Dataset):
-    """A data set that tells ids itself, as far as anybody knows."""
+    """A data set that may yield ids itself."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -285,7 +285,7 @@ def test_a_sampler_without_a_loader_knows_no_data_set():
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_distributed_sampler_around_it_is_refused(drop_last):
-    """It would take the number of ids for that of a data set's samples."""
+    """It would use the number of ids as the size of a data set."""
     sampler = emp.EMPSampler(emp.EMPState(20))
     options = {"num_replicas": 2, "rank": 0, "drop_last": drop_last}
     with pytest.raises(TypeError, match="EMPSampler: sampler must be given to the DataLoader as"):

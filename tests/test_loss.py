@@ -1,4 +1,4 @@
-"""cross_entropy: loss and gradient against float64, what it writes into the state and refuses."""
+"""cross_entropy: loss and gradient against float64, the state, and errors."""
 
 import itertools
 import math
@@ -98,7 +98,8 @@ def test_a_vocabulary(classes, dtype, backend):
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_a_gradient_that_streams_past_the_caches(backend):
-    """Large enough for C++ to stream past the caches, rows that begin anywhere within a line."""
+    """Large enough for non-temporal stores in C++, with rows that start anywhere within a cache
+    line."""
     for dtype, classes in ((torch.float32, 1013), (torch.bfloat16, 1999), (torch.float16, 1013)):
         n = (34 << 20) // (classes * dtype.itemsize)
         logits, labels = rows(n, classes, dtype)
@@ -170,8 +171,8 @@ def test_all_ignored_and_no_rows_are_as_in_torch(reduction, backend):
 
 
 def test_rows_that_are_not_finite_are_as_in_torch(backend):
-    """NaN where a logit is NaN or +inf or none is above -inf; an infinite loss for a label at
-    -inf, with a finite gradient. Rows that are not trained keep out of all of it."""
+    """NaN if a logit is NaN or +inf or none is above -inf; an infinite loss for a label at -inf,
+    with a finite gradient. Rows that are not trained are not affected."""
     logits, labels = rows(7, 6)
     labels[:] = 2
     logits[0, 1], logits[1, 3], logits[2], logits[3, 2] = math.nan, INF, -INF, -INF
@@ -321,7 +322,7 @@ def test_logits_changed_before_backward_are_noticed(backend):
 
 @pytest.mark.parametrize("kind", ["all rows", "rows", "Selection"])
 def test_losses_of_rows_may_be_changed_in_place(kind, backend):
-    """As those of torch may: weights and masks are multiplied into them."""
+    """As with torch's losses: weights and masks are multiplied into them."""
     logits, labels = rows(6, 5)
     chosen = {
         "all rows": None,

@@ -57,7 +57,7 @@ some_options = pytest.mark.parametrize("asked", [ALONE[0], *TOGETHER[-3:]], ids=
 
 
 def make(n, classes, asked, dtype=torch.float32, seed=0, scale=3.0):
-    """logits (n, classes), labels, and the options that are asked for."""
+    """logits (n, classes), labels, and the requested options."""
     generator = torch.Generator().manual_seed(seed)
     logits = (scale * torch.randn(n, classes, generator=generator)).to(dtype)
     labels = torch.randint(classes, (n,), generator=generator)
@@ -213,7 +213,7 @@ def test_row_i_is_sample_i_and_wrong_ids_write_nothing(backend):
 
 @every_option
 def test_a_selection(asked, backend):
-    """It lends what the loss is made of, where that is enough: then other logits, of NaN, make no
+    """Its results are reused if they suffice: replacing the logits by NaN then makes no
     difference."""
     logits, labels, options = make(40, 7, asked)
     adjustment = {name: options[name] for name in ("temperature", "softcap") if name in options}
@@ -303,7 +303,7 @@ def test_near_certain_rows_keep_their_accuracy(backend):
 @pytest.mark.parametrize("classes", [1, 33] if INTERPRETED else [1, 2, 7, 16, 17, 33, 130, 1000])
 @pytest.mark.parametrize("adjustment", [{}, {"temperature": 0.7}, {"temperature": 2.5}], ids=str)
 def test_log_probs_of_hard_rows(adjustment, classes, dtype, backend):
-    """Of valid rows; temperatures keep what scale 1 has, also far from zero."""
+    """For valid rows; temperatures keep the accuracy of scale 1, also far from zero."""
     for seed in range(1 if INTERPRETED else 2):
         logits, labels, _ = hard_rows.batch(classes, dtype, seed=seed)
         logits = logits[((logits.abs() < 1e30) | logits.isinf()).all(1)]
@@ -427,7 +427,7 @@ def test_columns_at_minus_infinity(backend):
 
 
 def test_rows_that_are_not_finite(backend):
-    """NaN and +inf are in the loss, as in torch; a softcap makes a number of an infinite logit."""
+    """NaN and +inf propagate to the loss, as in torch; a softcap makes an infinite logit finite."""
     logits, labels, _ = make(6, 7, {})
     logits[0, 1], logits[1, 3], logits[2] = math.nan, INF, -INF
     leaf = logits.clone().requires_grad_()
@@ -468,7 +468,8 @@ def test_gradcheck_in_float64(asked):
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_a_gradient_that_streams_past_the_caches(backend):
-    """Large enough for C++ to stream past the caches, rows that begin anywhere within a line."""
+    """Large enough for non-temporal stores in C++, with rows that start anywhere within a cache
+    line."""
     for dtype, classes, asked in (
         (torch.float32, 1013, TOGETHER[-2]),
         (torch.bfloat16, 1999, TOGETHER[1]),

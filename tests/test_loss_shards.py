@@ -1,7 +1,7 @@
-"""Losses with options, log-probabilities and entropies of rows whose columns are shared out: those
-of whole rows in float64, on every rank, and the gradient of each rank's columns.
+"""Losses with options, log-probabilities and entropies of rows with sharded columns: equal to those
+of whole rows in float64, on every rank, with the gradient of each rank's columns.
 
-On threads, which take every backend through every option; then on gloo processes.
+On threads, for every backend and option; then on gloo processes.
 """
 
 import math
@@ -143,7 +143,7 @@ def test_states_remember_the_plain_loss(asked, given_rows, backend, on_threads):
 
 @options_of_each
 def test_a_selection(asked, backend, on_threads):  # noqa: F811
-    """It lends what the loss is made of, where that is enough: then other logits, of NaN, make no
+    """Its results are reused if they suffice: replacing the logits by NaN then makes no
     difference."""
     logits, labels, options = make(40, 7, asked)
     adjustment = {name: options[name] for name in ("temperature", "softcap") if name in options}
@@ -282,8 +282,8 @@ def test_near_certain_rows_keep_their_accuracy(backend, on_threads):  # noqa: F8
 
 @pytest.mark.parametrize("softcap", [None, 4.0])
 def test_rows_without_a_softmax(softcap, backend, on_threads):  # noqa: F811
-    """NaN on all shards, wherever the NaN, +inf or all of -inf is; capped, what is infinite is a
-    number like others. As whole rows are; other rows do not notice."""
+    """NaN on all shards, whichever shard has the NaN, the +inf or only -inf; with a softcap
+    infinite logits are finite. Like whole rows; other rows are not affected."""
     logits, labels = torch.randn(7, 12), torch.tensor([1, 5, 9, 2, 0, 3, 2])
     logits[0, 3], logits[1, 11], logits[2] = math.nan, INF, -INF
     logits[3, :4], logits[4, 4:], logits[5, 3] = -INF, -INF, -INF
@@ -316,7 +316,7 @@ def test_rows_without_a_softmax(softcap, backend, on_threads):  # noqa: F811
 
 
 def test_weights_and_probabilities_of_columns_that_are_masked(backend, on_threads):  # noqa: F811
-    """A shard that is all -inf adds nothing where nothing is asked of it."""
+    """A shard that is all -inf adds nothing if it has no targets."""
     logits = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
     logits[:, 4:8] = -INF
     probabilities = torch.rand(4, 12)

@@ -1,5 +1,6 @@
-"""What would end a process or corrupt its memory, each case in a process of its own: float modes,
-other threads that write what a call reads, sizes past 2^63, memory that runs out."""
+"""Cases that could crash a process or corrupt its memory, each in a separate process:
+floating-point modes, threads that write what a call reads, sizes beyond 2^63, failed
+allocations."""
 
 import os
 import subprocess
@@ -207,7 +208,7 @@ def test_sizes_past_memory(run):
 
 
 def test_memory_that_runs_out(run):
-    """Inside parallel work and at a result: MemoryError says how many bytes were asked for."""
+    """In parallel work and for results: MemoryError names the requested number of bytes."""
     run("""
     logits = torch.randn(20_000, 200, generator=generator)
     labels = torch.zeros(20_000, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Tensors between torch and the native module: made and read through DLPack, in both ways."""
+"""Tensors between torch and the native module: made and read through DLPack, in both directions."""
 
 import gc
 import itertools
@@ -17,7 +17,7 @@ EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
 @pytest.fixture(params=["exchange", "capsules"])
 def way(request) -> Iterator[str]:
-    """The exchange API, and the capsules that stand in for it where torch is older."""
+    """The exchange API, and the capsules that replace it with older torch versions."""
     native = backends.load("cpu").require()
     if request.param == "exchange" and EXCHANGE is None:
         pytest.skip("this torch has no exchange API")
@@ -107,7 +107,7 @@ def test_gathered_rows_keep_dtype_and_type(way):
 
 
 def test_a_batch_is_gathered_in_one_native_call(way):
-    """What is plain in it comes back whole; the rest is declined, for Python to look into."""
+    """Batches of plain tensors are gathered; others are declined and left to Python."""
     raw = torch.randint(256, (40, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     rows = torch.tensor([39, 0, 7, 7])
 
@@ -157,7 +157,7 @@ def test_a_batch_is_gathered_in_one_native_call(way):
 
 
 def test_tensors_without_memory_are_an_error(way):
-    """torch's zeros that are nowhere; index_select knows them."""
+    """torch's zero tensors without memory, which index_select supports."""
     near, far = torch._efficientzerotensor(2, 5, 3), torch._efficientzerotensor(10**6, 5, 3)
     for zeros in (near[0], near[1], far[-1]):  # that begin at null, and behind it
         assert torch.equal(emp.gather({"x": zeros}, torch.tensor([4, 0]))["x"], torch.zeros(2, 3))

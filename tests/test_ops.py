@@ -1,4 +1,4 @@
-"""The operators that torch.compile sees: opcheck, and the public functions in one graph."""
+"""The operators for torch.compile: opcheck, and the public functions in one graph."""
 
 import pytest
 import torch

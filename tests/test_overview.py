@@ -1,4 +1,4 @@
-"""The README's picture shows what the committed rows say."""
+"""The README's picture shows the numbers of the committed rows."""
 
 import re
 

@@ -85,7 +85,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert modules in ({"emp_kernels/_cpu"}, {"emp_kernels/_cpu", "emp_kernels/_cuda"})
     python = {str(path.relative_to(ROOT)) for path in (ROOT / "emp_kernels").rglob("*.py")}
     others = {name for name in names if not name.endswith(".so")}
-    assert others == python | {"emp_kernels/py.typed", "emp_kernels/cli/digits.npz"}
+    assert others == python | {"emp_kernels/py.typed", "emp_kernels/experiments/digits.npz"}
 
 
 def test_the_metadata_says_what_is_needed(wheel: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_installed_wheel_scores_with_the_native_module(wheel: Path, tmp_path
 
 
 def test_the_module_is_linked_to_neither_torch_nor_openmp(wheel: Path, tmp_path: Path) -> None:
-    """Of torch it works beside any version, and of its OpenMP runtime under any name."""
+    """It works with any torch version, and with torch's OpenMP runtime under any file name."""
     if shutil.which("readelf") is None:
         pytest.skip("needs readelf")
     with zipfile.ZipFile(wheel) as archive:
@@ -203,7 +203,7 @@ def test_everything_that_the_make_targets_install_is_pinned() -> None:
 
 
 def test_the_peers_of_the_benchmarks_are_pinned_apart() -> None:
-    """They are no extra of the package, and replace nothing that the other targets install."""
+    """They are not an extra of the package, and replace nothing that other targets install."""
     lines = (ROOT / "bench/peers.txt").read_text().splitlines()
     peers = [Requirement(line) for line in lines if not line.startswith("#")]
     for pin in peers:
@@ -221,7 +221,7 @@ def test_the_build_requirements_are_in_the_environment_too() -> None:
 
 
 def test_no_file_names_a_place_on_a_machine() -> None:
-    """Paths of somebody's machine, and hosts of package indexes, have no place in the tree."""
+    """The tree contains no machine paths and no hosts of package indexes."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,

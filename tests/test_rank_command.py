@@ -1,4 +1,5 @@
-"""``python -m emp_kernels rank``: files of every kind give what emp.rank gives of their arrays."""
+"""``python -m emp_kernels rank``: files of every format give the same results as emp.rank of their
+arrays."""
 
 import csv
 import itertools
@@ -31,7 +32,7 @@ DRAW = Summary.draw
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch, tmp_path):
-    """Blocks that are not the files', and no picture, which takes longer than all the rest."""
+    """Blocks that differ from the files, and no picture, which would take most of the time."""
     monkeypatch.setattr(Summary, "draw", lambda summary, path: True)
     monkeypatch.setattr(ranking, "BLOCK_BYTES", 64 * C * 4)
     monkeypatch.setattr(ranking, "BLOCK_ROWS", 90)
@@ -244,7 +245,7 @@ def test_no_rows(suffix):
     assert len(content) == 0
 
 
-# What is said
+# Output
 
 
 def test_the_summary_is_that_of_the_ids(capsys):
@@ -327,7 +328,7 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
         assert not shown.bar.tasks
 
 
-# What is wrong
+# Errors
 
 
 def content_of(folder):
@@ -500,16 +501,16 @@ def test_it_needs_no_optional_package():
     assert np.load("ids.npy").tolist() == emp.rank(LOGITS, LABELS).ids.tolist()
 
 
-# What is stopped
+# Interrupted runs
 
 
 class Stopped(BaseException):
-    """In the place of a SIGKILL: nothing is cleaned up behind it."""
+    """Simulates a SIGKILL: nothing is cleaned up."""
 
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """How many blocks a run may score; it then stops as if it were killed. Counts them."""
+    """Limits the number of blocks a run may score, as if it were killed then, and counts them."""
     counted = {"left": 10**9, "scored": 0}
     scored = ranking.keys_of
 
@@ -609,7 +610,7 @@ def test_two_runs_do_not_write_one_file(capsys):
 
 @pytest.mark.parametrize("suffix", ["npy", "pt", "safetensors"])
 def test_memory_does_not_grow_with_the_files(suffix):
-    """400 MB of logits in less than half of it beside what the package itself takes."""
+    """400 MB of logits with less than half of that memory besides the package's own."""
     rows, classes = 1_000_000, 100
     if suffix == "npy":
         np.lib.format.open_memmap("z.npy", "w+", np.float32, (rows, classes)).flush()

@@ -1,4 +1,4 @@
-"""rank keeps what select keeps of all values at once, whatever the measure and the blocks."""
+"""rank keeps the same rows as select on all values, for every measure and block size."""
 
 import warnings
 

@@ -66,7 +66,7 @@ QUANTITIES = {  # of the text: shares that are kept, limits and settings, what t
 
 @pytest.mark.parametrize("page", QUANTITIES)
 def test_measured_figures_stand_in_tables_alone(page):
-    """Text outside the tables made from rows names no quantity that somebody measured."""
+    """Text outside the generated tables contains no measured quantity."""
     text = readme_tables.BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
     text = re.sub(r"^```.*?^```$|`[^`\n]*`|\]\([^)]*\)", "", text, flags=re.M | re.S)
     found = re.findall(rf"(?<![\w.])\d[\d.,]*\s?(?:{UNITS})(?!\w)", text)
@@ -107,7 +107,7 @@ def test_a_folder_of_newer_results_takes_over_what_it_holds(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_shell_commands_exist(command):
-    """Each is a make target or a call that the command line takes; nothing is run."""
+    """Each is a make target or a valid command line; nothing is run."""
     program, *arguments = shlex.split(command)
     if program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -160,7 +160,7 @@ SNIPPETS = [
 @pytest.mark.filterwarnings("error::emp_kernels.EMPWarning")
 @pytest.mark.parametrize("program", SNIPPETS)
 def test_snippets_run_as_they_stand(program, tmp_path, monkeypatch, capsys):
-    """And print what the page says that they print."""
+    """And print the output shown on the page."""
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", module)  # where pickle looks for their classes
@@ -189,7 +189,7 @@ def test_the_loop_of_the_readme_prunes():
 
 @pytest.fixture
 def group():
-    """A default process group of this process alone."""
+    """A default process group with only this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The recipes of docs: each recipe runs as it stands, and is the loss that it says, in float64."""
+"""The recipes of docs: each recipe runs as written and equals the described loss in float64."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a release is made of, beside the package: its changelog, its citation, its workflow."""
+"""The parts of a release besides the package: changelog, citation, workflow."""
 
 import re
 import sys
@@ -30,7 +30,7 @@ def test_the_version_has_one_source():
 
 
 def test_the_changelog_knows_the_version():
-    """As Keep a Changelog has it: what is not released first, then the versions, newest first."""
+    """The format of Keep a Changelog: unreleased changes first, then the versions, newest first."""
     text = (ROOT / "CHANGELOG.md").read_text()
     headings = re.findall(r"^## \[(.+?)\](?: - \d{4}-\d\d-\d\d)?$", text, re.M)
     assert len(headings) == len(re.findall(r"^## ", text, re.M))
@@ -69,7 +69,7 @@ def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_a_workflow_is_well_formed(path):
-    """What its service would only say once it runs, which it never does here."""
+    """Checks that the CI service would otherwise make only when it runs."""
     workflow = yaml.safe_load(path.read_text())
     assert set(workflow) == {"name", True, "permissions", "jobs"}  # YAML 1.1 reads "on" as true
     assert workflow["permissions"] == {"contents": "read"}

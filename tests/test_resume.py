@@ -1,4 +1,4 @@
-"""A training killed in mid-epoch goes on from its last checkpoint, bit for bit."""
+"""A training killed in mid-epoch resumes from its last checkpoint, bit for bit."""
 
 import multiprocessing
 import os
@@ -15,12 +15,12 @@ import torch
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 STEPS = 62
 
-# Processes are forked from one that has imported this file, and that runs no threads.
+# Processes are forked from one that has imported this file and runs no threads.
 multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
 
 
 def train(folder):
-    """The plain example in this process: step, loss and, at the end, what is left, in files."""
+    """The plain example in this process, recording steps, losses and the final results in files."""
     sys.path.insert(0, str(EXAMPLES))
     import plain
 

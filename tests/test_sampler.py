@@ -1,4 +1,4 @@
-"""EMPSampler: what an epoch draws, in which order, on which rank, and how it resumes."""
+"""EMPSampler: the samples and the order of an epoch, its ranks, and resuming."""
 
 import copy
 import functools
@@ -102,7 +102,7 @@ def test_gumbel_draws_without_replacement_in_proportion_to_the_score():
 
 
 def test_gumbel_keys_are_counted_by_id():
-    """Of any part of the scores they are those of the whole, across the blocks they are made in."""
+    """The keys of any part of the scores equal those of the whole, across blocks."""
     scores = torch.rand(150_000)
     scores[::1000] = float("inf")
     keys = gumbel_keys(scores, 2**64 - 5)
@@ -189,7 +189,7 @@ def test_the_shuffle_is_the_same_permutation_on_every_backend(n, backend, thread
 
 
 def test_the_shuffle_of_a_release_is_that_of_the_next(backend):
-    """Epochs behind a resumed one are drawn anew: from one release to another, too."""
+    """Epochs after a resumed one are drawn anew, also across releases."""
     module = backends.load(backend)
     assert module.shuffle(torch.arange(8), 7919).tolist() == [4, 7, 5, 6, 1, 0, 2, 3]
     order = module.shuffle(torch.arange(390_000), 7919)[:4]
@@ -197,7 +197,7 @@ def test_the_shuffle_of_a_release_is_that_of_the_next(backend):
 
 
 def deviations(counts):
-    """By how many standard deviations counts (cells,) spread otherwise than Poisson's."""
+    """The deviation of the spread of counts (cells,) from Poisson's, in standard deviations."""
     mean = counts.double().mean()
     square = ((counts - mean) ** 2 / mean).sum() - (len(counts) - 1)
     return float(square) / math.sqrt(2 * (len(counts) - 1))
@@ -219,8 +219,8 @@ def test_the_shuffle_is_uniform():
 
 @pytest.mark.parametrize("n", LARGE)
 def test_a_large_order_looks_random(n):
-    """Ids over places, neighbours over residues, and the differences of ids that are a few places
-    or a row of the network's table apart, each of which n pairs meet as often as chance has it."""
+    """Ids by position, neighbours by residue, and differences of ids a few positions or a row of
+    the network's table apart, all as frequent as by chance."""
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
     places = torch.arange(n)
@@ -241,7 +241,7 @@ def test_a_large_order_looks_random(n):
 
 
 def test_large_orders_of_many_seeds_are_strangers():
-    """Where a few places' ids go, and where two places' go together, over 4000 orders."""
+    """Where the ids of a few positions go, individually and in pairs, over 4000 orders."""
     n, module = 2**16 + 1, backends.load("cpu")
     at = torch.tensor([0, 1, 2, 255, 256, 257, 2**15, n - 2, n - 1])
     orders = [module.shuffle(torch.arange(n), seed)[at] for seed in range(4000)]
@@ -388,7 +388,7 @@ def test_a_resumed_epoch_survives_an_iterator_that_nobody_used():
 
 
 def test_without_set_epoch_epochs_follow_one_another():
-    """The documented default: a loop that never calls it draws what one that always does draws."""
+    """The documented default: a loop that never calls it draws the same as one that always does."""
     one, other = (emp.EMPSampler(seen_state(30), 0.5, warmup_epochs=2) for _ in range(2))
     orders = []
     for epoch in range(5):
@@ -445,7 +445,7 @@ def loader_of(cls, sampler, n, workers=0, batch_size=4):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [0, 1, 3, 8])
 def test_stateful_dataloader_resumes(workers, stop):
-    """Also with worker processes, which have prefetched ids behind the last batch."""
+    """Also with worker processes, which have prefetched ids after the last batch."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
 
     def build(state):
@@ -474,7 +474,7 @@ def test_stateful_dataloader_resumes(workers, stop):
 
 @pytest.mark.parametrize("batch_size", [4, 5])
 def test_a_plain_loop_resumes_at_every_batch(batch_size):
-    """Also at the last one, whose assembly asked for more ids than there were when it is short."""
+    """Also at a short last batch, for which more ids were requested than existed."""
     data = emp.IndexedDataset(torch.arange(30))
 
     def train(state, sampler, stop=None, first=0):
@@ -545,7 +545,7 @@ def test_an_id_that_is_no_sample_is_not_counted(backend):
 
 
 def test_what_draws_the_ids(backend):
-    """Chunk by chunk, into whatever counts there are by then, or none; the end is told once."""
+    """Chunk by chunk, into the current counts or none; the end is reported once."""
     ids = torch.arange(10).flip(0)
     counts = [torch.zeros(10, dtype=torch.int32) for _ in range(3)]
     progress, asked, ended = array("q", [0, 0]), [], []
@@ -650,7 +650,8 @@ def test_a_wrong_checkpoint_changes_nothing():
 
 
 def test_a_state_of_another_size_than_the_data_set_is_noticed():
-    """Ids beyond the data set come from the data set; a checkpoint of another size from loading."""
+    """Ids beyond the data set are errors of the data set; a checkpoint of another size is one of
+    loading."""
     loader = loader_of(DataLoader, emp.EMPSampler(emp.EMPState(12)), 10)
     with pytest.raises(IndexError):
         list(loader)

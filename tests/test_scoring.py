@@ -131,7 +131,7 @@ def test_small_losses_and_entropies_keep_their_relative_accuracy(classes, margin
 
 @pytest.mark.parametrize("classes", [2, 16, 17, 1000, 128256])
 def test_terms_that_vanish(classes, backend):
-    """exp(z - m) near and below float32's smallest number: each term is right to one step."""
+    """exp(z - m) near and below float32's smallest number: each term is accurate to one step."""
     distances = torch.tensor([102.0, 103.0, 103.5, 103.9, 104.5, 110.0, 200.0, 1e4, 1e30])
     logits = -distances[:, None].repeat(1, classes)
     logits[:, classes // 2] = 0.0
@@ -332,7 +332,7 @@ def test_beta_weighs_the_entropy(beta, backend):
 
 
 def test_the_sign_of_beta(backend):
-    """The memory term is added: of equal losses, the less certain row scores higher."""
+    """The memory term is added: for equal losses, the less certain row scores higher."""
     logits = torch.tensor([[0.0, 0.0, -INF, -INF], [0.0, math.log(0.5), math.log(0.5), -INF]])
     got = emp.score(logits, torch.zeros(2, dtype=torch.int64), backend=backend)
     torch.testing.assert_close(got.loss, torch.full((2,), math.log(2)))

@@ -50,7 +50,7 @@ def one_bucket(r, n):
 
 
 def diluted(value, share):
-    """`value` in that share of the places, ordinary numbers elsewhere."""
+    """`value` in that share of the positions, ordinary numbers elsewhere."""
     return lambda r, n: np.where(r.random(n) < share, value, r.standard_normal(n))
 
 
@@ -207,8 +207,8 @@ def test_more_elements_than_float32_can_count(backend):
 
 @pytest.mark.parametrize("beyond", [-1000, 10], ids=["cut below the zeros", "cut in the zeros"])
 def test_a_digit_that_ends_just_below_zero(beyond, backend):
-    """Millions of zeros of both signs next to the cut, for a radix select whose digits start at
-    -1.9999999: one ends at -0.0, and tiny negative numbers are in it."""
+    """Millions of zeros of both signs next to the threshold, for a radix select whose digits start
+    at -1.9999999: one ends at -0.0, and tiny negative numbers are in it."""
     n, keep = 3_000_000, 900_000
     scores = torch.full((n,), -1.9999998807907104)
     places = torch.randperm(n, generator=torch.Generator().manual_seed(0))
@@ -305,7 +305,7 @@ def test_ignored_rows_are_neither_counted_nor_returned(family, dtype, backend):
 
 
 def test_ignored_rows_rank_below_nan(backend):
-    """What is NaN still counts, behind everything else; what is ignored is no row at all."""
+    """NaN rows count, ranked last; ignored rows do not count at all."""
     scores = torch.tensor([NAN, 1.0, INF, -INF, NAN, 2.0])
     ignored = torch.tensor([True, False, True, False, False, False])
     for count, want in enumerate([[5], [1, 5], [1, 3, 5], [1, 3, 4, 5]], start=1):

@@ -1,4 +1,4 @@
-"""A shared-out state and its sampler in checkpoints: on any number of ranks, and held whole."""
+"""A sharded state and its sampler in checkpoints: on any number of ranks, and unsharded."""
 
 import copy
 
@@ -24,9 +24,9 @@ def made(kind, size=SIZE):
 
 
 def steps_of(rank, world, kind, sampling, folder, first, last):
-    """Train steps [first, last) of 12 ids, behind a checkpoint where `first` is not 0; checkpoint.
+    """Train steps [first, last) of 12 ids, after a checkpoint if `first` is not 0; checkpoint.
 
-    Returns the ids, and the whole state behind it."""
+    Returns the ids, and the whole state after it."""
     state = made(kind)
     sampler = emp.EMPSampler(state, 0.4, seed=5, sampling=sampling)
     data, drawn, step = emp.IndexedDataset(torch.arange(SIZE)), [], first
@@ -47,7 +47,7 @@ def steps_of(rank, world, kind, sampling, folder, first, last):
     whole.load_state_dict(state.state_dict())
     return drawn, {
         name: getattr(whole, name).tolist()
-        for name in ("score", "seen_at", "updates", "selections", "counted", "drawn", "clock")
+        for name in ("score", "seen_at", "updates", "selections", "_counted", "_drawn", "clock")
     }
 
 
@@ -64,7 +64,7 @@ def together(ranks):
     [(1, 3, 3, "top"), (4, 2, 7, "gumbel")],
 )
 def test_any_number_of_ranks_resumes(before, after, stop, sampling, tmp_path):
-    """In the warm-up, at its end and in mid-epoch behind it: exactly the rest is drawn."""
+    """In the warm-up, at its end and in mid-epoch after it: exactly the rest is drawn."""
     whole, part = str(tmp_path / "whole"), str(tmp_path / "part")
     ((alone, want),) = on_ranks(1, steps_of, "whole", sampling, whole, 0, 9)
     saved = on_ranks(before, steps_of, "shared", sampling, part, 0, stop)
@@ -74,7 +74,7 @@ def test_any_number_of_ranks_resumes(before, after, stop, sampling, tmp_path):
 
 
 def crossing(rank, world, folder, n):
-    """A saved state loads into either kind, by torch.distributed.checkpoint and by itself."""
+    """A saved state loads into either kind, with and without torch.distributed.checkpoint."""
     shared, state = made("shared", n), made("whole", n)
     for x in (shared, state):
         ids = torch.arange(n)[rank :: 2 * world]
@@ -121,7 +121,7 @@ def test_parts_of_other_sizes(before, after, tmp_path):
 
 
 def samplers(rank, world):
-    """A sampler's own dictionary goes from either kind of state to either, in mid-epoch."""
+    """A sampler's dictionary can be moved between both kinds of states, in mid-epoch."""
     wrong = []
     for options in ({}, {"sampling": "gumbel"}, {"shuffle": False}, {"sampling": LAST}):
         for epochs in (0, 2):
@@ -149,7 +149,7 @@ def test_a_running_order_goes_from_either_kind_to_the_other(world):
 
 
 def refused(rank, world):
-    """What is no checkpoint of this state is refused, and changes nothing."""
+    """Invalid checkpoints are refused, and change nothing."""
     state = made("shared")
     state.update(torch.arange(9), values_of(torch.arange(9), 0))
     emp.distributed.sync(state)

@@ -1,5 +1,5 @@
-"""Losses of shared-out vocabularies on gloo processes, as they are used: what the ranks send, what
-they refuse, DTensors, and states that agree."""
+"""Losses of sharded vocabularies on gloo processes: communication, errors, DTensors, and agreeing
+states."""
 
 import functools
 
@@ -89,7 +89,7 @@ def of_logits(rank, world):
 
 
 def of_products(rank, world):
-    """A product whose rows of the vocabulary are tensors, then DTensors."""
+    """A product with vocabulary rows as tensors, then as DTensors."""
     hidden, weight, bias, labels, class_weight, temperature = batch()
     start, stop = cuts_of(50, world)[rank]
     mesh = init_device_mesh("cpu", (world,))
@@ -221,7 +221,7 @@ def test_processes_agree(world, step):
 
 
 def test_a_graph_break():
-    """Under torch.compile sharded calls run as they are."""
+    """Under torch.compile sharded calls run uncompiled."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         logits, labels = torch.randn(6, 5), torch.arange(6) % 5

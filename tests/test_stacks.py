@@ -1,5 +1,5 @@
-"""The changes of docs/howto/vocab_parallel.md beside the stacks as released: where the stack is
-installed, the lines around a change are its own, and Megatron's loss runs with it on two ranks."""
+"""The changes of docs/howto/vocab_parallel.md against the released stacks: if a stack is installed,
+the lines around a change must match, and Megatron's loss runs with it on two ranks."""
 
 import inspect
 import re

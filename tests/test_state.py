@@ -1,4 +1,4 @@
-"""EMPState: what an update writes, what survives saving, and what loading refuses."""
+"""EMPState: updates, saving and loading, and errors of loading."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ INTEGER_DTYPES += [torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 
 
 def tensors_of(state):
-    """Every tensor of the state, those that the contract does not name included."""
+    """Every tensor of the state, including those that the contract does not name."""
     found = {name: x for name, x in vars(state).items() if isinstance(x, torch.Tensor)}
     assert set(FIELDS) <= set(found)
     return found
@@ -123,7 +123,7 @@ def test_update_takes_ids_of_any_integer_dtype(dtype, as_default):
 
 
 def test_ids_that_float32_cannot_hold(as_default):
-    """257 is none of bfloat16's numbers, 2^24 + 1 none of float32's."""
+    """257 is not representable in bfloat16, and 2^24 + 1 not in float32."""
     size = 2**24 + 9
     state, ids = emp.EMPState(size), torch.tensor([257, 2**24 + 1, size - 1])
     scores = scores_of(3)
@@ -260,7 +260,7 @@ def test_a_snapshot_does_not_change_with_the_state():
 
 
 def test_loading_writes_into_the_same_tensors():
-    """Views that others hold, as a sampler does, stay those of the state."""
+    """Views held elsewhere, as by a sampler, remain views of the state."""
     state = emp.EMPState(20, beta=0.75)
     held = tensors_of(state)
     state.load_state_dict(used_state().state_dict())
@@ -380,7 +380,7 @@ def test_loading_from_the_states_own_tensors():
 
 
 def loaded_by_default(value):
-    """As torch.load reads files unless it is told to trust them."""
+    """With torch.load's default, which does not trust files."""
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
@@ -417,8 +417,8 @@ def test_a_file_of_another_state_is_no_state(name, value):
     setattr(state, name, value)
     with pytest.raises((TypeError, ValueError), match=rf"{name} must "):
         pickle.loads(pickle.dumps(state))
-    del state.windows
-    with pytest.raises(ValueError, match="entries must hold windows"):
+    del state._windows
+    with pytest.raises(ValueError, match="entries must hold _windows"):
         pickle.loads(pickle.dumps(state))
 
 
@@ -436,7 +436,7 @@ def test_a_state_of_inference_mode_is_updated_outside(as_default):
 
 
 def test_the_clock_counts_calls_that_wrote(as_default):
-    """Nothing is valid: nothing is written, and no call has been."""
+    """Nothing is valid: nothing is written, and the clock does not advance."""
     state, ids = emp.EMPState(8), torch.arange(8)
     invalid, labels = torch.full((8, 5), math.nan), ids % 5
     before = contents(state)

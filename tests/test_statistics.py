@@ -68,7 +68,7 @@ def test_hard_rows_of_a_vocabulary(classes, dtype, backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", [2, 3, 8, 16, 17, 33, 64, 70, 130, 1025])
 def test_ties_at_the_maximum(classes, dtype, backend):
-    """prediction is the lowest index, and correct asks for it; the margin of a tied label is 0."""
+    """prediction is the lowest index, which correct requires; the margin of a tied label is 0."""
     generator = torch.Generator().manual_seed(classes)
     logits = torch.randint(0, 3, (300, classes), generator=generator).to(dtype)
     labels = torch.randint(classes, (300,), generator=generator)
@@ -172,7 +172,7 @@ def test_invalid_rows_can_be_told(backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", [5, 40, 1000, 1501, 4100, 9000])
 def test_tied_maxima_far_apart(classes, dtype, backend):
-    """The first of two maxima is found wherever both are: in other chunks, tiles and edges."""
+    """The first of two maxima is found wherever they are: in different chunks, tiles and edges."""
     generator = torch.Generator().manual_seed(classes)
     first = torch.randint(classes, (60,), generator=generator)
     second = torch.randint(classes, (60,), generator=generator)

@@ -1,5 +1,5 @@
-"""What a tensor may be, of every tensor that a public function takes: views of which torch negates
-what it reads, and rows that are one element repeated; and what it must not be."""
+"""For every tensor argument of every public function: supported kinds of tensors (lazily negated
+views, repeated elements) and unsupported ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def transposed(tensor):
 
 
 def views_of(tensor):
-    """Each kind of view that says what `tensor` does."""
+    """Each kind of view with the values of `tensor`."""
     yield negated(tensor)
     if tensor.is_floating_point():
         yield imaginary(tensor)
@@ -49,8 +49,8 @@ def repeated(tensor):
 
 
 def replaced(name, replace):
-    """The call's tensors, one of them replaced by each tensor that `replace` yields. All at once in
-    Triton's interpreter, which takes its time."""
+    """The call's tensors, with one replaced by each tensor that `replace` yields; all at once in
+    Triton's interpreter, which is slow."""
     tensors = calls.CALLS[name].tensors()
     if INTERPRETED:
         yield {argument: list(replace(given))[-1] for argument, given in tensors.items()}
@@ -61,7 +61,7 @@ def replaced(name, replace):
 
 
 def assert_reads_as(name, views, backend):
-    """The call makes of `views` what it makes of their copies."""
+    """The call gives the same results for `views` as for their copies."""
     copies = {argument: view.resolve_neg().contiguous() for argument, view in views.items()}
     want = calls.run(name, calls.CALLS[name].tensors() | copies, backend)
     got = calls.run(name, calls.CALLS[name].tensors() | views, backend)
@@ -90,7 +90,7 @@ def nested(tensor, layout=torch.strided):
         return torch.nested.nested_tensor(rows, layout=layout)
 
 
-# What stands for a tensor, and what its error says to do.
+# Unsupported tensors, and the fix that the error names.
 UNUSUAL = {
     "nested": (nested, "to_padded_tensor|unbind"),
     "jagged": (lambda x: nested(x, torch.jagged), "to_padded_tensor|unbind"),

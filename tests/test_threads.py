@@ -1,4 +1,4 @@
-"""The number of threads changes no bit of any result, and Python threads can share the library."""
+"""No result depends on the number of threads, and Python threads can share the library."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def test_the_number_of_threads_changes_nothing(shape, dtype, as_default, threads
 
 
 def test_python_threads_share_the_library(as_default):
-    """Many callers at once, each with rows and a state of its own."""
+    """Many concurrent callers, each with its own rows and state."""
     calls = [
         batch(rows, classes, torch.float32, seed)
         for seed in range(4)

@@ -185,7 +185,7 @@ def test_a_row_is_the_call_on_its_sequence(backend):
 
 
 def test_without_waiting_for_the_host_the_rest_is_minus_one():
-    """What CUDA does where no size is read back."""
+    """The behaviour on CUDA, where no size is read back."""
     chosen = backends.load("triton" if INTERPRETED else "reference")
     score = torch.tensor([[1.0, math.nan, 3.0, -INF], [math.nan] * 4, [2.0, 3.0, -1.0, 4.0]])
     got = highest_of_each(chosen, score, 0.75, of_all=True, waits=False)
@@ -243,7 +243,7 @@ def test_shifted_views_and_grad(per, dtype, backend):
 
 
 def test_selected_tokens_train(backend):
-    """In the manner of Rho-1: the selection's losses serve the training loss."""
+    """As in Rho-1: the training loss reuses the selection's losses."""
     logits, labels = tokens(3, 6, kinds=9)
     labels[1, 4:] = -100
     for per in ("all", "row"):

@@ -1,5 +1,5 @@
-"""torch's default dtype and device are about what users make, not about what the package makes; and
-under deterministic algorithms everything works as without."""
+"""torch's default dtype and device do not affect the package, and everything works under
+deterministic algorithms."""
 
 from contextlib import contextmanager
 
@@ -85,7 +85,7 @@ def test_a_sampler_draws_ids_of_the_cpu(ranks, as_default):
 
 
 def together(rank, world):
-    """What ranks compute together, thrice: then under other defaults."""
+    """Computations of several ranks, three times, then under other defaults."""
 
     def results():
         device = torch.device("cpu")

@@ -1,6 +1,5 @@
-"""Torch's global switches change no result: what every public function gives under each is what it
-gives without, or within the contract's bound where the arithmetic itself changes, or one sentence
-that says what it takes."""
+"""Torch's global switches change no result: under each, every public function gives the same
+result, or one within the contract's bound if the arithmetic changes, or a clear error."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTens
 from torch_calls import CALLS, public_names
 
 UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())
-# Our words, and those in which torch refuses ordinary tensors among fake ones.
+# Our errors, and torch's for real tensors among fake ones.
 WORDED = re.compile(
     r"([\w.]+: \w+ must .*, got |Please convert all Tensors to FakeTensors first )", re.DOTALL
 )
@@ -48,7 +47,7 @@ def between(set_it: Callable, value, before) -> Callable[[], AbstractContextMana
     return lambda: set_between(set_it, value, before)
 
 
-# Those that leave torch's own arithmetic alone, and those that change it.
+# Switches that do not affect torch's arithmetic, and those that do.
 EXACT = {
     "deterministic algorithms": between(torch.use_deterministic_algorithms, True, False),
     "default dtype float64": between(torch.set_default_dtype, torch.float64, torch.float32),

@@ -1,5 +1,5 @@
-"""What records operations instead of running them: each public function is an operator there, or
-one clear error, and never keeps a result of the example that it was recorded with."""
+"""Tracers: each public function is recorded as an operator or raises a clear error, and never
+records a result of the example."""
 
 import warnings
 from inspect import isclass
@@ -139,7 +139,7 @@ def test_every_public_function_is_here():
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("name", "function"), named(OPERATORS))
 def test_a_recording_is_of_its_inputs(name, function, way):
-    """Recorded with one batch and run with another, it gives what the call gives, and writes it."""
+    """Recorded with one batch and run with another, it gives the call's results and updates."""
     first, second = batch(0), batch(1)
     if way == "make_fx symbolic" and "STATE" in function.__code__.co_names:
         with pytest.raises(RuntimeError, match=f"^{name}: state must be recorded with its memory"):
@@ -206,7 +206,7 @@ def test_a_call_on_constants_within_a_transform():
 
 
 def test_a_recorded_call_checks_values():
-    """Out of range of the call, not of the example: an error of ours before anything is written."""
+    """Ids out of range in the call, not in the example: our error, before anything is written."""
     z, y, h, w = batch(0)
     function = OPERATORS["cross_entropy"][2]
     for way in WAYS.values():

@@ -1,4 +1,5 @@
-"""Choosing the Triton backend where it cannot run: errors that say what is missing and the fix."""
+"""Selecting the Triton backend where it cannot run: errors that name what is missing and the
+fix."""
 
 import os
 import sys
@@ -16,7 +17,7 @@ needs_plain_triton = pytest.mark.skipif(
 
 @pytest.fixture
 def fresh_backends():
-    """Backends chosen anew, and again after the test."""
+    """Resets the cached choice of backends, also after the test."""
     for cache in (backends.load, backends._resolve, backends._warn_once):
         cache.cache_clear()
     yield
@@ -64,7 +65,8 @@ def test_float64_on_cuda_takes_the_reference_silently(recwarn, fresh_backends):
 
 
 def test_no_argument_of_a_kernel_launched_directly_makes_a_variant():
-    """Its cache knows dtypes and constants alone: all else must be declared to make none."""
+    """Its cache uses only dtypes and constants, so all other arguments must be declared as not
+    specialising."""
     pytest.importorskip("triton")
     from emp_kernels.kernels import launch, plan
     from emp_kernels.kernels.launching import Kernel
@@ -80,7 +82,7 @@ def test_no_argument_of_a_kernel_launched_directly_makes_a_variant():
 
 
 class _Compiled:
-    """Stands for a JITFunction and for what it compiles: notes how often, and what is launched."""
+    """Replaces a JITFunction and its compiled kernel: counts compilations and records launches."""
 
     def __init__(self):
         self.arg_names = ["x", "y", "FIRST", "SECOND"]

@@ -1,7 +1,7 @@
 """The Triton kernels without a GPU: Triton's interpreter runs them on CPU tensors.
 
-TRITON_INTERPRET must be set before the kernels are imported, and then nothing can be compiled, so
-that the interpreted tests run in a process of their own.
+TRITON_INTERPRET must be set before the kernels are imported, and nothing can be compiled then, so
+the interpreted tests run in a separate process.
 """
 
 import os

@@ -166,7 +166,7 @@ def test_ignored_rows_are_not_read(stream, cut, launch):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.uint64])
 def test_a_label_out_of_range_makes_its_row_invalid(dtype, stream, cut, launch):
-    """As on CUDA, where nobody raises: the wild logit is not read."""
+    """As on CUDA, where there is no error: the out-of-range logit is not read."""
     if stream:
         cut(parts=2)
     wild = {torch.int64: [70, -1, 1 << 62], torch.uint8: [70, 255, 99]}.get(dtype)
@@ -275,7 +275,7 @@ def test_shards_of_rows(classes, dtype, parts, cut):
 
 @pytest.mark.parametrize("name", ["triton", "reference"])
 def test_a_row_without_a_loss_has_no_gradient(name):
-    """As of a label out of range, which no error tells of on a GPU."""
+    """As for a label out of range, which is not an error on a GPU."""
     from emp_kernels.backends import load
 
     backend, truth = load(name), load("reference")
@@ -306,7 +306,7 @@ def test_a_row_without_a_loss_has_no_gradient(name):
 
 
 def test_operators_results_share_no_memory():
-    """As torch.compile demands of them; the backend's own results lie in one piece of memory."""
+    """As required by torch.compile; the backend's own results share one allocation."""
     logits, labels = torch.randn(5, 9), torch.zeros(5, dtype=torch.int64)
     state = emp.EMPState(5)
     fields = [getattr(state, name) for name in emp.ops.STATE_FIELDS]

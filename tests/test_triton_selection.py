@@ -57,7 +57,7 @@ def test_many(kind):
 @pytest.mark.parametrize("n", [100, 4200, 9000])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(n, dtype):
-    """Thousands of ties at the cut."""
+    """Thousands of ties at the threshold."""
     scores = torch.randn(n).to(dtype)
     got = emp.select(scores, n // 3, backend="triton")
     assert torch.equal(got, oracle.select(scores, n // 3))
@@ -72,8 +72,8 @@ def test_strided_and_empty():
 @pytest.mark.parametrize("hidden", [[NAN], [-INF], [NAN, -INF]], ids=["NaN", "-inf", "both"])
 @pytest.mark.parametrize("valid", [9001, 4000, 3000, 1, 0])
 def test_valid_scores_only(valid, hidden):
-    """As scoring calls it: NaN and -inf are never selected, the work memory tells how many there
-    are of each, and the end of the indices is padded with -1."""
+    """As called by scoring: NaN and -inf are never selected, the work memory holds their numbers,
+    and the indices are padded with -1."""
     from emp_kernels.kernels import launch, plan, work
 
     n, count = 9001, min(valid, 4000)

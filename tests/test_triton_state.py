@@ -22,7 +22,7 @@ FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock
 
 @pytest.fixture(params=["fused", "few", "many"])
 def rows(request, monkeypatch):
-    """70 rows, finished by the last scoring program or, as more rows are, by later launches."""
+    """70 rows, finished by the last scoring program or, like larger batches, by later launches."""
     if request.param != "fused":
         from emp_kernels.kernels import launch, plan
 
@@ -85,7 +85,7 @@ def test_without_state(rows):
 
 
 def test_padding_and_ids_out_of_range(rows, monkeypatch):
-    """As on CUDA, where nobody raises or waits: wild ids make their rows invalid."""
+    """As on CUDA, where there is no error: ids out of range make their rows invalid."""
     from emp_kernels.kernels import launch
 
     logits, labels, generator = rows
@@ -144,8 +144,8 @@ def test_update(monkeypatch):
 
 
 def test_nothing_between_old_and_new(monkeypatch):
-    """What another stream copies while rows are written: after each of the launches every entry of
-    the state is that from before or that from after the call."""
+    """Concurrent copies from another stream: after each launch every entry of the state is that
+    from before or after the call."""
     from emp_kernels.kernels import launch
 
     generator = torch.Generator().manual_seed(2)

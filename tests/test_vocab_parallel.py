@@ -1,7 +1,6 @@
-"""Rows whose columns are shared out: scores, losses and gradients are those of whole rows.
+"""Rows with sharded columns: scores, losses and gradients equal those of whole rows.
 
-Most of it on threads, which take every backend through every family of rows; then on gloo
-processes, as it will be used.
+Mostly on threads, for every backend and family of rows; then on gloo processes, as in actual use.
 """
 
 import functools
@@ -41,8 +40,8 @@ def cuts_of(classes, world, seed=0):
 
 @pytest.fixture
 def on_threads(monkeypatch):
-    """Runs `target(rank, world)` on threads that are one another's ranks. They take turns, as
-    Triton's interpreter needs it."""
+    """Runs `target(rank, world)` on threads that act as ranks. They alternate, as Triton's
+    interpreter requires."""
     own, turn = threading.local(), threading.Lock()
 
     def wait(barrier):
@@ -340,7 +339,7 @@ def trained(rank, world):
 
 
 def of_dtensors(rank, world):
-    """What torch sharded is what is meant; gradients come back as DTensors."""
+    """Columns are taken from torch's sharding; gradients are returned as DTensors."""
     mesh = init_device_mesh("cpu", (world,))
     grid = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "tensor"))
     generator = torch.Generator().manual_seed(1)
@@ -387,7 +386,7 @@ def of_dtensors(rank, world):
 
 
 def refused(rank, world):
-    """The messages of calls that the ranks make differently."""
+    """The errors of calls in which the ranks' arguments differ."""
     logits, labels = torch.randn(5, 4), torch.arange(5)
     last = rank == world - 1
     calls = {

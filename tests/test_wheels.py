@@ -1,4 +1,4 @@
-"""What `make wheels` wrote into dist/, as its users get it: in environments without this clone.
+"""The files that `make wheels` wrote into dist/, tested in environments without this clone.
 
 A bare environment takes half a minute and torch's download, so that these tests run at the end of
 `make wheels` alone, which names the folder in EMP_WHEELS and the interpreters in EMP_PYTHONS.

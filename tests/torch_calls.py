@@ -1,4 +1,4 @@
-"""One call of every public function, with its gradient, on inputs that are made beforehand.
+"""One call of every public function, with its gradient, on prepared inputs.
 
 test_torch_switches.py runs each under torch's global switches. A public name without a call here
 fails its first test.
@@ -20,7 +20,7 @@ DATA = torch.Generator().manual_seed(20)
 
 
 def public_names() -> list[str]:
-    """What users call: the names of emp_kernels and of its public modules, but for the types of
+    """The public functions and classes of emp_kernels and its public modules, except types of
     results and warnings."""
     names = []
     for name in emp.__all__:

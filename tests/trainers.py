@@ -1,4 +1,4 @@
-"""Tiny models and Trainers of transformers, made from configurations: nothing is downloaded."""
+"""Tiny transformers models and Trainers, made from configurations without downloads."""
 
 import logging
 

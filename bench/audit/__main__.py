@@ -1,14 +1,14 @@
-"""``make audit``: what the compiler made of every Triton kernel, read from its machine code.
+"""``make audit``: checks the machine code of every Triton kernel.
 
     python -m bench.audit [variants whose name holds this]
 
 Needs no GPU. Every launch of the backend is recorded instead of run (`recording`, `variants`),
-compiled ahead of time for sm_80 and sm_90 with the constants that it would have had, and
-disassembled with the tools of the Triton package (`machine_code`); each kernel is also compiled
-for sm_100. Of sm_80 and sm_90 it is asserted (`demands`) that nothing spills or lives in local
-memory, that registers stay under the bound (EMP_AUDIT_MAX_REGISTERS, by default 128), and that a
-scoring kernel loads each logit once, 16 bytes at a time where rows allow it. A product's tile
-fills the registers; of 16-bit elements it must be the tensor cores'.
+compiled ahead of time for sm_80 and sm_90 with its constants, and disassembled with the tools of
+the Triton package (`machine_code`); each kernel is also compiled for sm_100. For sm_80 and sm_90 it
+is asserted (`demands`) that nothing spills or uses local memory, that registers stay under the
+bound (EMP_AUDIT_MAX_REGISTERS, by default 128), and that a scoring kernel loads each logit once, 16
+bytes at a time if rows allow it. A product's tile fills the registers; with 16-bit elements it must
+use tensor cores.
 """
 
 import multiprocessing
@@ -27,7 +27,8 @@ READ = (80, 90)  # whose machine code is checked; sm_100 must compile
 
 
 def audit(max_registers: int, only: str) -> int:
-    """Prints a line for each variant whose name holds `only`; returns how many have faults."""
+    """Prints a line for each variant whose name holds `only`; returns the number of variants with
+    faults."""
     global _work
     _work = list(_compilations(only))
     workers = min(len(os.sched_getaffinity(0)), max(1, len(_work)))
@@ -50,7 +51,7 @@ def audit(max_registers: int, only: str) -> int:
 
 
 def _compilations(only: str) -> Iterator[tuple[str, Launch, int]]:
-    """What is to be compiled: each variant for the targets that are read, each kernel for all."""
+    """What to compile: each variant for the checked targets, each kernel for all targets."""
     variants_seen, kernels_seen = set(), set()
     for name, call in variants():
         if only not in name:
@@ -72,7 +73,7 @@ def _compilations(only: str) -> Iterator[tuple[str, Launch, int]]:
             kernels_seen.add(kernel)
 
 
-_work: list[tuple[str, Launch, int]] = []  # of this process and of those that it forks
+_work: list[tuple[str, Launch, int]] = []  # shared with forked processes
 
 
 def _read(i: int) -> Code:

@@ -1,4 +1,4 @@
-"""What is demanded of the machine code."""
+"""Requirements on the machine code."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ MAX_REGISTERS = 128
 
 
 def faults(recorded: Launch, code: Code, max_registers: int) -> list[str]:
-    """What is wrong with the machine code."""
+    """The violated requirements."""
     found = []
     if code.spills or code.local_bytes:
         found.append(f"{code.spills} spills, {code.local_bytes} bytes of local memory")
@@ -33,8 +33,8 @@ def faults(recorded: Launch, code: Code, max_registers: int) -> list[str]:
 
 
 def logit_bits(recorded: Launch) -> tuple[int, int]:
-    """Of a scoring kernel, the widest load that its rows allow, and how many such loads a thread
-    makes for the logits that are in registers at a time."""
+    """For a scoring kernel, the widest load that its rows allow, and the number of such loads per
+    thread for the logits in registers at a time."""
     a = recorded.arguments
     bits = a["V"] * a["logits"].element_size() * 8
     if "LANES" in a:
@@ -44,8 +44,8 @@ def logit_bits(recorded: Launch) -> tuple[int, int]:
 
 
 def _other_loads(recorded: Launch) -> Counter:
-    """Loads of a kernel on whole rows that are not of a tile: the labels and their logits, and
-    what the last program reads. Only those as wide as a narrow tile can be mistaken for one."""
+    """Number of loads of a whole-row kernel that do not belong to a tile: labels, their logits, and
+    the last program's reads. Only those as wide as a narrow tile can be mistaken for tile loads."""
     a = recorded.arguments
     others: Counter = Counter()
     others[64] += 1

@@ -1,4 +1,4 @@
-"""What is read: the machine code of a recorded launch, compiled ahead of time."""
+"""The machine code of a recorded launch, compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POINTERS = {
 
 
 class Code(NamedTuple):
-    """What was read from one kernel's machine code."""
+    """Properties of one kernel's machine code."""
 
     registers: int
     local_bytes: int
@@ -94,7 +94,7 @@ def _cuobjdump(option: str, path: str) -> str:
 
 
 def _loads(lines: Iterable[str]) -> Counter:
-    """Global loads, also those straight to shared memory, by their bits."""
+    """Global loads, including those to shared memory, by width in bits."""
     counts: Counter = Counter()
     for text in lines:
         for modifiers in re.findall(r"\bLDG(?:STS)?((?:\.\w+)*)", text):

@@ -1,4 +1,4 @@
-"""Launches of the Triton backend, noted instead of run."""
+"""Records launches of the Triton backend instead of running them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Launch(NamedTuple):
 
 
 class Recorder:
-    """Stands in for a kernel and notes its launches."""
+    """Replaces a kernel and records its launches."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches
@@ -39,7 +39,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Launches are noted instead of run, as if on a chip of 132 multiprocessors."""
+    """Record launches instead of running them, as if on a chip with 132 multiprocessors."""
     launches: list[Launch] = []
     kept: list[tuple[Any, str, Any]] = []
     for module in (launch, launch_linear):

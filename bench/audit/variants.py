@@ -1,4 +1,4 @@
-"""What is compiled: every launch to check, by the calls that make them."""
+"""The variants to compile: every launch to check, as the call that makes it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def fields_of_state(size: int) -> SimpleNamespace:
 
 
 def scoring(n, classes, dtype, *, group=0, ignore=None, **options) -> Callable[[], Any]:
-    """A scoring launch on n rows, of which no memory is needed."""
+    """A scoring launch on n rows, without allocating them."""
     logits = torch.empty(64, dtype=dtype)
     per_group, stride = (group, group * classes + 64) if group else (n, 0)
     rows = launch.Rows(logits, n, classes, per_group, stride, classes)
@@ -100,7 +100,7 @@ def scoring(n, classes, dtype, *, group=0, ignore=None, **options) -> Callable[[
 
 
 def gradient(n, classes, dtype, shard=False) -> Callable[[], Any]:
-    """A backward launch; its output needs memory, but none of it is touched."""
+    """A backward launch; its output is allocated but not touched."""
     rows = launch.Rows(torch.empty(64, dtype=dtype), n, classes, n, 0, classes)
     values = torch.empty(n)
     labels = torch.empty(n, dtype=torch.int64)
@@ -109,7 +109,7 @@ def gradient(n, classes, dtype, shard=False) -> Callable[[], Any]:
 
 
 def terms(n, classes, dtype, adjustment, kinds) -> Callable[[], Any]:
-    """A forward and a backward launch with options; of probabilities one row stands for all."""
+    """A forward and a backward launch with options; one row of probabilities is used for all."""
     rows = launch.Rows(torch.empty(64, dtype=dtype), n, classes, n, 0, classes)
     labels, values = torch.empty(n, dtype=torch.int64), torch.empty(n)
     targets = None
@@ -129,7 +129,7 @@ def terms(n, classes, dtype, adjustment, kinds) -> Callable[[], Any]:
 
 
 def product(n, depth, dtype, *, bias=False, ignore=None) -> Callable[[], Any]:
-    """A launch of the scores of a product with 128256 classes; one row stands for all."""
+    """A launch of the scores of a product with 128256 classes; one row is used for all."""
     classes = 128256
     hidden = torch.empty(1, depth, dtype=dtype).expand(n, depth)
     weight = torch.empty(1, depth, dtype=dtype).expand(classes, depth)
@@ -139,6 +139,6 @@ def product(n, depth, dtype, *, bias=False, ignore=None) -> Callable[[], Any]:
 
 
 def similarities(n, width, dtype, itself) -> Callable[[], Any]:
-    """A launch on two views of n rows; nothing of them is touched."""
+    """A launch on two views of n rows; their memory is not touched."""
     side = torch.empty(n, width, dtype=dtype), torch.empty(n)
     return lambda: contrastive.similarity_sums(side, side, 0, itself)

@@ -1,6 +1,6 @@
-"""What the GPU benchmarks time. A case makes its tensors, checks the results, then times them.
+"""The cases of the GPU benchmarks. A case makes its tensors, checks the results, then times them.
 
-It names its row, and whom it runs beside; nothing is made before `measure` is called.
+It names its row and its peers; nothing is allocated before `measure` is called.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def scoring(classes: int, dtype: torch.dtype, beside: Sequence[str]) -> Case:
 
 
 def small_batch(graph: bool) -> Case:
-    """What a call costs: as a CUDA graph's replay on the device, or eagerly on the host."""
+    """The cost of a call: as a CUDA graph replay on the device, or eagerly on the host."""
     name = f"score_and_select 256×1000 float32, {'CUDA graph' if graph else 'host'}"
 
     def measure(copy: float) -> dict[str, Any]:
@@ -92,7 +92,8 @@ def small_batch(graph: bool) -> Case:
 
 
 def replays(call: timing.Call, calls: int = 100) -> list[float]:
-    """Device seconds of a replay, over so many that events' own time does not count."""
+    """Device seconds of a replay, averaged over enough replays that event overhead is
+    negligible."""
     replay = timing.captured(call)
 
     def many() -> None:

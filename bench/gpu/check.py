@@ -1,9 +1,9 @@
 """``make gpu-check``: everything that needs a GPU, in one command, offline, inside nine minutes.
 
-Builds the native modules with what is there, runs the GPU tests, compute-sanitizer on a small run,
-and the benchmarks. Rows go to bench/results/<date>-<device>/gpu.jsonl, how the steps ended to
-gpu-check.json beside them; the README's table follows the rows. Without a GPU it says so.
-`python -m bench.gpu.check 300` takes at most 300 seconds: what does not fit is not measured.
+Builds the native modules with the tools available, runs the GPU tests, compute-sanitizer on a small
+run, and the benchmarks. Rows go to bench/results/<date>-<device>/gpu.jsonl, the results of the
+steps to gpu-check.json next to them; the README's table follows the rows. Without a GPU it says so.
+`python -m bench.gpu.check 300` takes at most 300 seconds; what does not fit is not measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from bench import harness
 from bench.gpu import timing
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = 500.0  # seconds for everything, under nine minutes
@@ -31,7 +31,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)}
 
 
 class Report:
-    """Steps, how they ended, and the time that is left."""
+    """Steps, their results, and the time left."""
 
     def __init__(self, allowed: float = ALLOWED) -> None:
         self.deadline = time.monotonic() + allowed
@@ -62,7 +62,7 @@ class Report:
 
 
 def build(report: Report) -> None:
-    """The native modules, in the tree, where the tools are there: no network is used."""
+    """Build the native modules in the tree if the tools are available; no network is used."""
     missing = [name for name in ("pybind11", "setuptools") if not importlib.util.find_spec(name)]
     missing += [name for name in ("cmake", "ninja", "nvcc") if not shutil.which(name)]
     if missing:
@@ -72,7 +72,7 @@ def build(report: Report) -> None:
 
 
 def sanitize(report: Report) -> None:
-    """compute-sanitizer where the machine lets it run; where it does not, that is no failure."""
+    """compute-sanitizer, if it can run on the machine; if not, that is not a failure."""
     tool = shutil.which("compute-sanitizer")
     for check in ("memcheck", "racecheck"):
         step = f"compute-sanitizer {check}"
@@ -94,8 +94,8 @@ def sanitize(report: Report) -> None:
 
 
 def verdict(code: int, output: str) -> str:
-    """What compute-sanitizer found. Status 9 is its own; any other failure means that it, or the
-    run under it, could not work on this machine."""
+    """The result of compute-sanitizer. Status 9 means errors found; any other failure means that
+    it, or the program under it, could not run on this machine."""
     summary = [line.strip("= \n") for line in output.splitlines() if "SUMMARY" in line]
     if code == 0:
         return "passed"
@@ -106,7 +106,8 @@ def verdict(code: int, output: str) -> str:
 
 
 def test(report: Report) -> None:
-    """The GPU tests, in several processes where pytest-xdist is there: most of it is compiling."""
+    """The GPU tests, in several processes if pytest-xdist is installed: most of the time is
+    compilation."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, provenance.usable_cpus()))]

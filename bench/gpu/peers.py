@@ -1,4 +1,4 @@
-"""Who runs beside ours on a GPU: the peers of bench/peers.py, those of a GPU alone, and torch.
+"""The baselines on a GPU: the peers of bench/peers.py, GPU-only peers, and torch.
 
 Only what can be imported is run. Liger's and QuACK's cross-entropy compute less than ours: no
 entropy and no selection.
@@ -28,7 +28,7 @@ def liger(logits, labels, count) -> Call:
 
 
 def selecting(scoring: Maker) -> Maker:
-    """A peer that scores, with torch's selection behind it."""
+    """A peer's scoring followed by torch's selection."""
 
     def maker(logits, labels, count) -> Call:
         scored = scoring(logits, labels)
@@ -68,7 +68,7 @@ def made(
 
 
 def versions() -> dict[str, str]:
-    """Of the peers that are installed."""
+    """Versions of the peers that are installed."""
     return peers.versions(PACKAGES)
 
 

@@ -1,7 +1,7 @@
 """The GPU benchmarks: `python -m bench.gpu.run ROWS.jsonl [seconds]`, a table and a row a case.
 
-Rows are written after every case. Cases that the time does not allow are listed as not measured;
-one that fails is told, and the others still run.
+Rows are written after every case. Cases that do not fit into the time are listed as not measured; a
+failing case is reported, and the others still run.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from bench import harness
 from bench.gpu import cases, peers, timing
 from emp_kernels import backends
 
-SHAPES = [  # of score_and_select, the most telling first
+SHAPES = [  # of score_and_select, the most informative first
     (128256, torch.bfloat16), (1000, torch.bfloat16),
     (32000, torch.float32), (32000, torch.bfloat16),
     (1000, torch.float32), (4096, torch.bfloat16), (4096, torch.float32),
     (50257, torch.bfloat16), (128256, torch.float32),
     (256000, torch.bfloat16), (256000, torch.float32),
 ]  # fmt: skip
-TELLING = 4  # of them run beside every peer
+TELLING = 4  # of them run with every peer
 
 
 def plan() -> list[cases.Case]:
-    """Everything of ours first, beside what starts at once. Other peers take a minute to import
-    and compile: the most telling shapes run beside all of them when the rest is safe, and replace
+    """All of our cases first, with the peers that start immediately. Other peers take a minute to
+    import and compile: the most informative shapes run with all of them afterwards, and replace
     their rows."""
     return [
         *(cases.scoring(*shape, peers.AT_ONCE) for shape in SHAPES[:TELLING]),

@@ -1,7 +1,7 @@
-"""Times on the device, and what rows of GPU measurements say.
+"""Device times, and the rows of GPU measurements.
 
-Ours and its peers take turns, round by round; every share is of the copy bandwidth that the same
-process measured, counting the bytes read and the bytes written.
+Ours and its peers take turns, round by round; every share is relative to the copy bandwidth
+measured in the same process, counting bytes read and written.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 import torch
 
 from bench import harness
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 Call = Callable[[], Any]
-COPIED = 2**32  # bytes of the copy that is the limit, far beyond the L2 cache
-AHEAD = 2**31  # bytes written before each call: the host queues the call meanwhile
+COPIED = 2**32  # bytes of the reference copy, far larger than the L2 cache
+AHEAD = 2**31  # bytes written before each call, while the host queues the call
 
 
 def seconds_of(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
     """Device seconds of each call, `rounds` times, after two warm-up rounds.
 
-    As in a training loop the device has work left when a call begins: it waits for no launch that
-    the host is still preparing. And nothing of the last call is in the cache.
+    As in a training loop the device is still busy when a call is queued, so it does not wait for
+    the host. And the cache holds nothing of the last call.
     """
     ahead = torch.empty(AHEAD, dtype=torch.uint8, device="cuda")
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in calls}
@@ -83,7 +83,7 @@ def captured(call: Call) -> Call:
 
 
 def origin() -> dict[str, Any]:
-    """What every row says of its run."""
+    """The fields that every row of a run has."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "machine": harness.machine(),
@@ -104,11 +104,11 @@ def row(
     goals: Mapping[str, tuple[float, float]] | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One row: a case, the times of ours and of its peers, and what they come to.
+    """One row: a case, the times of ours and of its peers, and derived values.
 
     Args:
         ours, peers: seconds of each round.
-        moved: bytes that the work has to move. copy: the measured limit in bytes a second.
+        moved: bytes that the work has to move. copy: the measured limit in bytes per second.
         not_measured: peers that could not run, and why.
         goals: required and stretch value of "share", "floor", "microseconds" or a peer's ratio.
     """
@@ -134,7 +134,7 @@ def row(
 
 
 def line(found: Mapping[str, Any]) -> str:
-    """The row in a table for people."""
+    """The row as a line of the printed table."""
     words = [f"{found['case']:<44}", f"{found['seconds']['median'] * 1e6:>12.1f} us"]
     if "share" in found:
         words.append(f"{found['gb_per_s']:>7.0f} GB/s {found['share']:>6.2f} of copy")

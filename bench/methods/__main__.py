@@ -1,7 +1,7 @@
-"""Run what is missing of the comparison: python -m bench.methods --data digits mnist1d
+"""Run the missing runs of the comparison: python -m bench.methods --data digits mnist1d
 
-A finished run is one line in FOLDER/methods-DATA.jsonl, and a run whose line is there is not
-repeated: stop it at any time and start it again.
+A finished run is one line in FOLDER/methods-DATA.jsonl and is not repeated: stop at any time and
+start again.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import harness
 from bench.methods import worker
 from bench.methods.choosing import PER_BATCH
 from bench.methods.plan import KEY, STUDIES, Trial, timed_trials, trials
-from emp_kernels.cli import provenance
-from emp_kernels.cli.requirements import CommandError
+from emp_kernels.experiments import provenance
+from emp_kernels.terminal.progress_bars import progress_bars
+from emp_kernels.terminal.requirements import CommandError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{options.rows}; the same command goes on from there"
         ) from None
     finally:
-        stop.set()  # a run ends with its step
+        stop.set()  # runs end after their current step
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def rows_file(options: argparse.Namespace, data: str) -> Path:
-    """Runs whose times count have a file of their own."""
+    """Timed runs have a separate file."""
     return options.rows / f"methods-{data}{'-alone' if options.alone else ''}.jsonl"
 
 
@@ -92,7 +92,7 @@ def _write(
     options: argparse.Namespace,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    """Append the row of a run that has ended, and return it."""
+    """Append the row of a finished run, and return it."""
     row = origin | future.result()
     unwritten.discard(future)
     file = rows_file(options, row["data"])
@@ -109,18 +109,9 @@ def _collect(
     options: argparse.Namespace,
     origin: dict[str, Any],
 ) -> None:
-    """Append each row as its run ends, under a bar of all steps with the time left."""
+    """Append each row when its run ends, with a progress bar over all steps."""
     console = Console()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>4.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=600,
-    )
+    bar = progress_bars(console, seconds_averaged=600)
     total, start, pending = sum(map(_steps, tasks.values())), time.monotonic(), set(tasks)
     with bar:
         task = bar.add_task(f"{len(tasks)} runs", total=total)
@@ -142,8 +133,8 @@ def _collect(
 
 
 def _turn(found: Trial) -> tuple[bool, bool, int]:
-    """First the cell that pages show first, then whole seeds, over all data sets; last the ceilings
-    that take hours."""
+    """First the cell that the pages show first, then whole seeds over all data sets, and last the
+    full-data runs that take hours."""
     head = (found.keep, found.noise) == (0.3, 0.0) and found.protocol != PER_BATCH
     return STUDIES[found.data].methods is not None and found.keep == 1.0, not head, found.seed
 

@@ -1,7 +1,7 @@
-"""What rows say of a method: its runs in a cell, paired differences, shares of the training.
+"""Evaluation of rows: a method's runs in a cell, paired differences, shares of the training.
 
-A cell is what shares data set, protocol, keep and noise; a method's runs in it differ by the seed.
-Methods without a protocol (full data, InfoBatch) stand in the stale cells.
+A cell is a data set, protocol, keep and noise; a method's runs in it differ by the seed. Methods
+without a protocol (full data, InfoBatch) belong to the stale cells.
 """
 
 import math
@@ -14,13 +14,13 @@ from bench.methods.plan import BY_EPOCH
 from bench.methods.trial import RARE
 
 Row = dict[str, Any]
-CLEAR = 2.0  # a difference counts from so many of its standard errors
-FEWEST = 3  # seeds without which no difference is called clear
+CLEAR = 2.0  # standard errors from which a difference is clear
+FEWEST = 3  # minimum number of seeds for a clear difference
 BASELINES = ("LFL", "random")
 
 
 class Method(NamedTuple):
-    """A method as rows name it."""
+    """A method as named in rows."""
 
     name: str
     beta: float | None
@@ -86,7 +86,7 @@ def of_method(rows: Iterable[Row], method: Method) -> dict[int, Row]:
 
 
 def difference(rows: Sequence[Row], method: Method, baseline: str) -> Difference | None:
-    """`method` less the baseline within a cell's `rows`, over the seeds that both have."""
+    """`method` minus the baseline within a cell's `rows`, over the seeds that both have."""
     base = Method(baseline, {"LFL": 0.0, "random": None, "full": None}[baseline])
     ours, theirs = of_method(rows, method), of_method(rows, base)
     seeds = sorted(set(ours) & set(theirs))
@@ -101,8 +101,8 @@ Gains = tuple[Difference, ...]  # over each baseline
 
 
 def gains(rows: Sequence[Row]) -> Iterator[tuple[Method, tuple[float, float, str], Gains]]:
-    """Of each cell of a data set, each method that at least three seeds compare with both
-    baselines, and by how much it beats them."""
+    """For each cell of a data set, each method with at least three seeds in common with both
+    baselines, and its gains over them."""
     for place in cells(rows):
         found = in_cell(rows, *place)
         for method in methods(found):
@@ -112,7 +112,7 @@ def gains(rows: Sequence[Row]) -> Iterator[tuple[Method, tuple[float, float, str
 
 
 def fitted(row: Row) -> float:
-    """Share of the training samples that the run's network classifies right at its end, percent."""
+    """Percentage of the training samples that the final network classifies correctly."""
     return RARE * row["rare_accuracy"] + (1 - RARE) * row["other_accuracy"]
 
 
@@ -122,7 +122,7 @@ def at_most(counts: Sequence[int], times: int) -> float:
 
 
 def most_trained(counts: Sequence[int], share: float) -> float:
-    """Share of all training that went to the `share` of the samples that had most of it."""
+    """Share of all training spent on the most trained `share` of the samples."""
     left, taken = round(share * sum(counts)), 0
     for times in reversed(range(len(counts))):
         some = min(left, counts[times])

@@ -1,7 +1,7 @@
-"""The pruning methods that are compared: what ranks a sample, how ranks are drawn from, and when.
+"""The pruning methods under comparison: what ranks a sample, how samples are drawn, and when.
 
 A method is one of :class:`Ranking` (every method that keeps a fixed share), :class:`Full` and
-:class:`InfoBatch`; all take the same number of steps, see :mod:`emp_kernels.cli.experiment`.
+:class:`InfoBatch`; all take the same number of steps, see :mod:`emp_kernels.experiments.training`.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 
 import emp_kernels as emp
 from emp_kernels.choosing import gumbel_keys
-from emp_kernels.cli.experiment import Batch, Method, TrainingContext
+from emp_kernels.experiments.methods import Batch, Method, TrainingContext
 
 STALE, PER_BATCH = "stale", "per batch"
 
@@ -21,10 +21,10 @@ class Ranking(Method):
     """Keeps the share of the highest ranks.
 
     Attributes:
-        statistic: what is remembered of a sample: "score" (loss + beta * entropy), "entropy" or
-            "el2n"; without a beta, nothing, and ranks are random.
-        draw: how scores become ranks. "top": the highest. "gumbel": without replacement with
-            probability in proportion to the score (Gumbel top-k). "mixed": half of the share the
+        statistic: what is stored of a sample: "score" (loss + beta * entropy), "entropy" or "el2n";
+            without a beta nothing is stored, and ranks are random.
+        draw: how scores become ranks. "top": the highest. "gumbel": without replacement, with
+            probability proportional to the score (Gumbel top-k). "mixed": half of the share the
             highest, the other half at random from the rest. "aged": a score grows by its own value
             with every epoch in which it was not refreshed.
         protocol: "stale": the share is drawn once an epoch, from scores refreshed only when their
@@ -51,7 +51,7 @@ class Ranking(Method):
             yield from context.epoch(sampler, keys)
 
     def _batch_by_batch(self, context: TrainingContext) -> Iterator[Batch]:
-        """For ever: passes over all samples, of each candidate batch its share."""
+        """Endless passes over all samples, keeping the share of each candidate batch."""
         state, model = context.state, context.model
         candidates = round(context.recipe.batch_size / context.keep)
         while True:
@@ -71,7 +71,7 @@ class Ranking(Method):
                 yield Batch(*emp.gather(batch[:3], kept))
 
     def scores(self, logits: torch.Tensor, labels: torch.Tensor) -> emp.Scores:
-        """Of each row its loss and entropy, and as the score whatever this method ranks by."""
+        """Each row's loss and entropy, with the method's ranking statistic as the score."""
         scores = emp.score(logits, labels, beta=self.beta or 0.0)
         if self.statistic == "entropy":
             return scores._replace(score=scores.entropy)
@@ -85,7 +85,7 @@ class Ranking(Method):
         """Ranks (N,): the `count` highest are to be trained.
 
         Args:
-            scores: (N,) as remembered, +inf for a sample never scored.
+            scores: (N,) stored scores, +inf for samples never scored.
             age: (N,) whole epochs since each was refreshed.
         """
         if self.beta is None:
@@ -110,7 +110,7 @@ class Ranking(Method):
 
 @dataclass(frozen=True)
 class Full(Method):
-    """Trains on everything, in shuffled passes, until the steps are spent."""
+    """Trains on everything, in shuffled passes, until the steps are used up."""
 
     def batches(self, context: TrainingContext) -> Iterator[Batch]:
         sampler = emp.EMPSampler(context.state, 1.0, seed=context.seed)
@@ -125,11 +125,11 @@ class InfoBatch(Method):
     An epoch prunes each sample whose last loss is below the mean of all last losses with
     probability `prune`, and multiplies the losses of those among them that it keeps by
     1 / (1 - prune), so that the expected gradient is that of all samples. The first epoch prunes
-    nothing, for nothing is known then, and neither do the last steps (`anneal` of all).
+    nothing, because no losses are known, and neither do the last steps (a share `anneal` of all).
 
-    How much an epoch keeps follows from this, not from `keep`. To be compared at equal steps it
-    runs as many of its own, longer epochs as the budget of the others pays for, and anneals within
-    that budget; so it sees a sample less often, and is not tuned to the budget.
+    How much an epoch keeps follows from this, not from `keep`. For a comparison at equal steps it
+    runs as many of its longer epochs as fit into the others' budget, and anneals within that
+    budget; it therefore sees a sample less often, and is not tuned to the budget.
     """
 
     prune: float = 0.5
@@ -151,7 +151,7 @@ class InfoBatch(Method):
                 ids = ids[torch.randperm(len(ids), generator=context.draws)]
             for part in ids.split(size):
                 if pruning and done == anneal_from:
-                    break  # the rest of the steps draws from everything
+                    break  # the remaining steps draw from everything
                 done += 1
                 state.selections[part] += 1
                 yield context.batch(part, weights[part])

@@ -1,7 +1,7 @@
 """Plots and tables of the comparison from committed rows: python -m bench.methods.draw FOLDER
 
-Reads FOLDER/methods-*.jsonl; writes methods.md and beside it two PNG files a data set, or of runs
-that were alone one. Nothing is measured here.
+Reads FOLDER/methods-*.jsonl; writes methods.md and next to it two PNG files per data set, or one
+for timed runs. Nothing is measured here.
 """
 
 import sys
@@ -77,7 +77,7 @@ def counts(rows: Sequence[cells.Row]) -> Figure:
 
 
 def seconds(rows: Sequence[cells.Row]) -> Figure:
-    """Accuracy against seconds of training, a curve a run, of runs that were alone; dotted the
+    """Accuracy against seconds of training, one curve per timed run; dotted lines are the
     targets."""
     figure = Figure(figsize=(7.6, 4.8), dpi=130, layout="constrained")
     axes: Any = figure.subplots()
@@ -106,7 +106,7 @@ def seconds(rows: Sequence[cells.Row]) -> Figure:
 
 
 def _times(histogram: Sequence[int]) -> torch.Tensor:
-    """How often each sample was trained, ascending, from how many were trained c times."""
+    """How often each sample was trained, ascending, from a histogram."""
     return torch.arange(len(histogram)).repeat_interleave(torch.tensor(histogram))
 
 
@@ -132,7 +132,7 @@ def page(rows: Sequence[cells.Row]) -> str:
 
 
 def book(sets: Collection[Sequence[cells.Row]]) -> str:
-    """What the data sets say together, and a page for each."""
+    """A summary over data sets, and a page for each."""
     together = report.verdict(rows for rows in sets if not rows[0]["alone"])
     title = (
         "Methods that beat LFL and random selection, both by more than two standard errors, in the "

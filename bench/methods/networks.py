@@ -1,4 +1,4 @@
-"""The networks of the signals and of CIFAR-100; their weights depend on a seed alone."""
+"""The networks of the signals and of CIFAR-100; their initial weights depend only on a seed."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""What is run: methods, recipes, and the order of the runs."""
+"""The runs: methods, recipes, and their order."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.methods import networks
 from bench.methods.choosing import PER_BATCH, STALE, Full, InfoBatch, Ranking
-from emp_kernels.cli.experiment import Method, Recipe
+from emp_kernels.experiments.methods import Method, Recipe
 
 BETAS = (0.3, 1.0, 3.0, 10.0)
 RANDOM, LFL = Ranking("random", None), Ranking("LFL", 0.0)
@@ -26,7 +26,7 @@ BY_BATCH = (RANDOM, LFL, EL2N, *EMP, ENTROPY, MINUS, LFL_GUMBEL, GUMBEL, HALF, H
 BY_EPOCH = (FULL, *BY_BATCH[:3], INFOBATCH, *BY_BATCH[3:], AGED)
 REGIME = (RANDOM, LFL, *EMP, ENTROPY, GUMBEL, HALF_3)
 LARGE = (RANDOM, LFL, EMP[1], EMP[2], GUMBEL, HALF_3, INFOBATCH, FULL, EMP[3], ENTROPY)
-# Down to where the target is out of reach; long runs first, so that two at a time end together.
+# Down to keeps that cannot reach the target; long runs first, to balance two parallel workers.
 TIMED = (
     (FULL, 1.0),
     *((method, keep) for keep in (0.85, 0.7) for method in (FULL, EMP[1], INFOBATCH)),
@@ -39,14 +39,14 @@ class Study:
     """How a data set is trained on.
 
     Attributes:
-        samples: of its training split.
+        samples: size of its training split.
         recipe: of every run.
-        seeds: how many.
+        seeds: number of seeds.
         methods: only these, at keep 0.3, stale, without noise; by default the whole grid.
-        data: the data set, where it is not the study's name.
+        data: the data set, if different from the study's name.
         threads: of a run.
         evaluations: points of a run's accuracy curve.
-        timed: methods and keeps of the runs whose times count.
+        timed: methods and keeps of the timed runs.
     """
 
     samples: int
@@ -60,7 +60,8 @@ class Study:
 
 
 def _signals(width: int, epochs: int) -> Study:
-    """mnist1d under another regime: the network's width and the epochs decide how well it fits."""
+    """mnist1d under another regime: the network's width and the epochs determine how well it
+    fits."""
     network = functools.partial(networks.signal_cnn, width=width)
     return Study(5_000, Recipe(epochs, 64, 0.05, network), 10, REGIME, "mnist1d")
 
@@ -93,19 +94,19 @@ class Trial:
 
     @property
     def protocol(self) -> str | None:
-        """When scores are refreshed; None where nothing is kept by score."""
+        """When scores are refreshed; None if nothing is selected by score."""
         return getattr(self.method, "protocol", None)
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells this run's row from others."""
+        """The key of this run's row."""
         recipe, method = STUDIES[self.data].recipe, self.method
         own = (self.data, method.name, method.beta, self.protocol, self.keep, self.noise, self.seed)
         return dict(zip(KEY, (*own, recipe.epochs, recipe.batch_size), strict=True))
 
 
 def trials(data: str, keeps: Iterable[float] = (0.3, 0.5, 0.1)) -> Iterator[Trial]:
-    """The runs of a data set, whole seeds first; each seed ends with keep 1, the ceiling."""
+    """The runs of a data set, whole seeds first; each seed ends with keep 1, the upper bound."""
     study = STUDIES[data]
     for seed in range(study.seeds):
         if study.methods is not None:
@@ -121,7 +122,7 @@ def trials(data: str, keeps: Iterable[float] = (0.3, 0.5, 0.1)) -> Iterator[Tria
 
 
 def timed_trials(data: str) -> Iterator[Trial]:
-    """The runs whose times count, seed by seed: a drift of the machine meets all methods."""
+    """The timed runs, seed by seed, so that drift of the machine affects all methods."""
     study = STUDIES[data]
     for seed in range(study.seeds):
         yield from (Trial(data, method, keep, 0.0, seed) for method, keep in study.timed)

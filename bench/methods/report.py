@@ -21,7 +21,7 @@ from bench.methods.cells import (
 )
 from bench.methods.choosing import PER_BATCH, STALE
 from bench.tables import markdown
-from emp_kernels.cli.summary import cell
+from emp_kernels.experiments.summary import cell
 
 HEAD_KEEP = 0.3  # of the tables that show one keep
 NOTHING = "–"
@@ -69,7 +69,7 @@ def accuracy(rows: Sequence[Row], folder: str = "") -> str:
 
 
 def why(rows: Sequence[Row], folder: str = "") -> str:
-    """What each method trained on, at one keep under the stale protocol without noise."""
+    """Which samples each method trained on, at one keep under the stale protocol without noise."""
     head, noisy = in_cell(rows, HEAD_KEEP, 0.0), in_cell(rows, HEAD_KEEP, 0.1)
     headings = [
         "method",
@@ -105,8 +105,8 @@ def why(rows: Sequence[Row], folder: str = "") -> str:
 
 
 def regimes(rows: Sequence[Row], folder: str = "") -> str:
-    """A line for each data set of `rows`, by how well its network fits: what selection gains. Runs
-    that were alone repeat others."""
+    """A line for each data set of `rows`, ordered by how well its network fits: the gains of
+    selection. Timed runs are repetitions and left out."""
     rows = [row for row in rows if not row["alone"]]
     shown = [Method("LFL", 0.0), *(Method("EMP", beta) for beta in (1.0, 3.0, 10.0))]
     shown += [Method("entropy", 0.0), Method("EMP Gumbel", 1.0), Method("EMP half random", 3.0)]
@@ -139,8 +139,8 @@ _SHORT = (  # of the README: the network fits the first two, not the third; few 
 
 
 def against_full(rows: Sequence[Row], folder: str = "") -> str:
-    """A line a data set and setting of the stale protocol: each method less full data, shuffled,
-    for as many steps, which is what the same training costs without scores."""
+    """One line per data set and setting of the stale protocol: each method minus full data,
+    shuffled, for as many steps."""
     rows = [row for row in rows if not row["alone"]]
     places = [
         (data, keep, noise)

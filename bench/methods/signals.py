@@ -1,17 +1,17 @@
 """mnist1d: ten one-dimensional digits, deformed (Greydanus and Kobak, arXiv 2011.14439).
 
 Written after the published recipe and its constants: a template of 12 points is padded, stretched,
-scaled and moved along 72 points, correlated noise fills what it leaves empty, white noise and a
-slope are added, and 40 points are read off. Only the numbers of samples are ours.
+scaled and shifted within 72 points, the rest is filled with correlated noise, white noise and a
+slope are added, and the result is sampled at 40 points. Only the numbers of samples are ours.
 """
 
 import numpy as np
 
-from emp_kernels.cli.images import Images, normalised
+from emp_kernels.experiments.images import Images, normalised
 
 TRAIN, TEST = 5_000, 10_000
 TRAIN_SEED, TEST_SEED = 42, 43
-PADDING = (36, 60)  # zeros behind the template, both ends included
+PADDING = (36, 60)  # range of the number of zeros after the template
 SCALE = 0.4
 TRANSLATION = 48
 CORRELATED, SIGMA, RADIUS = 0.25, 2.0, 8  # noise: size, Gaussian filter and where that is cut

@@ -1,5 +1,4 @@
-"""How long runs train until full data's accuracy, and what choosing costs: from rows of runs that
-had the machine to themselves."""
+"""Time to full data's accuracy, and the cost of selection, from rows of timed runs."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from bench.methods.cells import Method, Row, cells, difference, in_cell, methods, of_method
 from bench.methods.report import NOTHING, average, or_nothing, origin
 from bench.tables import markdown
-from emp_kernels.cli.summary import cell
+from emp_kernels.experiments.summary import cell
 
 
 def table(rows: Sequence[Row], folder: str = "") -> str:
-    """Seconds of training until the full-data accuracy less one point, from runs that had the
-    machine to themselves, and where their time goes."""
+    """Seconds of training until the full-data accuracy minus one point, from timed runs, and how
+    the time is spent."""
     aims = targets(rows)
     if not aims:
         return "Not measured."
@@ -46,8 +45,8 @@ def table(rows: Sequence[Row], folder: str = "") -> str:
 
 
 def targets(rows: Sequence[Row]) -> dict[int, float]:
-    """By seed, the accuracy of everything in every epoch less one point; none where a run shared
-    the machine."""
+    """By seed, the accuracy of everything in every epoch minus one point; empty if runs were not
+    timed."""
     if not all(row["alone"] for row in rows):
         return {}
     full = of_method(in_cell(rows, 1.0, 0.0), Method("full", None))
@@ -55,7 +54,7 @@ def targets(rows: Sequence[Row]) -> dict[int, float]:
 
 
 def _time_to(targets: Mapping[int, float], runs: Mapping[int, Row]) -> str:
-    """Mean seconds to the seed's target where all runs reach it, else how many of them do."""
+    """Mean seconds to the seed's target if all runs reach it, else the number of runs that do."""
     seeds = sorted(set(targets) & set(runs))
     times = [_reached(runs[seed]["curve"], targets[seed]) for seed in seeds]
     known = [seconds for seconds in times if seconds is not None]
@@ -70,8 +69,8 @@ def _reached(curve: Sequence[Sequence[float]], target: float) -> float | None:
 
 
 def _overheads(found: Sequence[Row], runs: Mapping[int, Row]) -> list[float | None]:
-    """Percent of each run that choosing and scoring take beyond what full data pays for its order
-    and its losses, in as many steps with the same seed."""
+    """Percentage of each run spent on selection and scoring beyond full data's order and losses, in
+    as many steps with the same seed."""
     full = of_method(found, Method("full", None))
     names = ("choosing_seconds", "loss_seconds")
     return [

@@ -1,4 +1,4 @@
-"""One run and its row: accuracy, what it cost, and what it trained on."""
+"""One run and its row: accuracy, cost, and the samples trained."""
 
 import functools
 import warnings
@@ -11,8 +11,8 @@ import torch
 import emp_kernels as emp
 from bench.methods.plan import STUDIES, Trial
 from bench.methods.signals import mnist1d
-from emp_kernels.cli import images
-from emp_kernels.cli.experiment import Run, correct, run
+from emp_kernels.experiments import images
+from emp_kernels.experiments.training import Run, correct, run
 
 RARE = 0.1  # the share of the training samples that were trained least
 NOISE_SEED = 1_000  # the first seed of the wrong labels, far from those of the runs
@@ -25,7 +25,7 @@ def load(name: str, directory: Path | None) -> images.Images:
 
 
 def mislabelled(data: images.Images, share: float, seed: int) -> images.Images:
-    """`data` with `share` of the training labels moved to another class, each equally likely."""
+    """`data` with `share` of the training labels replaced by another class, uniformly at random."""
     n, classes = len(data.train_labels), data.num_classes
     draws = torch.Generator().manual_seed(NOISE_SEED + seed)
     wrong = torch.randperm(n, generator=draws)[: round(share * n)]
@@ -37,7 +37,7 @@ def mislabelled(data: images.Images, share: float, seed: int) -> images.Images:
 def measured(
     trial: Trial, directory: Path | None, on_step: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Run `trial`; its row, but for where it comes from."""
+    """Run `trial`; return its row without the origin."""
     study = STUDIES[trial.data]
     clean = load(study.data or trial.data, directory)
     data = mislabelled(clean, trial.noise, trial.seed)
@@ -64,7 +64,7 @@ def measured(
 
 
 def frequencies(done: Run, clean: images.Images, data: images.Images) -> dict[str, Any]:
-    """How often samples were trained, and what became of those that rarely were.
+    """How often samples were trained, and the accuracy on rarely trained ones.
 
     - `counts`: entry c counts the samples that were trained c times.
     - `rare_accuracy`, `other_accuracy`: in percent, by the true labels and without augmentation,
@@ -85,7 +85,7 @@ def frequencies(done: Run, clean: images.Images, data: images.Images) -> dict[st
 
 
 def selections(done: Run) -> dict[str, Any]:
-    """How selections follow one another, and what the memory term changes in them.
+    """How selections follow one another, and the effect of the memory term.
 
     - `overlap`, `chance_overlap`: mean share of an epoch's samples that the epoch before trained
       too, and what random selections of those sizes share; None where fewer than two epochs

@@ -1,7 +1,6 @@
-"""A process that does one run after the other."""
+"""A worker process that performs runs."""
 
 import signal
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import torch
 
 from bench.methods.plan import STUDIES, Trial
 from bench.methods.trial import measured
-from emp_kernels import EMPWarning
 
-STEPS_AT_ONCE = 10  # the shared counter is advanced by so many
+STEPS_AT_ONCE = 10  # increment of the shared counter
 
 
 class Stopped(Exception):
@@ -19,7 +17,7 @@ class Stopped(Exception):
 
 
 class _Counter:
-    """Counts steps into a value that processes share, and ends the run where `stop` is set."""
+    """Counts steps in a shared value, and ends the run if `stop` is set."""
 
     def __init__(self, shared: Any, stop: Any) -> None:
         self.shared, self.stop, self.pending = shared, stop, 0
@@ -36,10 +34,9 @@ class _Counter:
 
 def begin(steps: Any, stop: Any) -> None:
     """Once a process: count steps into the shared value `steps`, until the event `stop`. Ctrl-C,
-    which a terminal sends to every process, is the first one's to act on."""
+    which a terminal sends to every process, is handled by the main process."""
     global _counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore", EMPWarning)  # methods that score nothing are meant
     _counter = _Counter(steps, stop)
 
 

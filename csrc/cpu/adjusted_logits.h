@@ -1,4 +1,5 @@
-// Logits as a softcap and a temperature change them, against one of their row, for one SIMD target.
+// Logits adjusted by softcap and temperature, relative to another logit of the row, for one SIMD
+// target.
 #pragma once
 
 #include <cfloat>
@@ -19,15 +20,15 @@ struct AdjustedLogits : RowKernel<S> {
   using typename E::Constants, typename E::F;
   static constexpr int kWidth = S::kWidth;
 
-  // exp(x) of x that is NaN or from exp's kNormal to 0.
+  // exp(x) for x in [kNormal, 0] or NaN.
   [[gnu::always_inline]] static F exponential(const Constants& k, F x) {
     const F magic_k = S::madd(x, k.steps_per_nat, k.magic), steps = S::sub(magic_k, k.magic);
     const F r = S::fma(steps, k.minus_step, x);
     return S::mul(S::exp2_scaled(k.table, magic_k), Kernel::polynomial(k, r));
   }
 
-  // tanh = whole + rest, whole 0 or 1 with the sign: near 1 the rest keeps the accuracy of what is
-  // missing. slope = 1 - tanh^2.
+  // tanh = whole + rest, where whole is 0 or +-1, so that near 1 the rest keeps its relative
+  // accuracy. slope = 1 - tanh^2.
   struct Tanh {
     F whole, rest, slope;
   };
@@ -58,8 +59,8 @@ struct AdjustedLogits : RowKernel<S> {
             S::add(rest, S::zero_unless(is_small, small)), S::add(slope, small_slope)};
   }
 
-  // How one row is adjusted: a = scale * d for the distance d of a logit from another one, of z or,
-  // with a softcap, of tanh(z / softcap). As floats the scale is high + low, which do not round.
+  // The adjustment of one row: a = scale * d for the difference d of two logits z or, with a
+  // softcap, of two tanh(z / softcap). The scale is high + low as floats, without rounding.
   struct Row {
     double temperature, softcap, scale;
     F to_cap, high, low;
@@ -81,7 +82,7 @@ struct AdjustedLogits : RowKernel<S> {
     double adjusted(double z) const {
       return (capped() ? softcap * std::tanh(z / softcap) : z) / temperature;
     }
-    // d of two logits, which does not cancel without a softcap.
+    // d of two logits; without a softcap it does not cancel.
     double distance(double z, double from) const {
       return capped() ? std::tanh(z / softcap) - std::tanh(from / softcap) : z - from;
     }
@@ -91,7 +92,7 @@ struct AdjustedLogits : RowKernel<S> {
     }
   };
 
-  // d of vectors, from one logit.
+  // d of a vector of logits, relative to one logit.
   template <bool kCapped>
   struct Distance {
     F whole, rest;  // without a softcap whole is the logit itself
@@ -105,7 +106,7 @@ struct AdjustedLogits : RowKernel<S> {
         whole = z, rest = S::set(0.0f);
       }
     }
-    // And the slope of tanh.
+    // Also the slope of tanh.
     [[gnu::always_inline]] F operator()(const Constants& k, const Row& row, F z, F& slope) const {
       if constexpr (kCapped) {
         const Tanh t = tanh(k, S::mul(z, row.to_cap));

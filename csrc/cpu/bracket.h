@@ -14,7 +14,7 @@
 namespace emp {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr int64_t kManyScores = 1 << 22;  // from here on larger samples and chunks
+constexpr int64_t kManyScores = 1 << 22;  // from this many on, larger samples and chunks
 
 // Order-preserving map between floats that are not NaN and integers; -0 becomes +0.
 inline uint32_t key_of(float x) {
@@ -32,8 +32,8 @@ inline float float_of(uint32_t key) {
 constexpr uint32_t kMinusZeroKey = 0x7fffffffu;
 inline float next_above(float x) { return float_of(key_of(x) + 1); }
 
-// A float that the k-th highest score reaches and no lower one does, given that at least k of the
-// scores reach `low` and that no more than k - 1 of them exceed `high`.
+// A float <= the k-th highest score and above all lower ones, given that at least k of the scores
+// reach `low` and at most k - 1 exceed `high`.
 template <class CountAtLeast>
 float bisect(uint32_t low, uint32_t high, int64_t k, CountAtLeast&& count_at_least) {
   while (low < high) {
@@ -48,7 +48,7 @@ float bisect(uint32_t low, uint32_t high, int64_t k, CountAtLeast&& count_at_lea
   return float_of(low);
 }
 
-// splitmix64's finaliser: a well-mixed function of its argument.
+// splitmix64's finaliser, used as a hash.
 inline uint64_t mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
@@ -59,8 +59,8 @@ struct Bracket {
   float low, high;
 };
 
-// Bounds that hold the k-th of n scores with near certainty (five standard deviations of the
-// sample's rank), from one score of each of `size` equal strata at a mixed position.
+// Bounds that contain the k-th of n scores with near certainty (five standard deviations of the
+// sample's rank), from one score at a pseudo-random position in each of `size` equal strata.
 EMP_MAY_RACE inline Bracket sample_bracket(const SelectKernels& run, const float* scores, int64_t n,
                                            int64_t k) {
   const int64_t size = n < kManyScores ? 8192 : 65536;

@@ -1,4 +1,4 @@
-// Some columns of a row as float32 in their order, whatever their type, for one SIMD target.
+// Columns of a row as float32, in order, for any element type and one SIMD target.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ struct Columns {
   using F = typename S::F;
   static constexpr int kWidth = S::kWidth;
   static constexpr int64_t kPair = 2 * kWidth;
-  static constexpr int64_t kChunk = 1024;  // at once, so that they stay in the first-level cache
+  static constexpr int64_t kChunk = 1024;  // columns at a time, which fit in the L1 cache
 
   struct alignas(64) Buffer {
     float x[kChunk];
@@ -31,14 +31,14 @@ struct Columns {
     return static_cast<const float*>(row)[i];
   }
 
-  // n <= kChunk columns of a row from `start` on: where they lie, or in `buffer`.
+  // n <= kChunk columns of a row from `start` on: in place, or converted in `buffer`.
   static const float* floats(const void* row, LogitDtype dtype, int64_t start, int64_t n,
                              Buffer& buffer) {
     float highest;
     if (dtype == LogitDtype::kFloat32) return static_cast<const float*>(row) + start;
     return floats(row, dtype, start, n, buffer, highest);
   }
-  // And the highest of them; a NaN may or may not show.
+  // Also the highest of them; a NaN may or may not propagate.
   static const float* floats(const void* row, LogitDtype dtype, int64_t start, int64_t n,
                              Buffer& buffer, float& highest) {
     switch (dtype) {
@@ -56,7 +56,7 @@ struct Columns {
     return z;
   }
 
-  // Lowest of n columns from `start` on that holds `value`, counted from there, or n.
+  // Lowest index, relative to `start`, of `value` among n columns from `start` on, or n.
   static int64_t find(const void* row, LogitDtype dtype, int64_t start, int64_t n, float value) {
     switch (dtype) {
       case LogitDtype::kFloat16:
@@ -69,8 +69,8 @@ struct Columns {
     return Kernel::find(static_cast<const float*>(row) + start, n, value);
   }
 
-  // Writes n columns from `start` on, rounded to nearest even; with `stream` past the caches, seen
-  // by other threads after fence().
+  // Writes n columns from `start` on, rounded to nearest even; with `stream` by non-temporal
+  // stores, visible to other threads after fence().
   static void write(LogitDtype dtype, const float* from, int64_t start, int64_t n, void* row,
                     bool stream) {
     switch (dtype) {
@@ -83,7 +83,7 @@ struct Columns {
     }
     write(from, n, static_cast<float*>(row) + start, stream);
   }
-  // Columns from here on to the next whole cache line.
+  // Number of columns up to the next cache line boundary.
   static int64_t to_next_line(LogitDtype dtype, const void* row) {
     const int64_t past = int64_t(reinterpret_cast<uintptr_t>(row) % 64);
     return past == 0 ? 0 : (64 - past) / size_of(dtype);

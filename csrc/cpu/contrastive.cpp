@@ -17,7 +17,7 @@ SimilarityAdders adders() {
   return similarity_adders_portable();
 }
 
-// Calls add on all of [0, count), in tasks of whole groups of 16.
+// Calls add for all of [0, count), in tasks of whole groups of 16.
 void add_all(SimilarityAdders::Add add, const Tile& tile, const SimilaritySums& sums, int64_t count,
              int threads) {
   threads = useful_threads(threads, tile.rows * tile.columns * int64_t(sizeof(float)));

@@ -1,4 +1,4 @@
-// Sums over the rows and columns of a matrix of similarities that exists one tile at a time.
+// Sums over the rows and columns of a similarity matrix that is computed one tile at a time.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@ struct Tile {
   int64_t rows, columns, stride;
 };
 
-// What is known of some rows so far, an entry a row: m = max z and, over all elements but one
-// maximal one, u = sum exp(z - m) and t = sum exp(z - m) (z - m). Nothing yet is (-inf, 0, 0). A
-// NaN among a row's elements makes u NaN for good.
+// Running sums, one entry per row: m = max z and, over all elements but one maximal one, u = sum
+// exp(z - m) and t = sum exp(z - m) (z - m). Initially (-inf, 0, 0). A NaN among a row's elements
+// makes u NaN permanently.
 struct SimilaritySums {
   double *m, *u, *t;
 };
@@ -22,7 +22,7 @@ struct SimilaritySums {
 // Adds each row of the tile to the row's sums. The result does not depend on `threads`.
 void add_tile_rows(const Tile& tile, const SimilaritySums& sums, int threads);
 
-// The same for each column of the tile, as a row of the transposed matrix.
+// The same for each column of the tile, treated as a row of the transposed matrix.
 void add_tile_columns(const Tile& tile, const SimilaritySums& sums, int threads);
 
 }  // namespace emp

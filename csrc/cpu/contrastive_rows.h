@@ -12,11 +12,11 @@ namespace emp {
 template <class S>
 struct SimilarityAdder {
   using Kernel = RowKernel<S>;
-  static constexpr int64_t kTogether = 16;  // columns copied at a time: a cache line of each row
-  static constexpr int64_t kDepth = 256;    // rows of them
-  static constexpr int64_t kPadding = 16;   // keeps the copies out of one another's cache sets
+  static constexpr int64_t kTogether = 16;  // columns copied at a time: one cache line per row
+  static constexpr int64_t kDepth = 256;    // rows copied at a time
+  static constexpr int64_t kPadding = 16;   // avoids cache set conflicts between the copies
 
-  // The sums with the smaller maximum move to the larger one, and its left-out element joins them.
+  // Rescales the sums with the smaller maximum to the larger one and adds their left-out element.
   static void merge(const RowSums& tile, double& m, double& u, double& t) {
     const auto moved = [](double delta, double& its_u, double& its_t) {
       const double f = std::exp(delta);
@@ -25,10 +25,10 @@ struct SimilarityAdder {
     };
     double tile_u = tile.u, tile_t = tile.t;
     if (tile_u != tile_u) u = tile_u;
-    if (tile.m == -Kernel::kInf) return;  // nothing but absent elements
+    if (tile.m == -Kernel::kInf) return;  // all elements are absent
     if (m == -Kernel::kInf) {
       m = tile.m;
-      u += tile_u;  // 0, or NaN for good
+      u += tile_u;  // 0, or NaN permanently
       t = tile_t;
       return;
     }
@@ -51,7 +51,7 @@ struct SimilarityAdder {
     for (int64_t i = begin; i < end; ++i) add(tile.data + i * tile.stride, tile.columns, sums, i);
   }
 
-  // Through copies of kTogether columns, kDepth rows at a time, that fit the first-level cache.
+  // Copies kTogether columns of kDepth rows at a time, which fit in the L1 cache.
   static void add_columns(const Tile& tile, const SimilaritySums& sums, int64_t begin,
                           int64_t end) {
     alignas(64) float copies[kTogether][kDepth + kPadding];
@@ -72,7 +72,7 @@ struct SimilarityAdder {
   }
 };
 
-// What contrastive.cpp calls, one set for each target.
+// What contrastive.cpp calls, one set per target.
 struct SimilarityAdders {
   using Add = void (*)(const Tile&, const SimilaritySums&, int64_t, int64_t);
   Add rows, columns;

@@ -20,7 +20,7 @@ GradientRows kernels(LogitDtype dtype) {
   return gradient_rows_portable(dtype);
 }
 
-// A gradient of this size is larger than what a cache keeps.
+// A gradient of this size exceeds the caches.
 constexpr int64_t kLargeBytes = 32 << 20;
 
 }  // namespace
@@ -30,7 +30,7 @@ CountedRows cross_entropy(const Logits& logits, const Labels& labels, Reduction 
                           const LossOutputs& out, int threads) {
   const StandardFloats mode;
   const int64_t rows = logits.rows;
-  // Score and entropy, which end in the state.
+  // Score and entropy, which are only written to the state.
   const std::unique_ptr<float[]> remembered = allocate<float>(2 * rows);
   float *const scores = remembered.get(), *const entropy = scores + rows;
   const RowCounts counts =
@@ -59,13 +59,13 @@ void cross_entropy_backward(const Logits& logits, const Labels& labels,
   const int64_t rows = logits.rows, bytes = logits.bytes();
   if (bytes == 0) return;
   const bool large = bytes >= kLargeBytes;
-  // A large block may come fresh from the kernel: the faults of its first touch, 4 KB each, would
-  // take longer than the work.
+  // A large block may be fresh from the operating system: the page faults of its first touch, 4 KB
+  // each, would take longer than the work.
   prefer_huge_pages(out, bytes);
   const GradientRows kernel = kernels(logits.dtype);
   const auto write = large ? kernel.streamed : kernel.cached;
   threads = useful_threads(threads, 2 * bytes);
-  // Tasks of a few huge pages, so that mostly one thread touches a page first.
+  // Tasks of a few huge pages, so that usually one thread touches a page first.
   const int64_t row_bytes = bytes / rows;
   int64_t step = std::max<int64_t>(1, (8 << 20) / row_bytes);
   step = threads > 1 ? std::min(step, (rows + threads - 1) / threads) : rows;

@@ -1,4 +1,4 @@
-// Element types that the kernels read, and the codes by which Python names them.
+// Element types that the kernels read, and their codes in Python.
 #pragma once
 
 #include <cstdint>
@@ -6,10 +6,10 @@
 
 namespace emp {
 
-// Inline functions that target-specific files share are always inlined: a copy compiled for AVX-512
-// must never be the one that the linker keeps for all.
+// Inline functions shared by target-specific files are always inlined: otherwise the linker might
+// keep the copy compiled for AVX-512 for all targets.
 
-// Storage types without arithmetic: each SIMD target converts them to float as it loads.
+// Storage types without arithmetic: each SIMD target converts them to float when it loads them.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -55,7 +55,7 @@ struct Float16 {
     half = 0x7e00u;
   } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or more
     half = 0x7c00u;
-  } else if (magnitude < 0x38800000u) {  // a subnormal half: adding 0.5 leaves its bits rounded
+  } else if (magnitude < 0x38800000u) {  // a subnormal half: adding 0.5 rounds its bits
     float shifted;
     std::memcpy(&shifted, &magnitude, 4);
     shifted += 0.5f;

@@ -1,5 +1,5 @@
-// Sums of the exponentials of a run of logits, for any SIMD target: what they are taken against,
-// how far below it they reach, and the sums that they go into.
+// Sums of the exponentials of a run of logits, for any SIMD target: the reference that they are
+// relative to, their range below it, and the sums.
 #pragma once
 
 #include <cmath>
@@ -16,26 +16,26 @@ struct Exponentials {
   static constexpr int64_t kPair = 2 * S::kWidth;
   static constexpr int64_t kChunkBytes = 4096;
 
-  // 1.5 * 2^23: adding it rounds a float to an integer that stands in the low mantissa bits.
+  // 1.5 * 2^23: adding it rounds a float to an integer in the low mantissa bits.
   static constexpr float kMagic = 12582912.0f;
   static constexpr int kSteps = 1 << S::kTableBits;
   static constexpr bool kCubic = S::kTableBits < 5;
   static constexpr double kLog2 = 0.693147180559945309417, kLog4 = 2 * kLog2;
-  // exp(d) is a normal float from here on. Smaller contributions matter only to rows whose u is
-  // itself that small, which are summed again with Range::kTiny.
+  // exp(d) is a normal float for d >= this. Smaller contributions matter only for rows whose u is
+  // that small, which are summed again with Range::kTiny.
   static constexpr float kNormal = -87.0f;
   static constexpr float kVanish = -104.0f;  // exp(d) rounds to 0 below
-  // Range::kTiny sums exp(z - m) * kTinyUnit, so that no term or sum is a denormal.
+  // Range::kTiny sums exp(z - m) * kTinyUnit, so that no term or sum is subnormal.
   static constexpr double kTinyUnit = 0x1p80;
 
   // exp(d) = 2^(k / kSteps) * (1 + c1 r + c2 r^2 [+ c3 r^3]), |r| <= h = log(2) / (2 kSteps).
-  // The constant term is exactly 1, so that elements equal to the maximum count exactly 1 here; the
-  // other coefficients spread the first neglected term evenly over [-h, h] (relative error
-  // 6e-8 with 32 entries, 3e-8 with 8).
+  // The constant term is exactly 1, so that elements equal to the maximum count exactly 1; the
+  // other coefficients distribute the first neglected term evenly over [-h, h] (relative error 6e-8
+  // with 32 entries, 3e-8 with 8).
   struct Constants {
     typename S::Exp2Table table;
     F steps_per_nat, magic, minus_step, minus_step_low, c1, c2, c3, one, half, normal;
-    typename S::Exp4 exp4;  // where S::kHasExp4
+    typename S::Exp4 exp4;  // if S::kHasExp4
     F log4e, lowest_power;
 
     Constants() {
@@ -67,9 +67,8 @@ struct Exponentials {
                   : S::madd(r, S::madd(r, k.c2, k.c1), k.one);
   }
 
-  // What exponentials are taken against: m itself, or the whole step k_m next to m, so that no
-  // rounding of z - m enters:
-  //   exp(z - m) = scale * 2^((k - k_m) / kSteps) * polynomial(z - k log(2) / kSteps).
+  // The reference of the exponentials: m itself, or the step k_m nearest to m, so that z - m is
+  // never rounded: exp(z - m) = scale * 2^((k - k_m) / kSteps) * polynomial(z - k log(2) / kSteps).
   enum class Against {
     kMaximum,
     kStep,      // |m| <= kStepLimit keeps k_m exact
@@ -79,8 +78,8 @@ struct Exponentials {
   static constexpr float kStepLimit = 8192.0f, kNearLimit = 8.0f;  // kPowers: as kStep
 
   struct Reference {
-    F m, magic, scale, floor;  // z below the floor counts as the floor, which is next to nothing
-    F minus_power, residue;    // for kPowers: -m log4(e), and what it lost by rounding
+    F m, magic, scale, floor;  // z below the floor counts as the floor, which is negligible
+    F minus_power, residue;    // for kPowers: -m log4(e), and its rounding error
 
     Reference(const Constants& k, F maximum, Against against)
         : m(maximum), magic(k.magic), scale(k.one), floor(k.normal) {
@@ -107,23 +106,23 @@ struct Exponentials {
     }
   };
 
-  // Which exponentials a run of elements needs.
+  // The range of exponents in a run of elements.
   enum class Range {
     kNormal,  // every z - m >= kNormal
-    kAny,     // contributions below exp(kNormal) count as that
-    kTiny,    // contributions down to the smallest denormal: exp(d) = exp(d / 2)^2
+    kAny,     // contributions below exp(kNormal) count as exp(kNormal)
+    kTiny,    // contributions down to the smallest subnormal: exp(d) = exp(d / 2)^2
   };
 
-  // Adds exp(z - m) / scale of one vector, to u and q only where `use` (looked at with kLeaveOut);
-  // elements that are not in use equal m, and t gains nothing from them. With Range::kTiny
-  // everything is halved before and squared behind the exponential; t is halved too. Always
-  // inlined, as add_powers is: a call for every vector keeps sums and constants in memory.
+  // Adds exp(z - m) / scale of one vector; with kLeaveOut to u and q only where `use` (the other
+  // elements equal m and add 0 to t). With Range::kTiny the exponent is halved and the exponential
+  // squared; t is halved too. Always inlined, like add_powers: a call per vector would spill sums
+  // and constants.
   template <Range kRange, bool kLeaveOut, Against kAgainst, bool kSquares>
   [[gnu::always_inline]] static void add_vector(const Constants& k, F z, const Reference& at, M use,
                                                 Sums& s) {
     if (kRange == Range::kTiny) z = S::mul(z, k.half);
     constexpr bool kToMaximum = kAgainst == Against::kMaximum;
-    // The floor also keeps -inf out, whose 0 * -inf would be NaN. A NaN stays one.
+    // The floor also replaces -inf, as 0 * -inf would be NaN. A NaN is kept.
     if (!kToMaximum && kRange != Range::kNormal) z = S::max(at.floor, z);
     F d = S::sub(z, at.m);
     if (kToMaximum && kRange != Range::kNormal) d = S::max(at.floor, d);
@@ -133,18 +132,18 @@ struct Exponentials {
     if (kAgainst == Against::kStep) r = S::madd(steps, k.minus_step_low, r);
     F e = S::mul(S::exp2_scaled(k.table, magic_k), polynomial(k, r));
     if (kRange == Range::kTiny) {
-      e = S::mul(e, S::set(0x1p40f));  // the root of kTinyUnit
+      e = S::mul(e, S::set(0x1p40f));  // square root of kTinyUnit
       e = S::mul(e, e);
     }
     if (kLeaveOut) e = S::zero_unless(use, e);
     s.u = S::add(s.u, e);
     s.t = S::madd(e, d, s.t);
-    if (kSquares && kRange != Range::kTiny) s.q = S::madd(e, e, s.q);  // of a tiny u: nothing
+    if (kSquares && kRange != Range::kTiny) s.q = S::madd(e, e, s.q);  // negligible for a tiny u
   }
 
-  // Adds 4^y, y = (z - m) log4(e), of one vector with every z - m >= kNormal, where `use`. Fewer
-  // operations than add_vector, but y rounds by 2^-25 |y|, which is for 16-bit logits, and elements
-  // equal to the maximum count 1 within 2e-7. t gains in units of log(4).
+  // Adds 4^y, y = (z - m) log4(e), of one vector with every z - m >= kNormal, where `use`. It takes
+  // fewer operations than add_vector, but y has a rounding error of 2^-25 |y|, acceptable for
+  // 16-bit logits, and elements equal to the maximum count 1 within 2e-7. t is in units of log(4).
   template <Range kRange, bool kLeaveOut, bool kSquares>
   [[gnu::always_inline]] static void add_powers(const Constants& k, F z, const Reference& at, M use,
                                                 Sums& s) {
@@ -162,11 +161,11 @@ struct Exponentials {
     }
   }
 
-  // Adds n elements against their maximum so far. With kLeaveOut the elements equal to it are left
-  // out, and their number is returned.
+  // Adds n elements relative to the running maximum. With kLeaveOut the elements equal to it are
+  // left out, and their number is returned.
   template <Range kRange, bool kLeaveOut, Against kAgainst, bool kSquares, class T>
   static int64_t add_run(const Constants& k, const T* z, int64_t n, float maximum, Sums& sums) {
-    constexpr int64_t kAhead = kChunkBytes / sizeof(T);  // the next chunk, or the row that follows
+    constexpr int64_t kAhead = kChunkBytes / sizeof(T);  // the next chunk or row
     constexpr Range kFilled = kRange == Range::kTiny ? Range::kTiny : Range::kAny;
     const F m = S::set(maximum);
     const Reference at(k, kRange == Range::kTiny ? S::mul(m, k.half) : m, kAgainst);
@@ -212,7 +211,7 @@ struct Exponentials {
       add(a, s0);
       add(b, s1);
     }
-    if (i < n) {  // the filling is -inf: next to nothing
+    if (i < n) {  // padded with -inf, which adds a negligible amount
       S::load2_first(z + i, int(n - i), a, b);
       add_filled(a, s2);
       if (n - i > S::kWidth || sizeof(T) == 2) add_filled(b, s3);  // 16-bit pairs are interleaved
@@ -224,11 +223,11 @@ struct Exponentials {
     return left_out;
   }
 
-  // Sums against m itself, t in nats and not halved.
+  // Converts to sums relative to m itself, with t in nats and not halved.
   template <Range kRange, Against kAgainst, bool kSquares>
   static Sums finished(Sums s, const Reference& at) {
     F scale = at.scale;
-    if (kAgainst == Against::kPowers) {  // y was too large by the residue
+    if (kAgainst == Against::kPowers) {  // corrects y by the residue
       const F log4 = S::set(float(kLog4)), excess = S::mul(at.residue, s.u);
       s.t = S::mul(S::sub(s.t, excess), log4);
     }
@@ -242,8 +241,7 @@ struct Exponentials {
     return s;
   }
 
-  // Of 16-bit logits z - m is exact wherever it matters, of float32 ones so it is behind
-  // kStepLimit.
+  // For 16-bit logits z - m is exact where it matters, and for float32 ones beyond kStepLimit.
   template <Range kRange, bool kLeaveOut, bool kSquares, class T>
   static int64_t add(const Constants& k, const T* z, int64_t n, float m, Sums& s) {
     if constexpr (sizeof(T) == 4) {

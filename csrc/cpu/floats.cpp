@@ -4,13 +4,13 @@
 #include <xmmintrin.h>
 #endif
 
-// Functions of their own, not inlined: the compiler must not move arithmetic across them.
+// Not inlined, so that the compiler does not move arithmetic across them.
 
 namespace emp {
 namespace {
 
 #if EMP_X86
-// Flush to zero, subnormals are zeros, and both bits of the direction of rounding.
+// Flush to zero, denormals are zero, and both rounding mode bits.
 constexpr uint64_t kMode = 0x8000 | 0x0040 | 0x6000;
 uint64_t read() { return _mm_getcsr(); }
 void write(uint64_t word) { _mm_setcsr(uint32_t(word)); }

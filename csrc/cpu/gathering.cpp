@@ -12,12 +12,12 @@ namespace emp {
 namespace {
 
 constexpr int64_t kTaskBytes = 256 * 1024;
-constexpr int64_t kAhead = 16;  // rows prefetched ahead: about a memory latency of copies
-// Indices looked at in one go: few enough to stay in the first cache until their rows are copied.
+constexpr int64_t kAhead = 16;  // rows prefetched ahead, about one memory latency
+// Indices checked at a time: few enough to stay in the L1 cache until their rows are copied.
 constexpr int64_t kChecked = 1024;
 
-// By signs: of a negative index, or of what is left between an index and the last row. Branchless,
-// and vectorised where no instruction compares 64 bits.
+// By the signs of the index and of its distance to the last row. Branchless, and vectorised even
+// without 64-bit comparisons.
 EMP_MAY_RACE bool any_bad_index(const int64_t* indices, int64_t begin, int64_t end, int64_t size) {
   const uint64_t last = uint64_t(size) - 1;
   uint64_t signs = 0;
@@ -26,10 +26,10 @@ EMP_MAY_RACE bool any_bad_index(const int64_t* indices, int64_t begin, int64_t e
   return begin < end && (size == 0 || int64_t(signs) < 0);
 }
 
-// Rows of one to two units: the first and the last one of each, which may overlap. They are copied
-// as soon as their index is known to be in range: a pass of their own over the indices would take
-// as long as the copies. Units may be unaligned, and nothing written changes what is read, which
-// the compiler has to be told of bytes.
+// Rows of one to two units: copies the first and the last unit of each, which may overlap, as soon
+// as the index is known to be in range: a separate pass over the indices would take as long as the
+// copies. Units may be unaligned, and writes never alias reads, which the compiler must be told for
+// bytes.
 template <class Unit>
 EMP_MAY_RACE bool gather_units(const GatherRows& t, const int64_t* __restrict indices,
                                int64_t begin, int64_t end) {
@@ -52,11 +52,10 @@ EMP_MAY_RACE bool gather_units(const GatherRows& t, const int64_t* __restrict in
   };
   if (t.row_bytes != Size()) return gather(t.row_bytes, t.stride_bytes);
   if (t.stride_bytes != Size()) return gather(Size(), t.stride_bytes);
-  return gather(Size(), Size());  // as labels are: scales addresses, and multiplies nothing
+  return gather(Size(), Size());  // a constant, so that addresses are scaled without multiplication
 }
 
-// Rows of which each is worth a look at the next ones: runs are copied as one block, and what comes
-// later is prefetched.
+// Rows large enough for lookahead: runs are copied as one block, and later rows are prefetched.
 EMP_MAY_RACE bool gather_runs(const GatherRows& t, const int64_t* indices, int64_t begin,
                               int64_t end) {
   int64_t own[kChecked];
@@ -81,8 +80,8 @@ EMP_MAY_RACE bool gather_runs(const GatherRows& t, const int64_t* indices, int64
   return true;
 }
 
-// Rows [begin, end), at most kChecked, of the output, which then holds anything where false says
-// that an index is out of range.
+// Writes rows [begin, end), at most kChecked, of the output; returns false, with the output
+// unspecified, if an index is out of range.
 bool gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int64_t end) {
   const int64_t bytes = t.row_bytes;
   if (bytes == 0) return !any_bad_index(indices, begin, end, t.rows);
@@ -119,12 +118,12 @@ BadIndex gather(const GatherRows* tensors, int num_tensors, const int64_t* indic
   if (count == 0 || num_tensors == 0) return kNone;
   const int64_t bytes = gathered_bytes(tensors, num_tensors, count);
   threads = useful_threads(threads, bytes);
-  // A task is some rows of all tensors, so that small tensors cost no task of their own.
+  // A task is some rows of all tensors, so that small tensors need no separate task.
   int64_t step = count;
   if (threads > 1)
     step =
         std::clamp<int64_t>(2 * kTaskBytes / (bytes / count), 1, (count + threads - 1) / threads);
-  std::atomic<int64_t> bad{-1};  // where the block with a bad index begins
+  std::atomic<int64_t> bad{-1};  // start of a block with an invalid index
   parallel_tasks(threads, (count + step - 1) / step, [&](int64_t task, int) {
     const int64_t stop = std::min(count, (task + 1) * step);
     for (int64_t begin = task * step; begin < stop; begin += kChecked) {
@@ -140,7 +139,7 @@ BadIndex gather(const GatherRows* tensors, int num_tensors, const int64_t* indic
     const int64_t position = first_bad_index(indices, count, tensors[i].rows);
     if (position >= 0) return {i, position};
   }
-  return {0, bad};  // it has become a good one since
+  return {0, bad};  // another thread has made it valid since
 }
 
 }  // namespace emp

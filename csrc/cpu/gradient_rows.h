@@ -17,8 +17,8 @@ struct RowGradient {
   using Kernel = RowKernel<S>;
   using Constants = typename Kernel::Constants;
   static constexpr int64_t kPair = Kernel::kPair;
-  // A float32 lse beyond this would blur exp(z - lse): its row's maximum and sum are found again,
-  // in the cache, before its exponentials are.
+  // Beyond this the rounding of a float32 lse makes exp(z - lse) inaccurate: the row's maximum and
+  // sum are recomputed first, while it is in the cache.
   static constexpr float kSharpLse = 32.0f;
 
   // softmax(z)_j = exp((z_j - m) - log_sum).
@@ -44,7 +44,7 @@ struct RowGradient {
     F m, log_sum, scale;
   };
 
-  // scale * exp((z - m) - log_sum); below exp(kNormal) it is 0.
+  // scale * exp((z - m) - log_sum), and 0 below exp(kNormal).
   [[gnu::always_inline]] static F scaled_softmax(const Constants& k, const Row& row, F z) {
     const F d = S::sub(S::sub(z, row.m), row.log_sum);
     const F magic_k = S::madd(d, k.steps_per_nat, k.magic), steps = S::sub(magic_k, k.magic);
@@ -63,7 +63,7 @@ struct RowGradient {
   template <bool kStream, class T>
   static void write_row(const Constants& k, const Row& row, const T* z, int64_t n, T* out) {
     int64_t i = 0;
-    if (kStream) {  // up to the first whole cache line
+    if (kStream) {  // up to the first cache line boundary
       const int64_t past = int64_t(reinterpret_cast<uintptr_t>(out) % 64 / sizeof(T));
       const int64_t head = past == 0 ? 0 : 64 / int64_t(sizeof(T)) - past;
       for (int64_t count; i < std::min(head, n); i += count) {
@@ -102,7 +102,7 @@ struct RowGradient {
       const Row row{S::set(norm.m), S::set(norm.log_sum), S::set(scale)};
       write_row<kStream>(k, row, z, classes, to);
       if (uint64_t(y) >= uint64_t(classes)) return;
-      // p - 1 at the label, from the loss: the lse would blur it where it is near 0.
+      // p - 1 at the label, from the loss: computed from lse it would be inaccurate near 0.
       const double at_label = std::expm1(-double(gradients.loss[i])) + (norm.m - norm.m);
       from_float(float(at_label * double(scale)), to[y]);
     });
@@ -110,7 +110,7 @@ struct RowGradient {
   }
 };
 
-// What cross_entropy.cpp calls, one set for each target: into the caches, or past them.
+// What cross_entropy.cpp calls, one set per target: with normal or non-temporal stores.
 struct GradientRows {
   using Function = void (*)(const Logits&, const Labels&, const RowGradients&, void*, int64_t,
                             int64_t);

@@ -21,7 +21,7 @@ decltype(auto) with_pointer(const Labels& labels, F&& f) {
       return f(static_cast<const uint16_t*>(labels.data));
     case IntDtype::kUInt32:
       return f(static_cast<const uint32_t*>(labels.data));
-    case IntDtype::kUInt64:  // a value past int64's range turns negative: out of range anyway
+    case IntDtype::kUInt64:  // beyond int64 negative, also out of range
     case IntDtype::kInt64:
       break;
   }
@@ -38,7 +38,7 @@ EMP_MAY_RACE void read_labels(const Labels& labels, int64_t begin, int64_t end, 
 
 int64_t first_bad_label(const Labels& labels, int64_t rows, int64_t classes) {
   return with_pointer(labels, [&](const auto* label) -> int64_t {
-    constexpr int64_t kStride = 1024;  // a branchless, vectorised look at many labels at a time
+    constexpr int64_t kStride = 1024;  // a branchless, vectorised check of many labels at a time
     for (int64_t start = 0; start < rows; start += kStride) {
       const int64_t end = std::min(rows, start + kStride);
       bool bad = false;

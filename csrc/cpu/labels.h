@@ -9,7 +9,7 @@
 namespace emp {
 
 // Labels (rows,), contiguous. A row whose label is `ignored` is not read. Another thread may write
-// labels meanwhile: a pass reads each once, and checks what it uses.
+// labels concurrently: a pass reads each once, and checks the value that it uses.
 struct Labels {
   const void* data;
   IntDtype dtype;
@@ -19,8 +19,8 @@ struct Labels {
   bool ignores(int64_t label) const { return has_ignored && label == ignored; }
 };
 
-// Labels of rows [begin, end). Row loops take their labels a block at a time through this function,
-// instead of being compiled for eight types.
+// Labels of rows [begin, end). Row loops get their labels in blocks through this function, instead
+// of being compiled for eight types.
 void read_labels(const Labels& labels, int64_t begin, int64_t end, int64_t* out);
 
 // First row whose label is neither ignored nor in [0, classes), or -1.

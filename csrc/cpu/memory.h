@@ -1,4 +1,4 @@
-// Memory for results and work, whose refusal says how much was asked for.
+// Memory for results and temporaries; a failed allocation reports its size.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace emp {
 
 class OutOfMemory : public std::bad_alloc {
  public:
-  // `bytes` below 0: more than fit in 63 bits.
+  // A negative `bytes` means more than fit in 63 bits.
   explicit OutOfMemory(int64_t bytes) {
     if (bytes < 0)
       std::snprintf(text_, sizeof text_, "2^63 bytes or more cannot be allocated");
@@ -24,7 +24,7 @@ class OutOfMemory : public std::bad_alloc {
   char text_[64];
 };
 
-// a * b for a, b >= 0; what passes 2^63 - 1 throws.
+// a * b for a, b >= 0; throws above 2^63 - 1.
 inline int64_t checked_product(int64_t a, int64_t b) {
   int64_t product;
   if (__builtin_mul_overflow(a, b, &product)) throw OutOfMemory(-1);

@@ -13,7 +13,7 @@ void prefer_huge_pages(void* block, int64_t bytes) {
   if (bytes < kWorthwhile) return;
   const uintptr_t start = (reinterpret_cast<uintptr_t>(block) + kPage - 1) & ~(kPage - 1);
   const uintptr_t end = (reinterpret_cast<uintptr_t>(block) + uintptr_t(bytes)) & ~(kPage - 1);
-  madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);  // refused: as before
+  madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);  // may be refused
 #else
   (void)block;
   (void)bytes;

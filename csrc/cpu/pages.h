@@ -1,13 +1,13 @@
-// Huge pages for large fresh results: the first writing of a small page costs more than the rows
-// that go into it.
+// Huge pages for large new results: the page fault at the first write to a small page costs more
+// than computing its rows.
 #pragma once
 
 #include <cstdint>
 
 namespace emp {
 
-// Asks for huge pages in the whole pages of a block that was just allocated. Blocks too small to
-// profit, and systems without huge pages, are left alone.
+// Requests huge pages for the whole pages of a newly allocated block. Does nothing for small blocks
+// and on systems without huge pages.
 void prefer_huge_pages(void* block, int64_t bytes);
 
 }  // namespace emp

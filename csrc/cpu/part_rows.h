@@ -13,7 +13,7 @@ template <class S>
 struct PartRows {
   using Kernel = RowKernel<S>;
 
-  // One row's sums of a piece join those of all pieces before.
+  // Merges one row's sums of a piece with those of all earlier pieces.
   static void merge(const RowSums& piece, double& m, double& u, double& t) {
     const double high = std::max<double>(m, piece.m), low = std::min<double>(m, piece.m);
     const bool grows = double(piece.m) > m;
@@ -22,10 +22,10 @@ struct PartRows {
     m = high;
     u = high_u;
     t = high_t;
-    if (low_u != low_u) u = low_u;  // NaN for good
+    if (low_u != low_u) u = low_u;  // NaN permanently
     if (low == -double(Kernel::kInf) || high == double(Kernel::kInf)) return;
     const double delta = low - high, f = std::exp(delta);
-    t += f * (low_t + delta * (low_u + 1));  // the lower maximum is no longer left out
+    t += f * (low_t + delta * (low_u + 1));  // including the lower maximum, left out so far
     u += f * (low_u + 1);
   }
 
@@ -45,7 +45,7 @@ struct PartRows {
   }
 };
 
-// What row_parts.cpp calls, one for each target.
+// What row_parts.cpp calls, one per target.
 using AddPartRows = void (*)(const Logits&, const Labels&, int64_t, const RowParts&, int64_t,
                              int64_t);
 

@@ -2,10 +2,10 @@
 //
 // A Feistel network (Luby and Rackoff; in mixed radix, Black and Rogaway). Place p is the pair
 // (p / columns, p % columns) of a table of rows x columns that is hardly larger than n. Six rounds
-// add in turn to the row a hash of the column, modulo rows, and to the column one of the row. Each
-// round can be undone, so the table is permuted; a place that comes out at n or beyond goes in
-// again, until it comes out below. Five rounds are the fewest that statistics could not tell from
-// random orders (tests/test_sampler.py has them).
+// alternately add a hash of the column to the row, modulo rows, and a hash of the row to the
+// column. Each round is invertible, so the table is permuted; an image of n or more is mapped again
+// until it is below n (cycle walking). Five rounds are the fewest that statistical tests could not
+// distinguish from random orders (tests/test_sampler.py).
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace emp {
 
 constexpr int kRounds = 6;
-constexpr uint32_t kPlacesBlock = 256;  // at most: a block of places meets at most two rows
+constexpr uint32_t kPlacesBlock = 256;  // a block of places spans at most two rows
 
 struct Permutation {
   uint32_t n;
@@ -30,7 +30,7 @@ PermutedPlaces permuted_places_avx512();
 PermutedPlaces permuted_places_avx2();
 PermutedPlaces permuted_places_portable();
 
-// Plain loops over 16-bit lanes, compiled once for each target; `kTarget` keeps the copies apart.
+// Plain loops over 16-bit lanes, compiled once per target; `kTarget` makes the copies distinct.
 template <int kTarget>
 struct Places {
   // (x + hash of y) mod size, for x < size.
@@ -63,7 +63,7 @@ struct Places {
   }
 
   static void write(const Permutation& permutation, uint32_t first, uint32_t count, uint32_t* out) {
-    const Permutation p = permutation;  // its own, so that the compiler sees that `out` is not it
+    const Permutation p = permutation;  // a copy that `out` cannot alias
     const uint32_t first_row = first / p.columns, first_column = first % p.columns;
     uint32_t outside = 0;
     for (uint32_t i = 0; i < count; ++i) {

@@ -26,7 +26,7 @@ Pruned score_and_select(const Logits& logits, const Labels& labels, float beta, 
     const int64_t bad_id = first_bad_index(ids, logits.rows, state->size);
     if (bad_id >= 0) return {0, {-1, bad_id}};
   }
-  // Invalid and ignored scores rank last: none of them is reached.
+  // Invalid and ignored scores rank last, so none of them is selected.
   const int64_t k =
       std::min(keep.of(labels.has_ignored ? counts.valid : logits.rows), counts.valid);
   *out.threshold = select(out.scores.score, logits.rows, k, out.indices, threads);

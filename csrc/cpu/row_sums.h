@@ -1,9 +1,9 @@
 // One pass over rows of logits: maximum and exponential sums, for any SIMD target.
 //
-// A row is taken in chunks that fit the first-level cache: a chunk's maximum first (this is the
-// read from memory), then its exponentials against the running maximum. One maximal element is
-// left out of every sum, so that u = sum(exp(z - m)) - 1 keeps its relative accuracy when the row
-// is confident and u is tiny. Rows of few classes are taken kWidth at a time, a lane each.
+// A row is processed in chunks that fit in the L1 cache: a chunk's maximum first (this is the read
+// from memory), then its exponentials relative to the running maximum. One maximal element is left
+// out of every sum, so that u = sum(exp(z - m)) - 1 keeps its relative accuracy if the row is
+// confident and u is tiny. Rows of few classes are processed kWidth at a time, one lane each.
 #pragma once
 
 #include <algorithm>
@@ -23,11 +23,11 @@ struct RowSums {
   float m, u, t, q;
 };
 
-// The sums of kRows rows, a field each.
+// The sums of kRows rows, one field each.
 template <int kRows>
 struct RowSumsOf {
   alignas(64) float m[kRows] = {}, u[kRows] = {}, t[kRows] = {}, q[kRows] = {};
-  int64_t top[kRows];  // set for statistics alone
+  int64_t top[kRows];  // set only for statistics
 
   void set(int i, const RowSums& sums) {
     m[i] = sums.m;
@@ -38,10 +38,9 @@ struct RowSumsOf {
   RowSums of(int i) const { return {m[i], u[i], t[i], q[i]}; }
 };
 
-// The sums of one row of any number of classes. With kStatistics alone, for they cost their own: q,
-// and in `top` the lowest index of m, where m and u are finite. Most of what a target compiles
-// to is here: sum_rows.h has the body, of which row_sums_<target>.cpp alone makes code, for all
-// that call it.
+// The sums of one row of any number of classes. Only with kStatistics, because of their cost: q,
+// and in `top` the lowest index of m, if m and u are finite. This is most of a target's code:
+// sum_rows.h has the body, which only row_sums_<target>.cpp instantiates, for all callers.
 template <class S, class T, bool kStatistics>
 struct RowSummer {
   static RowSums row_sums(const typename Exponentials<S>::Constants& k, const T* row,
@@ -54,11 +53,11 @@ struct RowKernel : Exponentials<S> {
   using E::kPair, E::kStepLimit;
   using typename E::Against, typename E::Constants, typename E::Range, typename E::Reference;
   using typename E::F, typename E::M, typename E::Sums;
-  static constexpr int64_t kFewClasses = 48;  // up to here a lane a row beats a vector a row
+  static constexpr int64_t kFewClasses = 48;  // up to this many, a lane per row is faster
 
   static constexpr float kInf = std::numeric_limits<float>::infinity();
   static constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-  static constexpr double kTinySum = 1e-30;  // per element: what is left out is below 1e-7 of it
+  static constexpr double kTinySum = 1e-30;  // per element: the neglected part is below 1e-7 of it
 
   template <bool kStatistics, class T>
   static RowSums row_sums(const Constants& k, const T* row, int64_t classes,
@@ -90,7 +89,7 @@ struct RowKernel : Exponentials<S> {
     }
     return S::reduce_max(S::max(S::max(m0, m1), S::max(m2, m3)));
   }
-  // Lowest index of `value` among n elements, n where it is absent.
+  // Lowest index of `value` among n elements, or n.
   template <class T>
   static int64_t find(const T* z, int64_t n, float value) {
     const F v = S::set(value);
@@ -108,7 +107,7 @@ struct RowKernel : Exponentials<S> {
     while (i < n && to_float(z[i]) != value) ++i;
     return i;
   }
-  // Calls f(index of its pair, vector), -inf behind the end, until it returns false.
+  // Calls f(index of its pair, vector), padded with -inf, until it returns false.
   template <class T, class Function>
   static void for_each_vector(const T* z, int64_t n, Function&& f) {
     F a, b;
@@ -139,8 +138,8 @@ struct RowKernel : Exponentials<S> {
     }
   }
 
-  // Sums of kWidth rows of at most kFewClasses classes, a lane each, written from position `first`
-  // of the results on: rows[lane] points to row `lane`, and the same row may stand there twice.
+  // Sums of kWidth rows of at most kFewClasses classes, one lane each, written from position
+  // `first` of the results on: rows[lane] points to row `lane`; a row may occur twice.
   template <bool kStatistics, class T, int kRows>
   static void few_class_sums(const Constants& k, const T* const* rows, int64_t classes, int first,
                              RowSumsOf<kRows>& results) {
@@ -150,12 +149,12 @@ struct RowKernel : Exponentials<S> {
     for (int64_t c = 0; c < classes; ++c) {
       const F z = S::load(columns[c]);
       m = S::max(m, z);
-      nan = S::add(nan, z);  // NaN where a logit is, or for +inf and -inf together
+      nan = S::add(nan, z);  // NaN if a logit is, or for +inf and -inf together
     }
     const Reference at(k, m, Against::kStep);
     Sums s;
     M left_out = S::none();
-    F from_top = S::set(0.0f);  // how many elements there are from the first maximal one on
+    F from_top = S::set(0.0f);  // number of elements from the first maximal one on
     for (int64_t c = 0; c < classes; ++c) {
       const F z = S::load(columns[c]);
       // The first maximal element of each lane is left out.

@@ -18,9 +18,9 @@ TermRowKernels kernels() {
   return term_row_kernels_portable();
 }
 
-constexpr int64_t kLargeBytes = 64 << 20;  // of what is read and written: more than a cache keeps
+constexpr int64_t kLargeBytes = 64 << 20;  // read and written bytes that exceed the caches
 
-// Calls body(begin, end) over all rows, tasks of about `task_bytes` of them.
+// Calls body(begin, end) over all rows, in tasks of about `task_bytes`.
 template <class Body>
 void for_tasks(const Logits& logits, int64_t bytes, int64_t task_bytes, int threads, Body&& body) {
   const int64_t rows = logits.rows, row_bytes = std::max<int64_t>(1, logits.bytes() / rows);
@@ -57,7 +57,7 @@ void row_terms_backward(const Logits& logits, const Labels& labels, const Adjust
   const bool stream = touched >= kLargeBytes;
   prefer_huge_pages(out, bytes);
   const auto gradient = kernels().gradient;
-  // Tasks of a few huge pages, so that mostly one thread touches a page first.
+  // Tasks of a few huge pages, so that usually one thread touches a page first.
   for_tasks(logits, touched, 8 << 20, threads, [&](int64_t begin, int64_t end) {
     gradient(logits, labels, adjustment, targets, gradients, out, stream, begin, end);
   });

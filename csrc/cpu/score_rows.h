@@ -54,7 +54,7 @@ struct RowScorer {
   static constexpr int kBlock = 16;  // rows finished together
   static_assert(kBlock % S::kWidth == 0, "blocks are made of whole vectors");
 
-  // Rows of a block that are not ignored, with what their results are made of.
+  // The rows of a block that are not ignored, with the sums that give their results.
   template <class T>
   struct Block {
     int count = 0;
@@ -87,8 +87,8 @@ struct RowScorer {
 
   enum class BadLabels { kLeftOut, kTaken };
 
-  // Calls on_ignored(row) or, a block at a time, on_block(block). Returns the first row that was
-  // left out, or -1.
+  // Calls on_ignored(row) or, for blocks of rows, on_block(block). Returns the first row with an
+  // invalid label, or -1.
   template <bool kStatistics, BadLabels kBad, class T, class OnIgnored, class OnBlock>
   static int64_t for_each_block(const Logits& logits, const Labels& labels, int64_t begin,
                                 int64_t end, OnIgnored&& on_ignored, OnBlock&& on_block) {
@@ -240,7 +240,7 @@ struct RowScorer {
   }
 };
 
-// What scoring.cpp calls, one set for each target.
+// What scoring.cpp calls, one set per target.
 struct RowScorers {
   RowCounts (*score)(const Logits&, const Labels&, float, const ScoreOutputs&, int64_t, int64_t);
   int64_t (*statistics)(const Logits&, const Labels&, const StatisticOutputs&, int64_t, int64_t);

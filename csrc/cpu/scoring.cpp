@@ -17,8 +17,8 @@ RowScorers scorers(LogitDtype dtype) {
   return row_scorers_portable(dtype);
 }
 
-// Calls body(begin, end) over all rows: tasks of about 256 KB of logits, whole blocks of rows
-// where there are enough of them to go round.
+// Calls body(begin, end) over all rows, in tasks of about 256 KB of logits, of whole blocks of rows
+// if there are enough for all threads.
 template <class Body>
 void for_row_ranges(const Logits& logits, int threads, Body&& body) {
   const int64_t rows = logits.rows, row_bytes = std::max<int64_t>(1, logits.bytes() / rows);
@@ -32,7 +32,7 @@ void for_row_ranges(const Logits& logits, int threads, Body&& body) {
                  [&](int64_t task, int) { body(task * step, std::min(rows, (task + 1) * step)); });
 }
 
-// The lowest of the rows that tasks report.
+// The lowest row that any task reports.
 class FirstRow {
  public:
   void add(int64_t row) {

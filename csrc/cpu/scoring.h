@@ -24,7 +24,7 @@ struct Logits {
   int64_t bytes() const { return rows * classes * (dtype == LogitDtype::kFloat32 ? 4 : 2); }
 };
 
-// Each output is (rows,), contiguous, and written whole.
+// Each output is (rows,), contiguous, and fully written.
 struct ScoreOutputs {
   float *score, *loss, *entropy, *lse;
 };
@@ -34,36 +34,36 @@ struct StatisticOutputs {
   int64_t* prediction;
 };
 
-// What a row's columns elsewhere need of those here (row_sums.h): m = max z and, over all elements
-// but one maximal one, u = sum exp(z - m) and t = sum exp(z - m) (z - m); z_y, or NaN where the
-// label is no column. All are 0 for an ignored row.
+// Partial sums of sharded rows (row_sums.h): m = max z and, over all elements but one maximal one,
+// u = sum exp(z - m) and t = sum exp(z - m) (z - m); z_y, or NaN if the label is not a local
+// column. All are 0 for an ignored row.
 struct SumOutputs {
   float *m, *u, *t, *z_y;
 };
 
-// A row is invalid when its loss or entropy is not finite: its score is NaN. An ignored row has
-// score -inf and 0 elsewhere. A row whose label is bad, neither ignored nor in [0, classes), is not
-// written.
+// A row is invalid if its loss or entropy is not finite; its score is NaN. An ignored row has score
+// -inf and 0 in the other outputs. A row with an invalid label, neither ignored nor in [0,
+// classes), is not written.
 struct RowCounts {
   int64_t valid = 0, invalid = 0;
   int64_t bad_label = -1;  // the first such row, or -1
 };
 
-// What is wrong inside the arguments of a call that writes into a state: the first row with a bad
-// label or, if there is none, a position of an id out of range; -1 where there is none.
+// Invalid values in the arguments of a call that writes into a state: the first row with an invalid
+// label or, if there is none, a position of an id out of range; -1 if there is none.
 struct BadValues {
   int64_t label = -1, id = -1;
 
   explicit operator bool() const { return label >= 0 || id >= 0; }
 };
 
-// The result does not depend on `threads`. sample_statistics returns the first row with a bad
+// The result does not depend on `threads`. sample_statistics returns the first row with an invalid
 // label, or -1.
 RowCounts score(const Logits& logits, const Labels& labels, float beta, const ScoreOutputs& out,
                 int threads);
 int64_t sample_statistics(const Logits& logits, const Labels& labels, const StatisticOutputs& out,
                           int threads);
-// Labels may be anything.
+// Labels may have any value.
 void row_sums(const Logits& logits, const Labels& labels, const SumOutputs& out, int threads);
 
 }  // namespace emp

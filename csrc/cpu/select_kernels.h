@@ -1,4 +1,4 @@
-// The passes over the scores that selection consists of, one set for each target.
+// The passes over the scores that make up selection, one set per target.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,12 @@
 
 namespace emp {
 
-// Which of the scores equal to the threshold a run takes.
+// Which scores equal to the threshold a run takes.
 enum class Ties { kNone, kAll };
 
-// Scores that `collect` and `compact` read may change meanwhile: each reads a score once.
+// Scores may change while `collect` and `compact` read them; each score is read once per pass.
 struct SelectKernels {
-  // Counts scores above `high` and writes those in [low, high] to candidates (room for n + 16).
+  // Counts scores above `high` and writes those in [low, high] to candidates (capacity n + 16).
   // Returns {above, written}. A NaN is neither.
   struct Collected {
     int64_t above, written;
@@ -23,9 +23,8 @@ struct SelectKernels {
   int64_t (*count_at_least)(const float* scores, int64_t n, float bound);
   // The lowest score >= bound, +inf where there is none; +0 for -0.
   float (*lowest_at_least)(const float* scores, int64_t n, float bound);
-  // Writes first + i for each of the n scores above the threshold, and for those equal to it with
-  // Ties::kAll, to out, and returns how many it wrote, at most `room`: what comes later is left
-  // out. n < 2^31.
+  // Writes first + i to out for each of the n scores above the threshold, and with Ties::kAll also
+  // for those equal to it, and returns the number written, at most `room`. n < 2^31.
   int64_t (*compact)(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
                      int64_t* out, int64_t room);
 };
@@ -36,8 +35,8 @@ SelectKernels select_kernels_portable();
 
 namespace plain {
 
-// Branchless scalar loops, compiled once for each target that uses them. `Target` keeps the copies
-// apart.
+// Branchless scalar loops, compiled once per target that uses them. `Target` makes the copies
+// distinct.
 template <int kTarget>
 struct Kernels {
   EMP_MAY_RACE static SelectKernels::Collected collect(const float* scores, int64_t n, float low,
@@ -56,7 +55,7 @@ struct Kernels {
     for (int64_t i = 0; i < n; ++i) count += scores[i] >= bound;
     return count;
   }
-  // By integers that compare as floats do, for the lowest of which there is an instruction.
+  // By integers that compare as floats do: their minimum is vectorised.
   static float lowest_at_least(const float* scores, int64_t n, float bound) {
     int32_t lowest = 0x7f800000;  // +inf
     for (int64_t i = 0; i < n; ++i) {

@@ -16,22 +16,22 @@
 
 // Two passes over the scores, whatever their distribution:
 //   bracket   a random sample of the scores brackets the k-th within about one percent of n;
-//   collect   first pass: counts what is above the bracket, keeps what is inside (candidates);
+//   collect   first pass: counts scores above the bracket, stores those inside (candidates);
 //   refine    the k-th score among the candidates, by radix digits and bisection;
 //   compact   second pass: writes the positions in order.
-// The counts of the first pass prove the bracket. Where it fails, everything becomes a candidate
-// and the radix digits do the work, still in linear time.
+// The counts of the first pass verify the bracket. If it fails, every score becomes a candidate and
+// the radix digits narrow them, still in linear time.
 //
-// Another thread may write scores meanwhile. All counts come from one reading, whose candidates
-// are kept, so that they agree with one another; the second pass is bounded by them, and a chunk
-// that no longer holds as many positions as were counted is filled up with others.
+// Another thread may write scores concurrently. All counts come from a single read, whose
+// candidates are stored, so that they are consistent; the second pass is bounded by them, and a
+// chunk that no longer has as many positions as were counted is filled with others.
 
 namespace emp {
 namespace {
 
-constexpr int64_t kTiny = 2048;              // up to here a copy of the scores is on the stack
-constexpr int64_t kSmall = 32768;            // up to here the scores themselves are bisected
-constexpr int64_t kFewCandidates = 1 << 20;  // up to here bisection beats a pass of digits
+constexpr int64_t kTiny = 2048;              // up to this many, the scores are copied to the stack
+constexpr int64_t kSmall = 32768;            // up to this many, the scores are bisected directly
+constexpr int64_t kFewCandidates = 1 << 20;  // up to this many, bisection beats a pass of digits
 
 SelectKernels kernels() {
 #if EMP_X86
@@ -41,12 +41,12 @@ SelectKernels kernels() {
   return select_kernels_portable();
 }
 
-// Completes the ascending positions of out, `written` <= room of them, all in [first, first + n),
-// room <= n: the lowest ones that are missing join them.
+// Extends the `written` ascending positions in out, all in [first, first + n), to `room` <= n by
+// inserting the lowest missing ones.
 void fill_up(int64_t* out, int64_t written, int64_t room, int64_t first, int64_t n) {
   if (written == room) return;
-  // Below the last of those that join, every position is then taken.
-  int64_t below = 0, taken = 0;  // positions below first + `below` that stand in out
+  // Below the last inserted one, every position is then taken.
+  int64_t below = 0, taken = 0;  // positions below first + `below` that are in out
   for (int64_t missing = room - written; below < n && below - taken < missing; ++below)
     taken += taken < written && out[taken] == first + below;
   std::memmove(out + below, out + taken, size_t(written - taken) * sizeof *out);
@@ -56,11 +56,11 @@ void fill_up(int64_t* out, int64_t written, int64_t room, int64_t first, int64_t
 // A run of consecutive scores, the unit of work of both passes.
 struct Chunk {
   int64_t begin, length;
-  float* candidates;  // scores inside the bracket, room for `length` + 16
+  float* candidates;  // scores inside the bracket, capacity `length` + 16
   int64_t num_candidates = 0;
   int64_t above = 0;  // scores above the candidates
   int64_t ties = 0;   // scores equal to the threshold that are taken
-  int64_t out = 0;    // where its positions go
+  int64_t out = 0;    // offset of its positions in the output
   bool takes_all_ties = true;
 };
 
@@ -77,7 +77,7 @@ class Selector {
   float select() { return n_ <= kSmall ? select_small() : select_large(); }
 
  private:
-  // Of a copy, for which no allocation is needed where scores are few.
+  // For a copy, which needs no allocation for few scores.
   float select_small() {
     float few[kTiny];
     std::unique_ptr<float[]> many;
@@ -100,7 +100,7 @@ class Selector {
   float select_large() {
     const int64_t chunk = n_ < kManyScores ? 16384 : 65536;
     const int64_t chunks = (n_ + chunk - 1) / chunk, stride = chunk + 16;
-    // Only pages that candidates are written to become memory.
+    // Only pages that candidates are written to are committed.
     const std::unique_ptr<float[]> candidates = allocate<float>(chunks * stride);
     chunks_.reserve(size_t(chunks));
     for (int64_t i = 0; i < chunks; ++i)
@@ -138,7 +138,7 @@ class Selector {
     return sum;
   }
 
-  // First pass. Returns how many scores lie above the bracket.
+  // First pass. Returns the number of scores above the bracket.
   int64_t collect(Bracket bracket) {
     for_each_chunk([&](Chunk& c) {
       const auto found =
@@ -151,8 +151,8 @@ class Selector {
     return above;
   }
 
-  // The k-th highest candidate. Many candidates are first narrowed digit by digit, which drops
-  // those outside the k-th one's digit and counts the dropped ones above it.
+  // The k-th highest candidate. Many candidates are first narrowed digit by digit, dropping those
+  // outside the k-th one's digit and counting the dropped ones above it.
   float refine(Bracket bracket, int64_t k) {
     uint32_t low = key_of(bracket.low), high = key_of(bracket.high);
     while (low < high && num_candidates() > kFewCandidates) {
@@ -162,7 +162,7 @@ class Selector {
       for (; digits[size_t(digit)] < k; --digit) k -= digits[size_t(digit)];
       low += uint32_t(digit) << shift;
       high = std::min(high, low + ((uint32_t(1) << shift) - 1));
-      if (high == kMinusZeroKey) --high;  // no score has it, and as a bound -0 would admit +0
+      if (high == kMinusZeroKey) --high;  // no key; -0 as a bound would include +0
       for_each_chunk([&](Chunk& c) {
         const auto kept = run_.collect(c.candidates, c.num_candidates, float_of(low),
                                        float_of(high), c.candidates);
@@ -184,7 +184,7 @@ class Selector {
 
   static constexpr int kDigitBits = 11;
 
-  // How many candidates have each digit (key - low) >> shift.
+  // Histogram of the candidates' digits (key - low) >> shift.
   std::vector<int64_t> count_digits(uint32_t low, int shift) {
     constexpr size_t kDigits = size_t(1) << kDigitBits;
     std::vector<std::vector<int64_t>> counts(static_cast<size_t>(threads_),
@@ -200,7 +200,7 @@ class Selector {
     return std::move(counts[0]);
   }
 
-  // Second pass: every chunk's `above` and `ties` are those of the threshold.
+  // Second pass; every chunk's `above` and `ties` now refer to the threshold.
   void compact(float threshold) {
     int64_t ties_left = k_, out = 0;
     for (const Chunk& c : chunks_) ties_left -= c.above;
@@ -220,7 +220,7 @@ class Selector {
     const float* const scores = scores_ + c.begin;
     int64_t* const to = out_ + c.out;
     const int64_t room = c.above + c.ties;
-    int64_t written = 0, end = 0;  // of the part of which all ties are taken
+    int64_t written = 0, end = 0;  // of the part in which all ties are taken
     if (c.ties > 0) {
       end = c.takes_all_ties ? c.length : behind_ties(scores, c.length, threshold, c.ties);
       written = run_.compact(scores, end, threshold, Ties::kAll, c.begin, to, room);
@@ -230,7 +230,7 @@ class Selector {
     fill_up(to, written, room, c.begin, c.length);
   }
 
-  // Where the first `ties` > 0 of the scores equal to the threshold end.
+  // The end of the first `ties` > 0 scores equal to the threshold.
   EMP_MAY_RACE static int64_t behind_ties(const float* scores, int64_t n, float threshold,
                                           int64_t ties) {
     int64_t end = 0;
@@ -238,7 +238,7 @@ class Selector {
     return end;
   }
 
-  // Fewer than k scores are numbers: all of them, and the first NaNs.
+  // Fewer than k scores are not NaN: take all of them and the first NaNs.
   EMP_MAY_RACE float take_nan() {
     int64_t nan_left = k_, written = 0;
     for (int64_t i = 0; i < n_; ++i) {

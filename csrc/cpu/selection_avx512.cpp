@@ -10,11 +10,11 @@ namespace {
 using F = __m512;
 constexpr int kWidth = 16;
 
-// Compressed vectors keep their other lanes from the vector itself: with zeros there, Zen 5 waits
-// for what was in the result's register before.
+// Compressed vectors take their other lanes from the source: with zeroed lanes, Zen 5 waits for the
+// previous value of the result's register.
 
 constexpr __mmask16 kAll = 0xffff;
-// Those of a vector of which `left` elements are left.
+// Mask of the valid lanes of a vector, of which `left` elements are left.
 __mmask16 lanes(int64_t left) { return left >= kWidth ? kAll : __mmask16((1u << left) - 1); }
 
 EMP_MAY_RACE SelectKernels::Collected collect(const float* scores, int64_t n, float low, float high,

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kWidth = 4;
 
-// Of each set of lanes, the bytes of its members one after the other, and how many they are.
+// For each set of lanes, the byte indices of its members and their number.
 struct alignas(32) Packed {
   uint8_t bytes[16], count;
 };
@@ -29,7 +29,7 @@ constexpr std::array<Packed, 16> packed_lanes() {
 }
 constexpr std::array<Packed, 16> kPacked = packed_lanes();
 
-// Sets of lanes as one bit a lane.
+// Sets of lanes as one bit per lane.
 const Packed& packed(uint32x4_t lanes) {
   constexpr uint32_t kBits[] = {1, 2, 4, 8};
   return kPacked[vaddvq_u32(vandq_u32(lanes, vld1q_u32(kBits)))];
@@ -61,8 +61,8 @@ EMP_MAY_RACE int64_t compact(const float* scores, int64_t n, float threshold, Ti
   const uint32x4_t equal = vdupq_n_u32(ties == Ties::kAll ? ~0u : 0u), lane = vld1q_u32(kLanes);
   const int64x2_t base = vdupq_n_s64(first);
   int64_t written = 0, i = 0;
-  // What is written too much is overwritten by what follows; not behind this run's room, where
-  // another thread may have written.
+  // Surplus elements are overwritten by later ones, except at the end of this run's output, after
+  // which another thread may have written.
   for (; i + kWidth <= n && written + kWidth <= room; i += kWidth) {
     const float32x4_t s = vld1q_f32(scores + i);
     const Packed& taken = packed(vorrq_u32(vcgtq_f32(s, t), vandq_u32(vceqq_f32(s, t), equal)));

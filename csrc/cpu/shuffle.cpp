@@ -32,8 +32,8 @@ template <class F>
   if (place < end) f(place, uint64_t(uint32_t(draw(seed + 1, uint64_t(place) / 2))));
 }
 
-// Where each place's partner is does not depend on the ids: threads write it into the places, which
-// one of them then fills.
+// Each place's swap partner does not depend on the ids: threads compute the partners in parallel,
+// then one of them performs the swaps.
 void shuffle_few(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, int threads) {
   constexpr int64_t kStep = 1 << 14;
   parallel_tasks(useful_threads(threads, 16 * n), (n + kStep - 1) / kStep, [&](int64_t task, int) {

@@ -9,18 +9,17 @@ namespace emp {
 // every machine and for every number of threads; n < 2^32 - 2^17. out must not overlap ids.
 //
 // Up to 2^16 ids are shuffled by Fisher-Yates inside out: place p draws a 32-bit lane of the
-// splitmix64 stream `seed + 1`, and its id changes places with that of one of the places [0, p].
-// Every order is equally likely, as far as the stream is random.
+// splitmix64 stream `seed + 1`, and its id is swapped with that of one of the places [0, p]. Every
+// order is equally likely, as far as the stream is random.
 //
-// With more of them each exchange would wait for a cache that misses, and for the exchange before.
-// There place p holds the id at P(p), of a keyed pseudo-random permutation P of [0, n) that needs
-// no other place (permuted_places.h). Round r's key are the lowest three 16-bit lanes of element r
-// of the stream `seed`: term, factor and second factor, which are made odd.
+// With more ids each swap would wait for a cache miss and for the previous swap. There place p gets
+// the id at P(p), P being a keyed pseudo-random permutation of [0, n) that is computed
+// independently for each place (permuted_places.h). Round r's key is the lowest three 16-bit lanes
+// of element r of the stream `seed`: a term and two factors, which are made odd.
 void shuffle(const int64_t* ids, int64_t n, uint64_t seed, int64_t* out, int threads);
 
-// Which position of `ids` that order has at each of `places` (count,), which are in [0, n): out[i]
-// is shuffle(0, 1, 2, ...)[places[i]], found without the rest of an order of more than 2^16 ids.
-// out may be places.
+// out[i] = shuffle(0, 1, 2, ...)[places[i]] for `places` (count,) in [0, n); an order of more than
+// 2^16 ids is not materialised. out may be places.
 void shuffled_at(int64_t n, uint64_t seed, const int64_t* places, int64_t count, int64_t* out,
                  int threads);
 

@@ -12,7 +12,7 @@ namespace emp::avx2 {
 
 struct Simd {
   using F = __m256;
-  using M = __m256;  // all ones or all zeros a lane
+  using M = __m256;  // all ones or all zeros per lane
   static constexpr int kWidth = 8;
   static constexpr int kTableBits = 3;  // exp2's table has 8 entries, one register
 
@@ -21,10 +21,10 @@ struct Simd {
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
-  // a * b + c: `fma` of the exact product, `madd` rounded as the target does it fastest.
+  // a * b + c: `fma` uses the exact product, `madd` whatever is fastest on the target.
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F madd(F a, F b, F c) { return fma(a, b, c); }
-  // max(a, b) is b where either is NaN.
+  // max(a, b) is b if either is NaN.
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static float reduce_add(F a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -85,14 +85,14 @@ struct Simd {
     return int16_t(reduce_max_unsigned(_mm256_xor_si256(a, flip)) ^ 0x8000u);
   }
 
-  // 2 * kWidth elements from p, in an order that only depends on the type.
+  // 2 * kWidth elements from p, in an order that depends only on the type.
   static void load2(const float* p, F& a, F& b) {
     a = _mm256_loadu_ps(p);
     b = _mm256_loadu_ps(p + 8);
   }
   static void load2(const BFloat16* p, F& a, F& b) { widen_bfloat16(load_bits(p), a, b); }
   static void load2(const Float16* p, F& a, F& b) { widen_float16(load_bits(p), a, b); }
-  // The first n < 2 * kWidth elements from p, the others -inf.
+  // The first n < 2 * kWidth elements from p, padded with -inf.
   static void load2_first(const float* p, int n, F& a, F& b) {
     alignas(32) float padded[16];
     std::copy(p, p + n, padded);
@@ -114,14 +114,14 @@ struct Simd {
   }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
-  // kWidth elements in their order.
+  // kWidth elements in order.
   static F load(const BFloat16* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half(p)), 16));
   }
   static F load(const Float16* p) { return _mm256_cvtph_ps(load_half(p)); }
 
-  // Writes what load2 would read back, rounded to nearest even. kStream goes past the caches: p is
-  // then a multiple of 64 bytes, and other threads see it after fence().
+  // Writes what load2 would read back, rounded to nearest even. kStream uses non-temporal stores: p
+  // must be 64-byte aligned, and other threads see the data after fence().
   template <bool kStream, class T>
   static void store2(T* p, F a, F b) {
     if constexpr (sizeof(T) == 4) {
@@ -131,7 +131,7 @@ struct Simd {
       put<kStream>(p, narrow(T{}, a, b));
     }
   }
-  // The same in their order.
+  // The same, in order.
   template <bool kStream, class T>
   static void store2_ordered(T* p, F a, F b) {
     store2<kStream>(p, a, b);

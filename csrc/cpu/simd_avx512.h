@@ -22,10 +22,10 @@ struct Simd {
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
-  // a * b + c: `fma` of the exact product, `madd` rounded as the target does it fastest.
+  // a * b + c: `fma` uses the exact product, `madd` whatever is fastest on the target.
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F madd(F a, F b, F c) { return fma(a, b, c); }
-  // max(a, b) is b where either is NaN.
+  // max(a, b) is b if either is NaN.
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static float reduce_add(F a) { return _mm512_reduce_add_ps(a); }
   static float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
@@ -41,9 +41,9 @@ struct Simd {
   static M none() { return 0; }
   static M all() { return 0xffff; }
   static F zero_unless(M keep, F a) { return _mm512_maskz_mov_ps(keep, a); }
-  // a + b where keep, else a.
+  // a + b where keep is set, else a.
   static F add_where(M keep, F a, F b) { return _mm512_mask_add_ps(a, keep, a, b); }
-  // a * b + c where keep, else c.
+  // a * b + c where keep is set, else c.
   static F fma_where(M keep, F a, F b, F c) { return _mm512_mask3_fmadd_ps(a, b, c, keep); }
 
   // 2^(k / 32) for the integer k in the low bits of `magic_k` = k + 1.5 * 2^23. The table
@@ -59,16 +59,16 @@ struct Simd {
     const __m512i entry = _mm512_permutex2var_epi32(table.low, k, table.high);
     return _mm512_castsi512_ps(_mm512_add_epi32(entry, _mm512_slli_epi32(k, 23 - kTableBits)));
   }
-  // 4^y for y in [-62.9, 62.9], within 3.5e-7: y rounded to 1 / 64 finds the table's entry and the
-  // exponent; what is left of it, r in [-1 / 128, 1 / 128], goes through scale * ((r + kCentre)^2
-  // + c), an operation less than a polynomial with three coefficients of its own. kCentre is near
-  // log4(e), where the best parabola has its lowest point, and a multiple of 1 / 64, so that it
-  // comes off the rounded y without an error. The base is 4 because scale is then near 1 and the
-  // entries, which carry it, are no nearer to the smallest exponent than their powers.
+  // 4^y for y in [-62.9, 62.9], within 3.5e-7: y rounded to 1 / 64 gives the table entry and the
+  // exponent; the remainder r in [-1 / 128, 1 / 128] enters as scale * ((r + kCentre)^2 + c), one
+  // operation less than a polynomial with three free coefficients. kCentre is near log4(e), the
+  // minimum of the best parabola, and a multiple of 1 / 64, so that it is subtracted from the
+  // rounded y exactly. With base 4 the scale is near 1, so the entries, which include it, are no
+  // closer to the smallest exponent than their powers.
   static constexpr bool kHasExp4 = true;
   struct Exp4 {
     static constexpr float kCentre = 46.0f / 64;
-    static constexpr float kMagic = 0x1.8p17f;  // adding it leaves 64 y in the low bits
+    static constexpr float kMagic = 0x1.8p17f;  // adding it puts 64 y in the low bits
     Exp2Table table;
     F c, magic, magic_centre;
 
@@ -113,7 +113,7 @@ struct Simd {
     return int16_t(reduce_max_unsigned(_mm512_xor_si512(a, flip)) ^ 0x8000u);
   }
 
-  // 2 * kWidth elements from p, in an order that only depends on the type.
+  // 2 * kWidth elements from p, in an order that depends only on the type.
   static void load2(const float* p, F& a, F& b) {
     a = _mm512_loadu_ps(p);
     b = _mm512_loadu_ps(p + 16);
@@ -127,7 +127,7 @@ struct Simd {
     a = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     b = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)));
   }
-  // The first n < 2 * kWidth elements from p, the others -inf.
+  // The first n < 2 * kWidth elements from p, padded with -inf.
   static void load2_first(const float* p, int n, F& a, F& b) {
     const F fill = set(-__builtin_inff());
     const uint32_t mask = (uint32_t(1) << n) - 1;
@@ -149,14 +149,14 @@ struct Simd {
     return _mm512_mask_loadu_epi16(_mm512_set1_epi16(int16_t(fill)), mask, p);
   }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
-  // kWidth elements in their order.
+  // kWidth elements in order.
   static F load(const BFloat16* p) {
     const __m512i x = _mm512_cvtepu16_epi32(load_half(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
   }
   static F load(const Float16* p) { return _mm512_cvtph_ps(load_half(p)); }
 
-  // The first n <= kWidth elements from p in their order, the others 0.
+  // The first n <= kWidth elements from p, in order, padded with 0.
   static F load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
   static F load_first(const BFloat16* p, int n) {
     const __m512i x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
@@ -196,8 +196,8 @@ struct Simd {
   }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
 
-  // Writes what load2 would read back, rounded to nearest even. kStream goes past the caches: p is
-  // then a multiple of 64 bytes, and other threads see it after fence().
+  // Writes what load2 would read back, rounded to nearest even. kStream uses non-temporal stores: p
+  // must be 64-byte aligned, and other threads see the data after fence().
   template <bool kStream, class T>
   static void store2(T* p, F a, F b) {
     if constexpr (sizeof(T) == 4) {
@@ -207,7 +207,7 @@ struct Simd {
       put<kStream>(p, narrow(T{}, a, b));
     }
   }
-  // The same in their order.
+  // The same, in order.
   template <bool kStream, class T>
   static void store2_ordered(T* p, F a, F b) {
     store2<kStream>(p, a, b);

@@ -1,6 +1,6 @@
-// The row kernels' primitives in the compiler's own vectors (GCC's and Clang's vector_size), 4
-// floats each, which is what SSE2 and NEON have: wider ones are no faster there and compile two to
-// eight times as long.
+// The row kernels' primitives in compiler vectors (vector_size of GCC and Clang) of 4 floats, the
+// width of SSE2 and NEON: wider ones are no faster there and compile two to eight times more
+// slowly.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ namespace emp::portable {
 
 struct Simd {
   typedef float F __attribute__((vector_size(16)));
-  typedef int32_t M __attribute__((vector_size(16)));  // all ones or all zeros a lane
+  typedef int32_t M __attribute__((vector_size(16)));  // all ones or all zeros per lane
   static constexpr int kWidth = 4;
   static constexpr int kTableBits = 3;  // exp2's table has 8 entries, two registers of NEON
 
@@ -27,9 +27,9 @@ struct Simd {
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
   static F div(F a, F b) { return a / b; }
-  // a * b + c: `fma` of the exact product, `madd` rounded as the target does it fastest. Without a
-  // fused instruction fma goes through double and rounds twice: the kernels only need one rounding
-  // more than that of a * b where a * b is small against c.
+  // a * b + c: `fma` uses the exact product, `madd` whatever is fastest on the target. Without a
+  // fused instruction fma uses double and rounds twice, which suffices here: the kernels need
+  // exactness only where a * b is small relative to c.
   static F fma(F a, F b, F c) {
 #if defined(__aarch64__)
     return vfmaq_f32(c, a, b);
@@ -45,7 +45,7 @@ struct Simd {
     return a * b + c;
 #endif
   }
-  // max(a, b) is b where either is NaN.
+  // max(a, b) is b if either is NaN.
   static F max(F a, F b) { return a > b ? a : b; }
   static float reduce_add(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float reduce_max(F a) { return std::max(std::max(a[0], a[1]), std::max(a[2], a[3])); }
@@ -93,7 +93,7 @@ struct Simd {
   static F exp2_scaled(const Exp2Table& table, F magic_k) {
     const Word k = Word(magic_k), j = k & 7u;
 #if defined(__aarch64__)
-    const Word bytes = j * 0x04040404u + 0x03020100u;  // where an entry's are
+    const Word bytes = j * 0x04040404u + 0x03020100u;  // the bytes of an entry
     const Word entry = Word(vqtbl2q_u8(table.entries, uint8x16_t(bytes)));
 #else
     const Word entry{table.entries[j[0]], table.entries[j[1]], table.entries[j[2]],
@@ -126,7 +126,7 @@ struct Simd {
     return *std::max_element(x, x + 2 * kWidth);
   }
 
-  // 2 * kWidth elements from p, in an order that only depends on the type.
+  // 2 * kWidth elements from p, in an order that depends only on the type.
   static void load2(const float* p, F& a, F& b) {
     a = load(p);
     b = load(p + kWidth);
@@ -135,7 +135,7 @@ struct Simd {
   static void load2(const T* p, F& a, F& b) {
     widen(T{}, load_bits(p), a, b);
   }
-  // The first n < 2 * kWidth elements from p, the others -inf.
+  // The first n < 2 * kWidth elements from p, padded with -inf.
   static void load2_first(const float* p, int n, F& a, F& b) {
     float padded[2 * kWidth];
     std::copy(p, p + n, padded);
@@ -161,7 +161,7 @@ struct Simd {
     return a;
   }
   static void store(float* p, F a) { std::memcpy(p, &a, sizeof a); }
-  // kWidth elements in their order.
+  // kWidth elements in order.
   static F load(const BFloat16* p) { return F(words(p) << 16); }
   static F load(const Float16* p) { return float_of_half(words(p)); }
 
@@ -176,7 +176,7 @@ struct Simd {
       std::memcpy(static_cast<void*>(p), &bits, sizeof bits);
     }
   }
-  // The same in their order.
+  // The same, in order.
   template <bool kStream, class T>
   static void store2_ordered(T* p, F a, F b) {
     if constexpr (sizeof(T) == 4) {
@@ -210,7 +210,7 @@ struct Simd {
     return __builtin_convertvector(bits, Word);
   }
 
-  // The low halves of the words become a, the high ones b.
+  // Splits words into their low halves, a, and high halves, b.
   static void widen(BFloat16, Bits x, F& a, F& b) {
     a = F(Word(x) << 16);
     b = F(Word(x) & 0xffff0000u);
@@ -219,7 +219,7 @@ struct Simd {
     a = float_of_half(Word(x) & 0xffffu);
     b = float_of_half(Word(x) >> 16);
   }
-  // As dtypes.h's to_float and from_float, of which each line has its counterpart here.
+  // The vector versions of dtypes.h's to_float and from_float, line by line.
   static F float_of_half(Word x) {
     const Word magnitude = x & 0x7fffu;
     const Word finite = Word(F(magnitude << 13) * 0x1p112f);

@@ -33,7 +33,7 @@ bool any_valid(const ScoredRows& s) {
   return false;
 }
 
-// Rows [begin, end), each its own id. Without branches, so that the compiler vectorises it.
+// Rows [begin, end), row i at sample i. Branchless, so that the compiler vectorises it.
 EMP_MAY_RACE void write_range(const State& state, int32_t now, const ScoredRows& s, int64_t begin,
                               int64_t end) {
   float *const score = state.score, *const loss = state.loss, *const entropy = state.entropy;
@@ -50,7 +50,7 @@ EMP_MAY_RACE void write_range(const State& state, int32_t now, const ScoredRows&
   }
 }
 
-// From the last row to the first: an id that has this call's clock was written by a later row.
+// From the last row to the first: an id with this call's clock was already written by a later row.
 EMP_MAY_RACE int64_t write_at_ids(const State& state, int32_t now, const ScoredRows& s) {
   int64_t bad = -1;
   for (int64_t row = s.rows - 1; row >= 0; --row) {

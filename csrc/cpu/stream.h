@@ -1,12 +1,12 @@
-// Writes that go past the caches, of what nobody reads soon.
+// Non-temporal writes, for data that is not read soon.
 #pragma once
 
 #include <cstdint>
 
 namespace emp {
 
-// Copies bytes; other threads, and this one, see them after stream_fence(). Where the processor has
-// no such writes, a plain copy.
+// Copies bytes; they are visible to all threads after stream_fence(). A plain copy on processors
+// without such stores.
 void write_past_caches(void* to, const void* from, int64_t bytes);
 void stream_fence();
 

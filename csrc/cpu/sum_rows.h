@@ -16,7 +16,7 @@ struct LongRows : RowKernel<S> {
   using Kernel::kInf, Kernel::kNaN, Kernel::kTinySum;
   using typename E::Constants, typename E::F, typename E::Range, typename E::Sums;
 
-  // Bounds of some elements; a NaN may or may not show in them.
+  // Bounds of some elements; a NaN may or may not propagate.
   struct Bounds {
     float lowest, highest;
   };
@@ -24,7 +24,8 @@ struct LongRows : RowKernel<S> {
   // `lowest` would cost more than it saves here.
   static Bounds bounds(const float* z, int64_t n) { return {-kInf, Kernel::highest_of(z, n)}; }
   // Sign-magnitude bits compare like signed integers unless both are negative: the signed maximum
-  // is the highest element if that is not negative, the unsigned one the lowest if that is.
+  // is the highest element if it is not negative, the unsigned one is the lowest element if that is
+  // negative.
   template <class T>
   static Bounds bounds(const T* z, int64_t n) {
     const uint16_t first = z[0].bits;
@@ -59,10 +60,10 @@ struct LongRows : RowKernel<S> {
   template <bool kTiny, bool kStatistics, class T>
   static RowSums sums(const Constants& k, const T* row, int64_t classes, int64_t* top) {
     constexpr Range kRange = kTiny ? Range::kTiny : Range::kAny;
-    constexpr double kUnit = kTiny ? kTinyUnit : 1.0;  // what exp(0) counts
+    constexpr double kUnit = kTiny ? kTinyUnit : 1.0;  // the value of exp(0)
     constexpr float kFloor = kTiny ? 2 * kNormal : kVanish;
     float m = -kInf;
-    int64_t top_chunk = 0;  // where the first chunk with the maximum starts
+    int64_t top_chunk = 0;  // start of the first chunk with the maximum
     double u = 0, t = 0, q = 0;
     constexpr int64_t kChunk = kChunkBytes / sizeof(T);
     constexpr bool kSeesLowest = !kTiny && sizeof(T) == 2;
@@ -71,10 +72,10 @@ struct LongRows : RowKernel<S> {
       const int64_t n = std::min(kChunk, classes - start);
       const Bounds range = bounds(z, n);
       Sums s;
-      double ties = 0;  // elements equal to the maximum, besides the one left out
+      double ties = 0;  // elements equal to the maximum, except the one left out
       if (range.highest > m) {
         if (range.highest == kInf) return {kInf, has_nan(row, classes) ? kNaN : 0.0f, kNaN, kNaN};
-        if (m > -kInf) {  // the old maximum joins the sums, and these move to the new one
+        if (m > -kInf) {  // add the old maximum to the sums and rescale them to the new one
           const double delta = double(m) - double(range.highest), f = std::exp(delta);
           t = f * (t + delta * (u + kUnit));
           u = f * (u + kUnit);
@@ -87,7 +88,7 @@ struct LongRows : RowKernel<S> {
                 ? E::template add<Range::kNormal, true, kStatistics>(k, z, n, m, s)
                 : E::template add<kRange, true, kStatistics>(k, z, n, m, s);
         ties = double(left_out - 1);
-      } else if (m == -kInf || !(range.highest >= m + kFloor)) {  // only a NaN can matter here
+      } else if (m == -kInf || !(range.highest >= m + kFloor)) {  // only a NaN can change the sums
         if (has_nan(z, n)) return {m, kNaN, kNaN, kNaN};
         continue;
       } else if (kSeesLowest && range.lowest >= m + kNormal) {
@@ -99,7 +100,7 @@ struct LongRows : RowKernel<S> {
       t += S::reduce_add(s.t);
       if (kStatistics) q += S::reduce_add(s.q) + ties;
     }
-    if (kStatistics) {  // of the whole row only this chunk is read once more, from a cache
+    if (kStatistics) {  // only this chunk is read again, from a cache
       const T* z = row + top_chunk;
       *top = top_chunk + Kernel::find(z, std::min(kChunk, classes - top_chunk), m);
     }

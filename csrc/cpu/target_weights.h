@@ -1,4 +1,4 @@
-// The weights q_j of a row's log-probabilities besides its label's, for one SIMD target.
+// The weights q_j of a row's log-probabilities, in addition to its label's, for one SIMD target.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace emp {
 
-// What q_j = weight_j * (share * probabilities_j + uniform) depends on besides `uniform`.
+// Which of weight and probabilities q_j = weight_j * (share * probabilities_j + uniform) has.
 enum class Weighing { kNone, kUniform, kClasses, kProbabilities, kBoth };
 
 // sum w d and sum w over columns at distances d.
@@ -23,7 +23,7 @@ struct WeightsOfRow {
   using Columns = emp::Columns<S>;
 
   const float* weight = nullptr;
-  const void* probabilities = nullptr;  // a row of them
+  const void* probabilities = nullptr;  // one row
   LogitDtype dtype = LogitDtype::kFloat32;
   float share = 0, uniform = 0;
   Weighing weighing = Weighing::kNone;
@@ -39,10 +39,10 @@ struct WeightsOfRow {
     probabilities = Columns::row_of(targets.probabilities, i);
   }
 
-  // Of some columns; null where `weighing` needs none.
+  // Of some columns; null if `weighing` needs none.
   struct Chunk {
     const float *w, *p;
-    const char* next;  // where the next ones' probabilities lie
+    const char* next;  // probabilities of the next columns
   };
   Chunk chunk(int64_t start, int64_t n, typename Columns::Buffer& buffer) const {
     Chunk found{weight == nullptr ? nullptr : weight + start, nullptr, nullptr};
@@ -52,8 +52,8 @@ struct WeightsOfRow {
     return found;
   }
 
-  // Sums over columns at distances d: of d itself, of d with what q has besides `uniform` (kBoth:
-  // with q), and of d with the probabilities.
+  // Sums over columns at distances d: of d, of d times q without `uniform` (kBoth: times q), and of
+  // d times the probabilities.
   struct Sums {
     F d, product, total, p_product, p_total;
     Sums() { d = product = total = p_product = p_total = S::set(0.0f); }
@@ -88,13 +88,13 @@ struct WeightsOfRow {
       label.product += other.label.product, label.total += other.label.total;
       return *this;
     }
-    // When distances grow by delta.
+    // Update after all distances grow by delta.
     void move(double delta) {
       if (target.total != 0) target.product += target.total * delta;
       if (label.total != 0) label.product += label.total * delta;
     }
   };
-  // Of the sums over n columns.
+  // From the sums over n columns.
   template <Weighing kWeighing>
   Dots dots(const Sums& s, int64_t n) const {
     const auto sum = [](F x) { return double(S::reduce_add(x)); };
@@ -114,7 +114,7 @@ struct WeightsOfRow {
   }
 
  private:
-  // A weight of 0 adds 0, also where d is -inf.
+  // A weight of 0 adds 0, even if d is -inf.
   [[gnu::always_inline]] static void add(F w, F d, F& product, F& total) {
     product = S::madd(w, S::zero_unless(S::not_equal(w, S::set(0.0f)), d), product);
     total = S::add(total, w);

@@ -10,7 +10,7 @@ namespace emp {
 namespace {
 
 #if EMP_X86
-// Older clang's __builtin_cpu_supports does not know this one.
+// Not known to __builtin_cpu_supports of older clang versions.
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;

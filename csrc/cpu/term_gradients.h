@@ -1,4 +1,4 @@
-// A row's gradient of losses with options, for one SIMD target.
+// The gradient of a row's loss with options, for one SIMD target.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ struct TermGradientRow : AdjustedLogits<S> {
   using typename Base::Constants, typename Base::F, typename Base::Row;
   static constexpr int64_t kChunk = Columns::kChunk;
   static constexpr float kSharpLse =
-      32.0f;  // as gradient_rows.h's: beyond it, sums are found again
+      32.0f;  // as in gradient_rows.h: beyond it, sums are recomputed
 
   struct Memory {
     typename TermSums<S>::Memory sums;
@@ -58,12 +58,12 @@ struct TermGradientRow : AdjustedLogits<S> {
     return norm;
   }
 
-  // What every column of a row has in common: p (a + b (d - mean)) - s q.
+  // The coefficients common to all columns of a row: p (a + b (d - mean)) - s q.
   struct Shared {
     F above, mean, a, b, constant, s, inverse_temperature;
 
     Shared(const Row& row, const Normaliser& norm, const Coefficients& c, const Weights& weights) {
-      // Without a softcap 1 / temperature goes into the coefficients.
+      // Without a softcap, 1 / temperature is included in the coefficients.
       const double slope = row.capped() ? 1.0 : 1 / row.temperature;
       above = S::set(norm.above);
       mean = S::set(norm.mean);
@@ -80,7 +80,7 @@ struct TermGradientRow : AdjustedLogits<S> {
     }
   };
 
-  // Writes a chunk's columns to `out`, and adds up their q (kProbabilities: p).
+  // Writes a chunk's columns to `out` and returns the sum of their q (kProbabilities: p).
   template <bool kCapped, bool kEntropy, Weighing kWeighing>
   static float write_chunk(const Constants& k, const Row& row, const Normaliser& norm,
                            const Shared& shared, const Weights& weights, const float* z, int64_t n,
@@ -158,7 +158,7 @@ struct TermGradientRow : AdjustedLogits<S> {
     return write(write_chunk<kCapped, false, Weighing::kNone>);
   }
 
-  // The n numbers at `from`, if any, with 0 in the place of one of them, in `buffer`.
+  // Copies the n numbers at `from`, if any, to `buffer`, with one of them replaced by 0.
   static void without(int64_t one, int64_t n, typename Columns::Buffer& buffer,
                       const float*& from) {
     if (from == nullptr) return;
@@ -167,7 +167,7 @@ struct TermGradientRow : AdjustedLogits<S> {
     from = buffer.x;
   }
 
-  // Writes the row that is read from z. `label` is its label; of probabilities, whatever it is.
+  // Writes the gradient of the row z. `label` is its label, unused with probabilities.
   static void write_row(const Constants& k, const Logits& logits, const Row& row, int64_t i,
                         int64_t label, const TargetWeights& targets, const TermGradients& gradients,
                         const Coefficients& c, void* to, bool stream, Memory& memory) {
@@ -178,14 +178,14 @@ struct TermGradientRow : AdjustedLogits<S> {
     Weights weights;
     if (c.target != 0.0f) weights = Weights(targets, i);
     const bool soft = targets.has_probabilities();
-    // Where the gradient is put right: at the label, or at the maximum among probabilities.
+    // Where the gradient is corrected: at the label or, with probabilities, at the maximum.
     int64_t place = !soft && uint64_t(label) < uint64_t(classes) ? label : -1;
-    double others = 0;  // sum of q over all columns but `place`, of probabilities
+    double others = 0;  // sum of q over all columns but `place`, with probabilities
     const Shared shared(row, norm, c, weights);
     int64_t n;
     for (int64_t start = 0; start < classes; start += n) {
       n = std::min(kChunk, classes - start);
-      if (start == 0 && stream)  // whole cache lines from the second chunk on
+      if (start == 0 && stream)  // aligned to cache lines from the second chunk on
         n = std::min(n, kChunk - 64 + Columns::to_next_line(dtype, to));
       const float* x = Columns::floats(z, dtype, start, n, memory.sums.z);
       Chunk q = weights.chunk(start, n, memory.sums.p);

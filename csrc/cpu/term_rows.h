@@ -1,9 +1,9 @@
 // Rows [begin, end) of row_terms and its gradient, for one SIMD target: the body of
 // row_terms_<target>.cpp.
 //
-// A chunk of a row is widened to float32 and reduced, or made a gradient, in the first-level cache.
-// What a call asks for is looked at once a chunk, and each way of adjusting and weighing is a loop
-// of its own; only widening and narrowing are compiled for each type.
+// A chunk of a row is converted to float32 and reduced, or turned into a gradient, in the L1 cache.
+// The options are tested once per chunk, and each combination of adjustment and weights has its own
+// loop; only the conversions are compiled per type.
 #pragma once
 
 #include <cmath>
@@ -24,7 +24,7 @@ struct TermRows {
   using Constants = typename Sums::Constants;
   using Row = typename Sums::Row;
 
-  // The first row with a bad label, or -1.
+  // Returns the first row with an invalid label, or -1.
   static int64_t terms(const Logits& logits, const Labels& labels, const Adjustment& adjustment,
                        const TargetWeights& targets, const TermOutputs& out, int64_t begin,
                        int64_t end) {
@@ -91,7 +91,7 @@ struct TermRows {
   }
 };
 
-// What row_terms.cpp calls, one set for each target.
+// What row_terms.cpp calls, one set per target.
 struct TermRowKernels {
   int64_t (*terms)(const Logits&, const Labels&, const Adjustment&, const TargetWeights&,
                    const TermOutputs&, int64_t, int64_t);

@@ -1,7 +1,7 @@
-// The sums of a row of adjusted logits that losses with options are made of, for one SIMD target.
+// The sums over a row of adjusted logits for losses with options, for one SIMD target.
 //
-// As in sum_rows.h: a chunk's maximum first, then its exponentials against the highest so far, and
-// in the same pass what its columns' distances and weights add up to.
+// As in sum_rows.h: a chunk's maximum first, then its exponentials relative to the running maximum
+// and, in the same pass, the weighted sums of its distances.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +23,8 @@ struct TermSums : AdjustedLogits<S> {
   using typename Base::Constants, typename Base::F, typename Base::Row;
   static constexpr int64_t kChunk = Columns::kChunk;
 
-  // Of distances d from the raw maximum m, with e = exp(scale * d) and without one maximal element:
-  // u = sum e, t = sum e d.
+  // For distances d from the raw maximum m, with e = exp(scale * d) and without one maximal
+  // element: u = sum e, t = sum e d.
   struct Found {
     float m = -kInf;
     double u = 0, t = 0;
@@ -36,8 +36,8 @@ struct TermSums : AdjustedLogits<S> {
   struct Chunk {
     const float* z;
     int64_t n;
-    const char* next;  // where the next ones lie
-    int64_t size;      // of one there
+    const char* next;  // the next columns
+    int64_t size;      // bytes per element there
     typename Weights::Chunk weights;
   };
   struct Sums {
@@ -46,8 +46,8 @@ struct TermSums : AdjustedLogits<S> {
     Sums() { u = t = S::set(0.0f); }
   };
 
-  // Adds a chunk against m. With kLeaveOut the elements equal to m stay out of u and t, all but one
-  // of them then count 1. kTiny: as E::Range::kTiny.
+  // Adds a chunk relative to m. With kLeaveOut the elements equal to m are left out of u and t, and
+  // all but one of them count 1. kTiny: as E::Range::kTiny.
   template <Adjusting kAdjusting, Weighing kWeighing, bool kLeaveOut, bool kTiny>
   static void add_chunk(const Constants& k, const Row& row, const Weights& weights, const Chunk& c,
                         Found& all) {
@@ -60,8 +60,8 @@ struct TermSums : AdjustedLogits<S> {
     const auto step = [&](F z, auto is_there, F& d, Sums& s) __attribute__((always_inline)) {
       F slope;
       d = distance(k, row, z, slope);
-      if (kCapped) d = S::sub(zero, S::max(zero, S::sub(zero, d)));  // roundings are not monotone
-      const F near = S::max(floor, d);  // the floor also keeps -inf out; a NaN stays one
+      if (kCapped) d = S::sub(zero, S::max(zero, S::sub(zero, d)));  // rounding is not monotone
+      const F near = S::max(floor, d);  // the floor also replaces -inf; a NaN is kept
       F x = near;
       if (kAdjusting != Adjusting::kNot) x = S::madd(near, row.high, S::mul(near, row.low));
       F e;
@@ -113,7 +113,7 @@ struct TermSums : AdjustedLogits<S> {
     all.dots += weights.template dots<kWeighing>(s0.weights, c.n);
   }
 
-  // As add_chunk, of what is chosen here.
+  // add_chunk, with the template arguments chosen here.
   template <bool kTiny, Adjusting kAdjusting, Weighing kWeighing>
   static void add_chosen(const Constants& k, const Row& row, const Weights& weights, const Chunk& c,
                          bool leave_out, Found& all) {
@@ -165,7 +165,7 @@ struct TermSums : AdjustedLogits<S> {
   static Found sum_chunks(const Constants& k, const Row& row, const void* z, LogitDtype dtype,
                           int64_t classes, const Weights& weights, Memory& memory) {
     const int64_t size = Columns::size_of(dtype);
-    Found all, nowhere;  // of chunks at -inf before any other
+    Found all, nowhere;  // for leading chunks that are all -inf
     bool first = true;
     for (int64_t start = 0; start < classes; start += kChunk) {
       const int64_t n = std::min(kChunk, classes - start);
@@ -184,7 +184,7 @@ struct TermSums : AdjustedLogits<S> {
         continue;
       }
       const bool grows = first || highest > all.m;
-      if (grows && !first) {  // the sums move to the new maximum, and the old one joins them
+      if (grows && !first) {  // rescale the sums to the new maximum and add the old one
         const double delta = -std::fabs(row.distance(double(highest), double(all.m)));
         const double f = std::exp(row.scale * delta);
         all.t = f * (all.t + delta * (all.u + 1));

@@ -10,7 +10,7 @@ namespace {
 
 bool is_forked_child = false;
 
-// Registered when the library is loaded, before any thread of ours exists.
+// Registered when the library is loaded, before it starts any thread.
 const int registered = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
 
 std::atomic<const OpenMP*> shared{nullptr};
@@ -40,7 +40,7 @@ const OpenMP& openmp() {
 bool share_openmp_of(const char* library) {
   const OpenMP found = openmp_of(dlopen(library, RTLD_LAZY | RTLD_NOLOAD));
   if (found.parallel == nullptr) return false;
-  shared.store(new OpenMP(found), std::memory_order_release);  // for as long as the process lives
+  shared.store(new OpenMP(found), std::memory_order_release);  // never freed
   return true;
 }
 

@@ -1,4 +1,4 @@
-// Worker threads: torch's own OpenMP pool, used only where work outweighs waking it.
+// Worker threads: torch's own OpenMP pool, used only if the work outweighs waking it.
 #pragma once
 
 #include <algorithm>
@@ -15,29 +15,29 @@
 
 namespace emp {
 
-// Functions of the process's OpenMP runtime, null where there is none. They are looked up, not
-// linked, whichever the compiler: the runtime that torch has loaded may go by any file name, and a
-// second one would be a second pool of threads.
+// Functions of the process's OpenMP runtime, or null. They are looked up rather than linked: the
+// runtime that torch has loaded may have any file name, and a second one would be a second thread
+// pool.
 struct OpenMP {
   void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
   int (*in_parallel)();
   int (*thread_num)();
 };
-// The one that was shared, else the system's libgomp.
+// The shared runtime, else the system's libgomp.
 const OpenMP& openmp();
-// From now on that of a loaded library, or of what it depends on; null: of the program. False where
-// there is none, which changes nothing.
+// Use the runtime of a loaded library or of its dependencies from now on; null: the program's.
+// Returns false, without effect, if there is none.
 bool share_openmp_of(const char* library);
 
 // True in a process forked from one that had loaded this library: OpenMP's pool does not survive
 // a fork, and waiting for it would hang.
 bool forked();
-// Says so where the fork came before the library was loaded.
+// Sets it, for forks that came before the library was loaded.
 void mark_forked();
 
 constexpr int64_t kBytesPerThread = 128 * 1024;  // about 10 us of reading, twice a wake-up
 
-// How many of `limit` threads to use for work that touches `bytes` bytes.
+// Number of threads, at most `limit`, for work that touches `bytes` bytes.
 inline int useful_threads(int limit, int64_t bytes) {
   if (limit <= 1 || bytes < 2 * kBytesPerThread || forked()) return 1;
   const OpenMP& runtime = openmp();
@@ -45,10 +45,10 @@ inline int useful_threads(int limit, int64_t bytes) {
   return int(std::min<int64_t>(limit, bytes / kBytesPerThread));
 }
 
-// Calls body(task, thread) for every task in [0, tasks). Each thread takes the tasks of its own
-// share first, in order: thread t the t-th of equal shares, as in torch's own loops, so that what
-// one core wrote or read before is still in its caches. Then it helps the others. Each calculates
-// with StandardFloats. The first exception that a task throws ends the tasks and reaches the
+// Calls body(task, thread) for every task in [0, tasks). Each thread first takes the tasks of its
+// own share, in order: thread t the t-th of equal shares, as in torch's own loops, so that data a
+// core wrote or read before is still in its caches. Then it helps the others. All compute with
+// StandardFloats. The first exception that a task throws ends the tasks and is rethrown to the
 // caller.
 template <class Body>
 void parallel_tasks(int threads, int64_t tasks, Body&& body) {
@@ -81,7 +81,7 @@ void parallel_tasks(int threads, int64_t tasks, Body&& body) {
       if (!failed.exchange(true)) failure = std::current_exception();
     }
   };
-#if defined(__SANITIZE_THREAD__)  // it does not see the barriers of a libgomp built without it
+#if defined(__SANITIZE_THREAD__)  // it does not see the barriers of an uninstrumented libgomp
   std::vector<std::thread> team;
   for (int thread = 0; thread < threads; ++thread) team.emplace_back(work, thread);
   for (std::thread& member : team) member.join();

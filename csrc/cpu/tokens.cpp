@@ -18,7 +18,7 @@ int64_t select_rows(const float* scores, int64_t rows, int64_t width, const int6
     for (int64_t i = 0; i < counts[row]; ++i) to[i] += row * width;
   };
   const int useful = useful_threads(threads, rows * width * int64_t(sizeof(float)));
-  if (rows < 2 * useful) {  // few long rows: the threads share each
+  if (rows < 2 * useful) {  // few long rows: all threads work on each
     for (int64_t row = 0; row < rows; ++row) select_row(row, threads);
   } else {
     parallel_tasks(useful, rows, [&](int64_t row, int) { select_row(row, 1); });

@@ -1,4 +1,4 @@
-// Exact top-k inside each row of a matrix of scores: the tokens of each sequence.
+// Exact top-k within each row of a matrix of scores: the tokens of each sequence.
 #pragma once
 
 #include <cstdint>

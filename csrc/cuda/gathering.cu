@@ -1,5 +1,5 @@
-// A block copies some rows of one tensor. Threads of a row are neighbours and each copies the
-// widest unit, up to 16 bytes, that the tensor's addresses allow.
+// A block copies some rows of one tensor. Adjacent threads copy a row, each in the widest units, up
+// to 16 bytes, that the tensor's alignment allows.
 #include <algorithm>
 
 #include "cuda/gathering.h"
@@ -9,13 +9,13 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kRowsAThread = 4;      // loads in flight before the first store
-constexpr int kTensorsALaunch = 48;  // what fits into a kernel's parameters
+constexpr int kTensorsALaunch = 48;  // as many as fit into a kernel's parameters
 
 struct Part {
   GatherTensor tensor;
   int64_t first_block;
-  int unit_log2;   // of the bytes that are copied at a time
-  int lanes_log2;  // of the threads that share a row
+  int unit_log2;   // of the bytes copied at a time
+  int lanes_log2;  // of the threads per row
 };
 
 struct Batch {

@@ -1,4 +1,4 @@
-// Rows of many tensors gathered in one launch, the twin of cpu/gathering.h.
+// Gathers rows of many tensors in one launch, the counterpart of cpu/gathering.h.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +16,9 @@ struct GatherTensor {
 };
 
 // Gathers `count` rows of each of `tensors` on the CUDA stream `stream`; no memory is allocated and
-// nothing waits. Returns what went wrong, or null.
-// The indices live on the device, in any order, with duplicates; where one is outside [0, rows) the
-// output row is zero and nothing is read.
+// there is no synchronisation. Returns an error message, or null. The indices are on the device, in
+// any order, with duplicates allowed; for one outside [0, rows) the output row is zero and nothing
+// is read.
 const char* gather(const GatherTensor* tensors, int num_tensors, const int64_t* indices,
                    int64_t count, void* stream);
 

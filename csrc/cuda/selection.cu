@@ -1,6 +1,6 @@
 // Radix selection over order-preserving keys: three histograms, from the leading digit down, find
 // the k-th key; one pass finds the last of its ties that is taken; cub::DeviceSelect compacts.
-// Between blocks there are only tickets: the last block to finish a pass prepares the next.
+// Blocks synchronise only by tickets: the last block to finish a pass prepares the next one.
 #include <thrust/iterator/counting_iterator.h>
 
 #include <algorithm>
@@ -16,13 +16,13 @@ constexpr int kThreads = 512;
 constexpr int kBins = 2048;
 constexpr int kDigits = 3;
 constexpr int kShifts[kDigits] = {21, 10, 0};  // of digits of 11, 11 and 10 bits
-constexpr int kChunk = 8192;                   // scores that a block takes at a time
-constexpr int kBlocks = 2048;                  // at most, of a pass without an order
+constexpr int kChunk = 8192;                   // scores per block and step
+constexpr int kBlocks = 2048;                  // at most, for passes in any order
 
 using Count = unsigned long long;
 using Scan = cub::BlockScan<int64_t, kThreads>;
 
-// What the passes hand on; zero at the start but for `wanted`.
+// State passed between the passes; initially zero except `wanted`.
 struct Plan {
   Count histogram[kDigits][kBins];
   int64_t wanted;    // the k-th key is the wanted-th largest of those that share its prefix
@@ -38,7 +38,7 @@ __device__ uint32_t key_of(float score) {
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-// True in every thread of the last block to come, which then sees what all blocks wrote.
+// True in every thread of the last block to arrive, which then sees the writes of all blocks.
 __device__ bool comes_last(unsigned* ticket) {
   __shared__ bool last;
   __threadfence();
@@ -51,7 +51,7 @@ __device__ bool comes_last(unsigned* ticket) {
 
 __global__ void begin(Plan* plan, int64_t count) { plan->wanted = count; }
 
-// Counts one digit of the keys that share the prefix; the last block finds the k-th key's.
+// Histogram of one digit of the keys with the prefix; the last block finds the k-th key's digit.
 template <int digit>
 __global__ void __launch_bounds__(kThreads)
     histogram_kernel(const float* scores, int64_t n, Plan* plan) {
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
     if (bins[bin]) atomicAdd(&plan->histogram[digit][bin], Count(bins[bin]));
   if (!comes_last(&plan->tickets[digit])) return;
 
-  // Bins from the highest down, a few a thread: the one in which the running sum reaches `wanted`.
+  // The bin, from the highest down and a few per thread, in which the running sum reaches `wanted`.
   constexpr int kBinsAThread = kBins / kThreads;
   const int top = kBins - 1 - int(threadIdx.x) * kBinsAThread;
   const int64_t wanted = plan->wanted;
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Counts each chunk's ties; the last block finds the position of the wanted-th of all.
+// Counts each chunk's ties; the last block finds the position of the `wanted`-th tie.
 __global__ void __launch_bounds__(kThreads)
     ties_kernel(const float* scores, int64_t n, Plan* plan, unsigned* ties) {
   __shared__ typename Scan::TempStorage storage;
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!comes_last(&plan->tickets[kDigits])) return;
 
   const int64_t wanted = plan->wanted;
-  int64_t sum = 0, total;  // of the chunks before
+  int64_t sum = 0, total;  // of earlier chunks
   for (int64_t first = 0; first < gridDim.x && sum < wanted; first += kThreads) {
     const int64_t c = first + threadIdx.x;
     const int64_t here = c < gridDim.x ? int64_t(ties[c]) : 0;

@@ -1,11 +1,11 @@
 """Backends: the same functions with the same signatures, and the choice among them.
 
-Every backend offers the functions that it serves (its ``__init__`` lists them all), ``require``,
-``serves_device``, ``describe`` and ``DTYPES``; arguments arrive checked for type, shape and device,
-but for those of its ``plain_`` functions, see :func:`plain`.
-A backend of many functions is a package, its submodules named as the public modules that they
-serve: ``triton/contrastive.py`` is what ``emp_kernels/contrastive.py`` calls. Backends never import
-one another.
+Every backend has the functions that it supports (listed in its ``__init__``), ``require``,
+``serves_device``, ``describe`` and ``DTYPES``. Arguments have been checked for type, shape and
+device, except those of ``plain_`` functions, see :func:`plain`. A backend with many functions is a
+package whose submodules have the names of the public modules that call them:
+``triton/contrastive.py`` is what ``emp_kernels/contrastive.py`` calls. Backends never import one
+another.
 """
 
 import functools
@@ -33,8 +33,8 @@ def _note_fork() -> None:
 
 
 def forked() -> bool:
-    """Whether this process was forked since the package was imported: OpenMP's threads, which
-    torch may have started, are not in it, and waiting for them would hang."""
+    """Whether this process was forked after the package was imported. OpenMP threads that torch had
+    started do not survive a fork, and waiting for them would hang."""
     return _forked
 
 
@@ -52,18 +52,18 @@ class Unavailable(RuntimeError):
     """A backend cannot run here; the message says what is missing and how to get it."""
 
 
-# Under ROCm torch calls AMD's GPUs "cuda", too.
+# Under ROCm, torch also calls AMD GPUs "cuda".
 NO_ROCM = "it needs an NVIDIA GPU, and this torch is built for ROCm; pass backend='reference'"
 
 
 def _module(name: str) -> ModuleType:
-    """Backend `name` without what it needs (Triton, a native module)."""
+    """Backend `name`, without loading its dependencies (Triton, a native module)."""
     return importlib.import_module(f"{__name__}.{name}")
 
 
 @functools.cache
 def load(name: str) -> ModuleType:
-    """Import backend `name`; raise :class:`Unavailable` where this machine cannot run it."""
+    """Import backend `name`; raise :class:`Unavailable` if this machine cannot run it."""
     module = _module(name)
     module.require()
     return module
@@ -81,7 +81,7 @@ def default(device_type: str, dtype: torch.dtype) -> str:
     return {"cpu": "cpu", "cuda": "triton"}.get(device_type, "reference")
 
 
-# Public functions that a backend serves by a function of another name.
+# Public functions that a backend implements under another name.
 _SERVED_BY = {
     "EMPSampler": "shuffle",
     "EMPState.update": "update_state",
@@ -96,7 +96,7 @@ _SERVED_BY = {
 
 
 def offers(backend: ModuleType, function: str) -> bool:
-    """Whether `backend` serves the public `function`, as far as it is there at all."""
+    """Whether `backend` implements the public `function`."""
     return hasattr(backend, _SERVED_BY.get(function, function))
 
 
@@ -145,7 +145,7 @@ def resolve(function: str, name: str | None, tensor: torch.Tensor) -> ModuleType
     Raises:
         ValueError: `name` is no backend.
         RuntimeError: the named backend is not available here or does not serve the device, or
-            torch's FunctionalTensorMode or FakeTensorMode is active, or a tracer records.
+            torch's FunctionalTensorMode or FakeTensorMode is active, or the call is being traced.
         TypeError: `name` is no string, or the named backend does not take the tensor's dtype.
     """
     check_no_tracing(function)
@@ -166,7 +166,7 @@ def resolve(function: str, name: str | None, tensor: torch.Tensor) -> ModuleType
 
 def resolve_gather(source: torch.Tensor, by_torch: bool) -> ModuleType:
     """The module that gathers rows of `source`, of any dtype: the reference where torch's own
-    index_select must do it, for autograd or for memory that is not what it stands for."""
+    index_select is required, for autograd or for lazily negated tensors."""
     if source.layout != torch.strided or by_torch:
         return load("reference")
     if source.is_cpu:
@@ -178,9 +178,9 @@ def resolve_gather(source: torch.Tensor, by_torch: bool) -> ModuleType:
 
 @functools.cache
 def plain(function: str) -> Callable[..., Any] | None:
-    """The CPU backend's way to serve the public `function` at once where arguments are what most
-    calls pass, without a check in Python. It returns None for all others, and where something is
-    wrong: the checks, then, find out what. Of small batches they would be most of the call."""
+    """The CPU backend's fast path of the public `function`, which takes ordinary arguments without
+    any check in Python. It returns None for all other arguments, and for invalid ones, which the
+    checks then report. For small batches the checks would dominate the call."""
     try:
         backend = load(default("cpu", torch.float32))
     except Unavailable:
@@ -190,7 +190,8 @@ def plain(function: str) -> Callable[..., Any] | None:
 
 @functools.cache
 def _gathers_on_cuda() -> bool:
-    """Whether the CUDA extension is there; torch's index_select is nearly as good without."""
+    """Whether the CUDA extension is available; without it torch's index_select is nearly as
+    fast."""
     try:
         load("cuda")
     except Unavailable:

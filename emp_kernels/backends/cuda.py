@@ -13,7 +13,7 @@ _native: Any = None
 
 
 def require() -> None:
-    """Load the native module; raise where it was not built."""
+    """Load the native module; raise if it was not built."""
     global _native
     if torch.version.hip is not None:
         raise Unavailable(NO_ROCM)
@@ -32,7 +32,7 @@ def serves_device(device_type: str) -> bool:
 
 
 def describe() -> str:
-    """What runs: the native module, and on which GPU."""
+    """The native module and the GPU."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"C++ and CUDA, {where}"
 
@@ -55,11 +55,11 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
-    """Rows `indices` (K,) of each source in one launch; written into `outputs` where they are
-    given. A row whose index is out of range is zero: raising would wait for the device."""
+    """Rows `indices` (K,) of each source in one launch; written into `outputs` if given. A row
+    whose index is out of range is zero, because raising would require a synchronisation."""
     indices = indices.to(torch.int64).resolve_neg().contiguous()
     count, device = indices.shape[0], indices.device
-    # Rows must be contiguous inside; only their distance is free.
+    # Rows must be contiguous; only the row stride is free.
     sources = [
         source
         if source.shape[1:].numel() <= 1 or source[:1].is_contiguous()

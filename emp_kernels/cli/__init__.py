@@ -1,7 +1,7 @@
 """Command line, ``python -m emp_kernels`` or ``emp-kernels``: demo, doctor and rank.
 
-Outermost: nothing in the package imports from here, and each command's modules are imported when
-it runs.
+The outermost layer: nothing else in the package imports it, and each command's modules are imported
+when it runs.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from .. import __version__
 from ..keep import Keep, check_keep
 from ..ranking import MEASURES
+from ..terminal.requirements import CommandError
 from ..validation import check_beta
-from .requirements import CommandError
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def _share(text: str) -> float:
 
 
 def _kept(text: str) -> Keep:
-    """A share, which 1 is, or a number of rows from 2 on."""
+    """A share in (0, 1], or a number of rows from 2 on."""
     value = _number(text)
     if value >= 2 and value.is_integer():
         return int(text) if text.isdecimal() else int(value)
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--data-dir",
         type=Path,
-        help="where CIFAR-100 lies: the folder cifar-100-python, cifar-100-python.tar.gz, the "
+        help="where CIFAR-100 is: the folder cifar-100-python, cifar-100-python.tar.gz, the "
         "folder that holds either, or a folder with train.jpg, test.jpg and labels.npz",
     )
     demo.add_argument(
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "rank",
         help="which rows of logits on disk are worth training on",
         description="Ranks the rows of logits (N, C) in files by their labels (N,) and writes the "
-        "ids of those to keep, ascending, with a picture beside them. Files end in .npy, .npz, "
+        "ids of those to keep, ascending, and a picture. Files end in .npy, .npz, "
         ".pt, .safetensors or .parquet and are read a block at a time; a run that was stopped goes "
         "on where it was.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    """The parsed list of lists, flat, in order and without repeats."""
+    """The parsed list of lists, flattened, in order and without duplicates."""
     flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
     return list(dict.fromkeys(flat))
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import warnings
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 
 from .. import backends, plots
-from ..cautions import EMPWarning
-from . import images, provenance
-from .experiment import Recipe, Run, methods, run
-from .requirements import CommandError, require_packages
+from ..experiments import images, provenance
+from ..experiments.methods import Recipe, demo_methods
+from ..experiments.training import Run, run
+from ..terminal.requirements import CommandError, require_packages
 
 BATCH_SIZES = {"digits": 32, "cifar100": 128}
 ROWS = "rows.jsonl"
@@ -21,28 +20,28 @@ PLANE_KEEP = 0.3  # the plane is drawn at the keep nearest to this
 
 
 def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train every method at every keep with every seed; write rows and plots into `options.out`,
-    or into a numbered folder beside it where that has an earlier demo's.
+    """Train every method at every keep with every seed; write rows and plots into `options.out`, or
+    into a numbered folder next to it if that holds an earlier demo's.
 
     Returns:
-        The rows, one a run, as they stand in ``rows.jsonl``.
+        The rows of ``rows.jsonl``, one per run.
 
     Raises:
         CommandError: a package is missing, the images cannot be read, or nothing can be written.
     """
     require_packages("demo", "rich", "matplotlib")
-    from .display import Display  # draws with rich
+    from ..experiments.display import Display  # needs rich
 
     data = images.load(options.data, options.data_dir)
     recipe = Recipe(options.epochs, BATCH_SIZES[options.data])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.data == "digits":
-        torch.set_num_threads(1)  # steps of a millisecond: a second thread costs more than it gives
+        torch.set_num_threads(1)  # in steps of 1 ms a second thread costs more than it gains
     plan = [
         (method, keep, seed)
         for seed in options.seeds
         for keep in sorted(options.keep, reverse=True)
-        for method in methods(options.beta)
+        for method in demo_methods(options.beta)
     ]
     try:
         out = _new_folder(options.out)
@@ -56,10 +55,7 @@ def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
         origin = _origin(data, recipe, device)
         for method, keep, seed in plan:
             step = display.start(method, keep, seed)
-            with warnings.catch_warnings():
-                if method.beta is None:  # no score is written, and that is meant
-                    warnings.simplefilter("ignore", EMPWarning)
-                runs.append(run(method, keep, seed, data, recipe, device=device, on_step=step))
+            runs.append(run(method, keep, seed, data, recipe, device=device, on_step=step))
             rows.append(_row(runs[-1]) | origin)
             rows_file.write(json.dumps(rows[-1]) + "\n")
             rows_file.flush()
@@ -70,7 +66,7 @@ def run_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _new_folder(wanted: Path) -> Path:
-    """`wanted`, or where an earlier demo's rows are in it `wanted`-2 and so on, made."""
+    """Create and return `wanted`, or `wanted`-2 and so on if that holds an earlier demo's rows."""
     folder, number = wanted, 1
     while (folder / ROWS).exists():
         number += 1
@@ -96,7 +92,7 @@ def _row(done: Run) -> dict[str, Any]:
 
 
 def _origin(data: images.Images, recipe: Recipe, device: str) -> dict[str, Any]:
-    """What all rows of a demo share."""
+    """The columns that all rows of a demo share."""
     return {
         "data": data.name,
         "train_images": len(data.train_labels),
@@ -113,7 +109,7 @@ def _origin(data: images.Images, recipe: Recipe, device: str) -> dict[str, Any]:
 
 
 def _draw(rows: list[dict[str, Any]], runs: list[Run], out: Path) -> list[Path]:
-    """Draw the three plots; the paths of their files."""
+    """Draw the three plots and return their paths."""
     counts: dict[float, dict[str, torch.Tensor]] = {}
     for done in runs:
         at_keep = counts.setdefault(done.keep, {})

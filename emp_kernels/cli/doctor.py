@@ -1,4 +1,4 @@
-"""``python -m emp_kernels doctor``: what this machine has, and what each operation would use."""
+"""``python -m emp_kernels doctor``: this machine's devices, and the backend of each operation."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import backends
-from . import provenance
+from ..experiments import provenance
 
 OPERATIONS = (
     "score",
@@ -92,12 +92,12 @@ def _described(name: str) -> str:
 
 
 def _operations() -> list[str]:
-    """For each device and operation the backend taken, and what keeps each other one from it."""
+    """For each device and operation the backend that is used, and why each other one is not."""
     lines: list[tuple[str, ...]] = [("operation", "device", "takes", *backends.NAMES)]
     for device in devices():
         for operation in OPERATIONS:
             if operation == "EMPSampler" and device.type != "cpu":
-                continue  # it shuffles ids on the CPU, wherever the state lives
+                continue  # it shuffles ids on the CPU, whatever the state's device
             taken = _taken(operation, device)
             words = [_standing(name, operation, device, taken) for name in backends.NAMES]
             lines.append((operation, str(device), taken, *words))
@@ -108,7 +108,7 @@ def _taken(operation: str, device: torch.device) -> str:
     """Name of the backend that `operation` would take for float32 tensors on `device`."""
     tensor = torch.empty(0, 1, device=device)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the table says what the warning would
+        warnings.simplefilter("ignore")  # the table shows what the warning would say
         if operation == "gather":
             module = backends.resolve_gather(tensor, by_torch=False)
         else:
@@ -117,7 +117,7 @@ def _taken(operation: str, device: torch.device) -> str:
 
 
 def _standing(name: str, operation: str, device: torch.device, taken: str) -> str:
-    """Why backend `name` is not the one taken, or that it is."""
+    """Why backend `name` is not used, or that it is."""
     try:
         module = backends.load(name)
     except backends.Unavailable:
@@ -132,7 +132,7 @@ def _standing(name: str, operation: str, device: torch.device, taken: str) -> st
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines, their columns two spaces apart."""
+    """Rows as lines, with columns two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

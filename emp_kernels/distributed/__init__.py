@@ -1,4 +1,4 @@
-"""What many devices do together, on torch.distributed."""
+"""Scoring, selection and states over many devices, on torch.distributed."""
 
 from .group import initialised, ranks
 from .selection import select

@@ -1,4 +1,4 @@
-"""Which columns of whole rows a rank holds, and what the ranks tell one another of theirs."""
+"""The columns of whole rows that a rank holds, and the exchange of the ranks' partial sums."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .group import check_group, gather_equal, per_rank
 
 
 class Columns(NamedTuple):
-    """Columns [start, start + width) of whole rows: those here, of what the ranks of `group`
-    hold, of which this is `rank`."""
+    """This rank's columns [start, start + width) of whole rows, `rank` being its number in
+    `group`."""
 
     start: int
     width: int
@@ -31,7 +31,7 @@ class Shard(NamedTuple):
 
 
 class ProductShard(NamedTuple):
-    """A product of which this rank makes `columns`: hidden (..., D), alike on all ranks, weight
+    """A product of which this rank computes `columns`: hidden (..., D), equal on all ranks, weight
     (C_local, D), bias (C_local,) or None, and labels (...)."""
 
     hidden: torch.Tensor
@@ -42,19 +42,19 @@ class ProductShard(NamedTuple):
 
 
 def is_dtensor(tensor: Any) -> bool:
-    """Whether `tensor` is a DTensor. No tensor is one before its module is loaded, which takes
+    """Whether `tensor` is a DTensor. None is before torch's module for them is loaded, which takes
     longer than this package."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def is_sharded(tensor: Any, vocab_start: int | None, group: dist.ProcessGroup | None) -> bool:
-    """Whether `tensor`, logits or the weight of a product, is one rank's part of them."""
+    """Whether `tensor`, logits or the weight of a product, is one rank's shard."""
     return group is not None or vocab_start is not None or is_dtensor(tensor)
 
 
 def local_part(tensor: Any) -> Any:
-    """What of a tensor is here: of a DTensor its part, differentiable."""
+    """The local part of a tensor: a DTensor's shard, differentiable."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
@@ -65,8 +65,8 @@ def shard_of(
     vocab_start: int | None,
     group: dist.ProcessGroup | None,
 ) -> Shard:
-    """The shard that is meant, differentiable with respect to `logits`. Checks what says where
-    the columns belong, not yet logits and labels."""
+    """The shard given by the arguments, differentiable with respect to `logits`. Only the arguments
+    that place the columns are checked here, not logits and labels."""
     labels = local_part(labels)
     if is_dtensor(logits):
         last = logits.dim() - 1
@@ -88,8 +88,8 @@ def product_shard_of(
     vocab_start: int | None,
     group: dist.ProcessGroup | None,
 ) -> ProductShard:
-    """The part of a product that is meant, differentiable with respect to hidden, weight and bias.
-    Checks what says where the rows of the weight belong, not yet the tensors themselves."""
+    """The shard of a product given by the arguments, differentiable with respect to hidden, weight
+    and bias. Only the arguments that place the weight's rows are checked here, not the tensors."""
     labels = local_part(labels)
     if not is_dtensor(weight):
         columns = _given(function, vocab_start, group)
@@ -131,7 +131,7 @@ def _given(function: str, vocab_start: int | None, group: dist.ProcessGroup | No
 
 
 def _sharded_over(function: str, rule: str, tensor: Any, dim: int) -> int:
-    """The dimension of the mesh over which a DTensor's `dim` is shared out."""
+    """The mesh dimension over which a DTensor's `dim` is sharded."""
     from torch.distributed import tensor as dtensor
 
     over = [i for i, placement in enumerate(tensor.placements) if placement.is_shard(dim)]
@@ -151,11 +151,11 @@ def _of_dtensor(
     vocab_start: int | None,
     group: dist.ProcessGroup | None,
 ) -> tuple[torch.Tensor, Columns]:
-    """Of torch's own sharding of `dim`, the classes, over one dimension of the mesh; the other
-    dimensions may share out rows, as the labels' are."""
+    """For DTensors whose classes, `dim`, are sharded over one mesh dimension; the others may shard
+    rows in the same way as the labels."""
     over, mesh = _sharded_over(function, rule, tensor, dim), tensor.device_mesh
     local, classes = tensor.to_local(), tensor.shape[dim]
-    if type(local) is not torch.Tensor:  # a collective that nobody waited for yet: no memory
+    if type(local) is not torch.Tensor:  # an asynchronous collective's result
         local = local.clone()
     width = -(-classes // mesh.size(over))
     start = min(classes, width * mesh.get_local_rank(over))
@@ -184,11 +184,11 @@ def _of_dtensor(
 def exchange(
     function: str, sums: torch.Tensor, columns: Columns, *, tell: bool
 ) -> tuple[torch.Tensor, int | None]:
-    """`sums` (F, N), of one shape and dtype on all ranks, of every rank, (F, R, N) float64, in one
-    collective; and how many classes the ranks have together, if they `tell`: the host then waits
-    for the device, and columns that overlap or leave a gap are an error on all ranks."""
+    """Gather `sums` (F, N), of equal shape and dtype on all ranks, as (F, R, N) float64 in one
+    collective; and, if they `tell`, the total number of classes: this synchronises with the device,
+    and columns that overlap or leave a gap are an error on all ranks."""
     packed, facts = sums.reshape(-1), 0
-    if tell:  # in front, where they are aligned
+    if tell:  # first, so that they are aligned
         told = torch.tensor([columns.start, columns.width], device="cpu").view(sums.dtype)
         packed, facts = torch.cat([told.to(packed.device), packed]), len(told)
     parts = gather_equal(function, packed, columns.group)
@@ -202,28 +202,28 @@ def exchange(
 def merged(
     m: torch.Tensor, u: torch.Tensor, t: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """m, u and t (N,) of whole rows from those of their parts (R, N), float64. The part that comes
-    first of those with the largest m leaves out its maximal element, the others add theirs."""
+    """m, u and t (N,) of whole rows from those of their parts (R, N), float64. The first part with
+    the largest m leaves out its maximal element, the others add theirs."""
     top = m.amax(0)
     first = (m == top) & ((m == top).cumsum(0) == 1)
     present = u + (~first).double()
-    d = (m - top).clamp(min=-1e4)  # -inf would make t's 0 a NaN
+    d = (m - top).clamp(min=-1e4)  # -inf * 0 would be NaN
     e = d.exp()
     whole_u, whole_t = (e * present).sum(0), (e * (t + d * present)).sum(0)
     finite = top.isfinite()
-    broken = (m + u + t).isnan().any(0)  # a NaN among the logits
+    broken = (m + u + t).isnan().any(0)  # a NaN logit
     whole_u = torch.where(finite, whole_u, 0.0).masked_fill(broken, torch.nan)
     return top, whole_u, torch.where(finite, whole_t, 0.0)
 
 
 def found(z_y: torch.Tensor) -> torch.Tensor:
-    """(N,): of the parts' z_y (R, N) the one that is no NaN; NaN where there is none."""
+    """The one z_y of the parts' (R, N) that is not NaN, (N,); NaN if there is none."""
     nowhere = z_y.isnan()
     return torch.where(nowhere, 0.0, z_y).sum(0).masked_fill(nowhere.all(0), torch.nan)
 
 
 def classes_of(function: str, shards: list[tuple[int, int]]) -> int:
-    """C, of the ranks' (start, C_local), which must follow one another."""
+    """C from the ranks' (start, C_local), which must be adjacent."""
     stop = 0
     for start, width in sorted(shard for shard in shards if shard[1] > 0):
         if start != stop:

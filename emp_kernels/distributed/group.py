@@ -1,5 +1,5 @@
-"""Process groups: who takes part, which device their messages travel from, and how a collective
-that fails is worded."""
+"""Process groups: their ranks, the device of their messages, and the errors of failed
+collectives."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..validation import check_size
 if TYPE_CHECKING:
     from ..state import EMPState
 
-_NAMED = 8  # ranks that an error lists
-_PATIENCE = 60.0  # seconds that others have to say that a call failed for them, too,
-_GRACE = 2.0  # and so many behind the group's timeout
-_failures: dict[str, int] = {}  # of a group's calls, by its name,
-_lost: dict[str, set[int]] = {}  # and the ranks that were missing in one: nobody waits again
+_NAMED = 8  # ranks listed in an error
+_PATIENCE = 60.0  # seconds for other ranks to report that a call failed for them too,
+_GRACE = 2.0  # and seconds after the group's timeout
+_failures: dict[str, int] = {}  # failed calls of each group, by name,
+_lost: dict[str, set[int]] = {}  # and the ranks that were missing, which are not waited for again
 
 
 def initialised() -> bool:
@@ -57,9 +57,9 @@ def check_group(function: str, group: Any) -> tuple[int, int]:
     """(ranks, this process's rank) of `group`, None being the default one.
 
     Raises:
-        TypeError: `group` is no process group.
+        TypeError: `group` is not a process group.
         ValueError: this process is not in it.
-        RuntimeError: torch.distributed is not initialised, or torch traces.
+        RuntimeError: torch.distributed is not initialised, or the call is being traced.
     """
     check_no_tracing(function)
     if not initialised():
@@ -82,7 +82,7 @@ def check_group(function: str, group: Any) -> tuple[int, int]:
 
 
 def message_device(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.device:
-    """Where `tensor` must be for the group's backend: its own device where that serves it."""
+    """The device that `tensor` must be on for the group's backend; its own if supported."""
     backends = str(dist.get_backend(group)).lower()
     if tensor.is_cuda:
         return tensor.device if "nccl" in backends else torch.device("cpu")
@@ -93,7 +93,7 @@ def message_device(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> tor
 
 @contextmanager
 def _collective(function: str, group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Words the failure of a collective: a rank died, never came, or sent something else."""
+    """Explain the failure of a collective: a rank died, did not call, or sent something else."""
     started = time.monotonic()
     try:
         yield
@@ -113,19 +113,18 @@ def _collective(function: str, group: dist.ProcessGroup | None) -> Iterator[None
 
 
 def named(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """The group, of None the default one."""
+    """The group, or the default one for None."""
     whole = dist.group.WORLD if group is None else group
     assert whole is not None
     return whole
 
 
 def missing_ranks(group: dist.ProcessGroup | None, started: float) -> list[int] | None:
-    """Which ranks of the group have not failed in a call that failed here, begun at `started`: they
-    died or are elsewhere. None where nobody can tell.
+    """The ranks that did not fail in a call that failed here, begun at `started`: they died or did
+    not call. None if unknown.
 
-    gloo's errors name an address. But those that are in the call all fail within the group's
-    timeout, and each then says so in the store by which the ranks found one another; a call that
-    succeeds costs nothing.
+    gloo's errors only name an address. All ranks in the call fail within the group's timeout, and
+    each reports it in the store of the process group. A call that succeeds costs nothing.
     """
     whole = named(group)
     size, rank = dist.get_world_size(group), dist.get_rank(group)
@@ -136,7 +135,7 @@ def missing_ranks(group: dist.ProcessGroup | None, started: float) -> list[int] 
     deadline = max(started + patience, time.monotonic()) + _GRACE
     missing = set(range(size))
     try:
-        store = dist.distributed_c10d._get_default_store()  # nothing public gives it
+        store = dist.distributed_c10d._get_default_store()  # there is no public accessor
         store.set(keys[rank], "")
         while True:
             missing = {other for other in missing if not store.check([keys[other]])}
@@ -144,14 +143,14 @@ def missing_ranks(group: dist.ProcessGroup | None, started: float) -> list[int] 
                 lost |= missing
                 return sorted(missing)
             time.sleep(0.05)
-    except (AttributeError, RuntimeError):  # it is the first rank's, unless a launcher keeps it
+    except (AttributeError, RuntimeError):  # the first rank hosts it, unless a launcher does
         if rank == 0:
             return None
-        return [0] if 0 in missing else sorted(missing)  # or that rank has said so, and has gone
+        return [0] if 0 in missing else sorted(missing)  # or it has reported, and exited
 
 
 def _timeout(group: dist.ProcessGroup) -> float:
-    """Seconds that the group's ranks wait for one another."""
+    """The group's timeout in seconds."""
     try:
         backend = group._get_backend(torch.device("cpu"))
         return float(backend.options._timeout.total_seconds())
@@ -162,7 +161,7 @@ def _timeout(group: dist.ProcessGroup) -> float:
 def gather_equal(
     function: str, tensor: torch.Tensor, group: dist.ProcessGroup | None
 ) -> list[torch.Tensor]:
-    """`tensor`, of one shape and dtype on all ranks, of every rank; on the tensor's device."""
+    """The tensors of all ranks, of equal shape and dtype, on this tensor's device."""
     sent = tensor.resolve_neg().to(message_device(tensor, group)).contiguous()
     received = [torch.empty_like(sent) for _ in range(dist.get_world_size(group))]
     with _collective(function, group):
@@ -173,8 +172,8 @@ def gather_equal(
 def agreed(
     function: str, state: EMPState, group: dist.ProcessGroup | None, rounds: int = 0
 ) -> tuple[int, int, int, int]:
-    """Of all ranks' states, which must be of one size and beta: (largest clock, largest epoch, the
-    clock up to which all are equal, largest of `rounds`)."""
+    """(largest clock, largest epoch, the clock up to which all states are equal, largest of
+    `rounds`) over all ranks' states, whose sizes and betas must be equal."""
     beta = torch.tensor([state.beta], dtype=torch.float64, device="cpu").view(torch.int64)
     own = [state.num_samples, int(beta), int(state.clock), state.epoch, state.synced_at, rounds]
     facts = torch.stack(gather_equal(function, torch.tensor(own, device=state.device), group)).cpu()
@@ -189,7 +188,7 @@ def agreed(
 
 
 def sum_equal(function: str, tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """The ranks' tensors, of one shape and dtype, added up; on the tensor's device."""
+    """The sum of the ranks' tensors, of equal shape and dtype, on the tensor's device."""
     total = tensor.to(message_device(tensor, group), copy=True).contiguous()
     with _collective(function, group):
         dist.all_reduce(total, group=group)
@@ -197,7 +196,7 @@ def sum_equal(function: str, tensor: torch.Tensor, group: dist.ProcessGroup | No
 
 
 def max_equal(function: str, tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """The largest of the ranks' tensors, of one shape and dtype, at each place; a new tensor."""
+    """The elementwise maximum of the ranks' tensors, of equal shape and dtype; a new tensor."""
     largest = tensor.to(message_device(tensor, group), copy=True).contiguous()
     with _collective(function, group):
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
@@ -211,8 +210,8 @@ def exchange(
     received: list[int],
     group: dist.ProcessGroup | None,
 ) -> torch.Tensor:
-    """Of `tensor`, (sum(sent), ...), the first sent[0] rows go to rank 0, and so on; what the ranks
-    send here, of rank r received[r] rows, one behind the other, on the tensor's device."""
+    """Send the first sent[0] rows of `tensor` (sum(sent), ...) to rank 0, and so on; return the
+    concatenated rows received, received[r] from rank r, on the tensor's device."""
     here = tensor.to(message_device(tensor, group)).contiguous()
     there = here.new_empty((sum(received), *tensor.shape[1:]))
     with _collective(function, group):
@@ -223,13 +222,13 @@ def exchange(
 def exchange_counts(
     function: str, counts: torch.Tensor, group: dist.ProcessGroup | None
 ) -> torch.Tensor:
-    """Row r of `counts` (ranks, M) goes to rank r; what the ranks send here, in the same way."""
+    """Send row r of `counts` (ranks, M) to rank r; return the rows received, in the same layout."""
     ones = [1] * dist.get_world_size(group)
     return exchange(function, counts, ones, ones, group)
 
 
 def per_rank(values: Sequence[Any]) -> str:
-    """The ranks' values for an error, those first that differ from rank 0's:
+    """The ranks' values for an error message, those that differ from rank 0's first:
     "0.5 on rank 0, 0.3 on rank 2, 0.5 on rank 1"."""
     order = sorted(range(len(values)), key=lambda rank: (rank > 0, values[rank] == values[0], rank))
     shown = [f"{values[rank]} on rank {rank}" for rank in order[:_NAMED]]

@@ -1,8 +1,9 @@
-"""The order of an epoch of which no rank holds all: each asks the owners for the ids it draws.
+"""The order of an epoch of a sharded state: each rank requests the ids that it draws from their
+owners.
 
-A rank knows which of the kept samples, counted in ascending order, stands at each of its places
-of the shuffled order without any table, and from how many samples the ranks before have kept, whose
-it is and which of theirs.
+The permutation gives, without a table, which of the kept samples (in ascending order) is at each of
+a rank's positions of the shuffled order; the numbers of samples kept by each rank give its owner
+and its index there.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ from .sharded import ShardedState
 from .sharing import own_part, sharded_tensor, sync_shared
 
 _FUNCTION = "EMPSampler"
-_PIECE = 1 << 20  # ids that a rank asks for at a time
+_PIECE = 1 << 20  # ids requested at a time
 
 
 class SharedOrder(NamedTuple):
-    """What an epoch draws, as an Order: the `kept` samples, ascending or shuffled.
+    """The order of an epoch, like Order: the `kept` samples, ascending or shuffled.
 
     Attributes:
-        number, start, resumed, weights: as of an Order.
-        state: whose owners answer.
-        kept: (len(state.owned),) bool on the CPU, of this rank's samples; None: of all ranks all.
-        length: how many are kept, of all ranks.
+        number, start, resumed, weights: as in Order.
+        state: the sharded state.
+        kept: (len(state.owned),) bool on the CPU, of this rank's samples; None: all samples of all
+            ranks.
+        length: number of kept samples, over all ranks.
         stream: the seed of the shuffle; None leaves them ascending.
     """
 
@@ -57,8 +59,8 @@ class SharedOrder(NamedTuple):
     weights: torch.Tensor | None = None
 
     def share(self, ranks: int, rank: int, drop_last: bool) -> torch.Tensor:
-        """One rank's ids of what is left, as of an Order. Collective; the ranks close their state's
-        window, too, as one that is held whole does when a first id is drawn."""
+        """One rank's share of the remaining ids, as in Order. Collective; the ranks also close
+        their state's window, as an unsharded state does when its first id is drawn."""
         count = share_size(self, ranks, drop_last)
         if self.start == 0 and count > 0:
             self.state.close_window()
@@ -78,16 +80,16 @@ class SharedOrder(NamedTuple):
         return ids
 
     def resumed_at(self, start: int) -> SharedOrder:
-        """As of an Order."""
+        """As in Order."""
         return self._replace(start=start, resumed=True)
 
 
 class _Held(NamedTuple):
-    """The kept samples, and where to ask for them.
+    """The kept samples and their owners.
 
     Attributes:
-        own: (K_local,) int32, this rank's, counted from its first sample.
-        ends: (ranks,) int64, how many the ranks up to each have.
+        own: (K_local,) int32, this rank's kept samples, relative to its first one.
+        ends: (ranks,) int64, cumulative numbers of kept samples.
     """
 
     state: ShardedState
@@ -101,7 +103,7 @@ class _Held(NamedTuple):
         return _Held(state, own, counts.cumsum(0))
 
     def at(self, positions: torch.Tensor) -> torch.Tensor:
-        """The ids (M,) that are the kept ones at `positions` (M,). Collective."""
+        """The ids (M,) of the kept samples at `positions` (M,). Collective."""
         owners, group = self.state.owners, self.state.group
         owner = torch.searchsorted(self.ends, positions, right=True)
         owner, by_owner = owner.sort(stable=True)
@@ -117,7 +119,7 @@ class _Held(NamedTuple):
 
 
 def _gathered(state: ShardedState, value: int) -> list[int]:
-    """A number of each rank."""
+    """The `value` of each rank."""
     own = torch.tensor([value], device=state.device)
     return [int(part) for part in gather_equal(_FUNCTION, own, state.group)]
 
@@ -130,8 +132,7 @@ def shared_order(
     stream: int,
     shuffle: bool,
 ) -> SharedOrder:
-    """What all ranks draw in an epoch that begins: the `keep` chosen by `sampling`, or, of None,
-    everything. Collective."""
+    """The order of a new epoch: `keep` samples chosen by `sampling`, or all if None. Collective."""
     sync_shared(state, _FUNCTION)
     kept, weights, length = None, None, state.num_samples
     if keep is not None:
@@ -146,7 +147,7 @@ def shared_order(
 def _chosen(
     state: ShardedState, keep: Keep, sampling: str, stream: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`choosing.chosen`, of this rank's samples, counted from its first one."""
+    """As :func:`choosing.chosen`, for this rank's samples, relative to its first one."""
     score, group = state.score, state.group
     count = kept_count(keep, state.num_samples)
     if count == 0:
@@ -159,7 +160,7 @@ def _chosen(
         generator = torch.Generator().manual_seed(stream)
         _, rank = check_group(_FUNCTION, group)
         before = sum(waiting[:rank])
-        for start in range(0, before, _PIECE):  # what the samples of the ranks before draw
+        for start in range(0, before, _PIECE):  # skip the random numbers of lower ranks' samples
             _drawn(min(_PIECE, before - start), generator)
         keys = _drawn(len(unseen), generator)
         return unseen[select(keys, count, group=group).to(unseen.device)], None
@@ -175,7 +176,7 @@ def _drawn(count: int, generator: torch.Generator) -> torch.Tensor:
 def _chosen_of_all(
     state: ShardedState, keep: Keep, sampling: str, stream: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """By a way of choosing that has to see all scores: 4 bytes a sample on each rank."""
+    """For sampling methods that need all scores: 4 bytes per sample on each rank."""
     part = torch.zeros(state.owners.share, dtype=torch.float32, device=state.device)
     part[: len(state.owned)] = state.score
     score = torch.cat(gather_equal(_FUNCTION, part, state.group))[: state.num_samples]
@@ -188,8 +189,8 @@ def _chosen_of_all(
 
 
 def saved_order(order: AnyOrder | None, state: EMPState) -> dict[str, Any]:
-    """An order in a checkpoint. Of a shared-out state which samples are kept is a DTensor, and the
-    entries are the same ones whatever there is to save."""
+    """An order for a checkpoint. For a sharded state the kept samples are a DTensor, and the set of
+    entries does not depend on the order."""
     if not isinstance(state, ShardedState):
         assert order is None or isinstance(order, Order)
         return whole_saved_order(order)
@@ -209,7 +210,7 @@ def saved_order(order: AnyOrder | None, state: EMPState) -> dict[str, Any]:
 def loaded_order(
     function: str, saved: Mapping[str, Any], number: int, state: EMPState
 ) -> AnyOrder | None:
-    """The order of a checkpoint, from either kind of state to either."""
+    """The order from a checkpoint of either kind of state, for either kind of state."""
     n = state.num_samples
     if saved.get("shared") is None:
         return whole_loaded_order(function, saved, number, n)

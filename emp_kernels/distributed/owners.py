@@ -1,8 +1,8 @@
-"""Who owns which samples, and the messages that bring entries and counts to their owners.
+"""Ownership of samples, and the messages that bring entries and counts to their owners.
 
-A rank's round of messages is one block of its log and one piece of what it drew. To each owner go
-20 bytes for an entry and 4 for a drawn id, and, of ids that were written or drawn more than once,
-8 bytes that say how often more.
+A round of messages is one block of a rank's log and one piece of its drawn ids. Each owner gets 20
+bytes per entry and 4 per drawn id and, for ids written or drawn more than once, 8 bytes with the
+additional count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from .group import exchange, exchange_counts
 from .write_log import Entries
 
-_WIDTHS = (5, 2, 1, 2)  # int32 a row of each field of Message
+_WIDTHS = (5, 2, 1, 2)  # int32 per row of each field of Message
 
 
 class Owners(NamedTuple):
@@ -33,7 +33,7 @@ class Owners(NamedTuple):
         return range(min(first, n), min(first + self.share, n))
 
     def counts(self, ids: torch.Tensor) -> list[int]:
-        """How many of ascending ids (N,) each rank owns."""
+        """Number of ascending ids (N,) that each rank owns."""
         ends = torch.arange(1, self.ranks + 1, device=ids.device) * self.share
         before = torch.searchsorted(ids, ends.clamp(max=self.num_samples).to(ids.dtype))
         counts: list[int] = before.diff(prepend=before.new_zeros(1)).tolist()
@@ -41,13 +41,13 @@ class Owners(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What one rank tells another, as int32 whose ids count from the owner's first.
+    """A message between ranks, as int32 with ids relative to the owner's first.
 
     Attributes:
-        entries: (E, 5) id, the bits of score, loss and entropy, and seen_at: each id's last.
-        rewritten: (R, 2) id, and how many calls wrote it besides the last.
+        entries: (E, 5) id, the bits of score, loss and entropy, and seen_at: each id's last entry.
+        rewritten: (R, 2) id, and the number of calls that wrote it before the last one.
         drawn: (D, 1) ids that were drawn or selected.
-        redrawn: (S, 2) id, and how often it was so besides once.
+        redrawn: (S, 2) id, and how many more times than once it was drawn or selected.
     """
 
     entries: torch.Tensor
@@ -57,7 +57,7 @@ class Message(NamedTuple):
 
 
 def messages(owners: Owners, entries: Entries | None, drawn: torch.Tensor) -> list[Message]:
-    """To each rank what it owns of a block of the log, and of ids drawn (M,)."""
+    """For each rank the part that it owns of a block of the log and of ids drawn (M,)."""
     fields = []
     if entries is None:
         empty = torch.empty(0, dtype=torch.int32, device=drawn.device)
@@ -77,7 +77,7 @@ def messages(owners: Owners, entries: Entries | None, drawn: torch.Tensor) -> li
 
 
 def _ends(*columns: torch.Tensor) -> torch.Tensor | None:
-    """Where a run of equal rows ends, (N,) bool; None where each row is a run."""
+    """The ends of runs of equal rows, (N,) bool; None if all rows are distinct."""
     ended = torch.ones(len(columns[0]), dtype=torch.bool, device=columns[0].device)
     if len(ended):
         ended[:-1] = False
@@ -93,9 +93,8 @@ def _shared_out(
     counted: torch.Tensor | None,
     columns: list[torch.Tensor],
 ) -> list[list[torch.Tensor]]:
-    """For each rank a row of each of its ids with `columns` behind it, and (id, how often more than
-    once) of those that stand there more often. `ids` ascend and are in runs; of each the rows that
-    are `counted` count."""
+    """For each rank one row per id, followed by `columns`, and (id, additional count) of repeated
+    ids. `ids` are ascending, repeats adjacent; only rows that are `counted` count."""
     more = ids.new_empty(0, 2)
     if ended is not None:
         reached = (
@@ -115,7 +114,7 @@ def _shared_out(
 def exchange_messages(
     function: str, sent: list[Message], group: dist.ProcessGroup | None
 ) -> list[Message]:
-    """What the ranks tell this one; sent[r] goes to rank r."""
+    """Send sent[r] to rank r and return the messages received."""
     sizes = torch.tensor(
         [[len(field) for field in message] for message in sent], device=sent[0].drawn.device
     )
@@ -128,13 +127,13 @@ def exchange_messages(
     return [Message(*(next(pieces).view(-1, width) for width in _WIDTHS)) for _ in range(len(sent))]
 
 
-# Of one rank's round: ids (N,) int32 that count once, and (id, how often more) (M, 2) of some.
+# One rank's round: ids (N,) int32 that count once each, and (id, additional count) (M, 2).
 Counted = tuple[torch.Tensor, torch.Tensor]
 
 
 def raise_counts(counts: torch.Tensor, heard: list[list[Counted]]) -> None:
-    """Add to `counts` (samples,), in place, the largest count that any rank has of a sample, given
-    what each has said in its rounds."""
+    """Add to `counts` (samples,), in place, each sample's largest count over the ranks, given their
+    rounds."""
     seen = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
     reached = []
     for rounds in heard:
@@ -149,7 +148,7 @@ def raise_counts(counts: torch.Tensor, heard: list[list[Counted]]) -> None:
 
 
 def _repeats(rounds: list[Counted], seen: torch.Tensor) -> bool:
-    """Whether a rank has said an id more than once; `seen` (samples,) is False before and after."""
+    """Whether a rank has sent an id more than once; `seen` (samples,) is False before and after."""
     found = any(len(more) for _, more in rounds)
     if found or len(rounds) == 1:
         return found
@@ -163,7 +162,7 @@ def _repeats(rounds: list[Counted], seen: torch.Tensor) -> bool:
 
 
 def _summed(rounds: list[Counted]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The different ids (N,) of a rank's rounds, and how often each counts, (N,) int32."""
+    """The distinct ids (N,) of a rank's rounds and their total counts, (N,) int32."""
     once, more = (torch.cat(part) for part in zip(*rounds, strict=True))
     ids, place = torch.cat([once, more[:, 0]]).long().unique(return_inverse=True)
     counts = torch.cat([torch.ones_like(once), more[:, 1]])
@@ -171,7 +170,7 @@ def _summed(rounds: list[Counted]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def write_entries(state: dict[str, torch.Tensor], entries: torch.Tensor) -> None:
-    """Write one rank's entries (E, 5) where they are no older than the state's."""
+    """Write one rank's entries (E, 5) unless they are older than the state's."""
     ids = entries[:, 0].long()
     newer = entries[:, 4] >= state["seen_at"][ids]
     if not newer.all():

@@ -1,4 +1,4 @@
-"""The exact global top k of scores that no rank holds all of, by adding up histograms."""
+"""The exact global top k of scores distributed over ranks, by all-reducing histograms."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..validation import check_scores
 from .group import check_group, gather_equal, per_rank, sum_equal
 
 FUNCTION = "distributed.select"
-DIGIT = 11  # bits of a key that one round decides
-_CHUNKS = {"cpu": 1 << 16}  # scores whose keys are made at a time: few that stay in a cache,
-_CHUNK = 1 << 26  # or as many as memory has room for
+DIGIT = 11  # bits of a key resolved per round
+_CHUNKS = {"cpu": 1 << 16}  # scores whose keys are made at a time: few enough for a cache,
+_CHUNK = 1 << 26  # or as many as fit in memory
 
 
 def select(
@@ -29,20 +29,20 @@ def select(
 ) -> torch.Tensor:
     """This rank's part of the K highest scores of all ranks.
 
-    What :func:`emp_kernels.select` would select of the ranks' scores one behind the other, in the
-    order of the ranks: ties go to the lower rank, then to the lower index, -0.0 equals +0.0, -inf
-    ranks last but for NaN, which ranks last of all.
+    Equal to :func:`emp_kernels.select` of the ranks' concatenated scores, in rank order: ties go to
+    the lower rank, then to the lower index, -0.0 equals +0.0, -inf ranks last except for NaN, which
+    ranks last of all.
 
-    Scores never travel. The ranks add up histograms of the scores' leading 11 bits, narrow down
-    to the bin that holds the K-th score, and again with the next bits: three all-reduces of 16 KB
-    find it, and at most two more share out what ties with it. Any number of scores a rank, also
-    none; their number may pass 2**31 in total.
+    Scores are not sent. The ranks all-reduce histograms of the scores' leading 11 bits, continue
+    within the bin that holds the K-th score, and repeat with the next bits: three all-reduces of 16
+    KB find it, and at most two more divide ties among the ranks. A rank may have any number of
+    scores, including none; the total may exceed 2**31.
 
     Args:
-        local_scores: (N_local,) float32, float16 or bfloat16, any of them on any rank (float64:
-            on all ranks or on none).
-        keep: as in :func:`emp_kernels.select`, the same on all ranks; N is the number of all
-            ranks' scores.
+        local_scores: (N_local,) float32, float16 or bfloat16, which may differ between ranks
+            (float64: on all ranks or none).
+        keep: as in :func:`emp_kernels.select`, the same on all ranks; N is the total number of
+            scores.
         ignored: (N_local,) bool; scores where it is True are neither counted nor returned. A rank
             without such scores may leave it out.
         group: a process group, all of whose ranks must call; None is the default one.
@@ -52,11 +52,11 @@ def select(
         K_local add up to K.
 
     Raises:
-        TypeError: local_scores is no floating tensor, keep is a bool or no number, ignored is no
-            bool tensor, group is no process group.
+        TypeError: local_scores is not a floating tensor, keep is a bool or not a number, ignored is
+            not a bool tensor, group is not a process group.
         ValueError: local_scores is not 1-D, keep is out of range, ignored has another shape or
-            device; keep is not the same on all ranks, or one of them was given wrong arguments: on
-            all ranks, before anything is selected.
+            device; keep is not the same on all ranks, or one of them was given invalid arguments
+            (on all ranks, before anything is selected).
         RuntimeError: torch.distributed is not initialised; a rank died or did not call within the
             group's timeout.
     """
@@ -64,7 +64,7 @@ def select(
     wrong = None
     try:
         keep = _check(local_scores, keep, ignored)
-    except (TypeError, ValueError) as error:  # the others must hear of it: they are waiting
+    except (TypeError, ValueError) as error:  # the others must be told, as they are waiting
         wrong, local_scores, keep, ignored = error, torch.empty(0, device="cpu"), 1, None
     local_scores = local_scores.detach().resolve_neg()
     rows = None if ignored is None else (~ignored).nonzero()[:, 0]
@@ -103,35 +103,35 @@ class Disagreement(Exception):
 
 
 class Terms(NamedTuple):
-    """What the ranks must agree on: `keep`, and whether scores are float64 (`wide`); and that no
-    rank was given wrong arguments (`sound`)."""
+    """What the ranks must agree on: `keep`, whether scores are float64 (`wide`), and that no rank
+    was given invalid arguments (`sound`)."""
 
     keep: Keep
     wide: bool
     sound: bool
 
     def told(self) -> list[int]:
-        """As four int64."""
+        """The terms as four int64."""
         share = isinstance(self.keep, float)
         bits = torch.tensor(self.keep, dtype=torch.float64 if share else torch.int64, device="cpu")
         return [int(bits.view(torch.int64)), int(share), int(self.wide), int(self.sound)]
 
     @staticmethod
     def heard(facts: list[int]) -> Terms:
-        """The terms that another rank told."""
+        """The terms from another rank's four int64."""
         bits, share, wide, sound = facts
         keep = torch.tensor(bits, device="cpu").view(torch.float64).item() if share else bits
         return Terms(keep, bool(wide), bool(sound))
 
     def votes(self) -> torch.Tensor:
-        """One int64 for each bit of what is told. Ranks agree exactly where all or none of them
-        vote for a bit: a sum over ranks, of any number of them, shows whether they do."""
+        """One int64 per bit of the terms. Ranks agree exactly if every bit's sum over ranks is 0 or
+        the number of ranks."""
         bits, *flags = self.told()
         return torch.tensor([*(bits >> i & 1 for i in range(64)), *flags], device="cpu")
 
 
 def _worded(terms: list[Terms]) -> str:
-    """Of terms that differ, how."""
+    """How the terms differ, for an error message."""
     if not all(each.sound for each in terms):
         told = per_rank(["valid ones" if each.sound else "an error" for each in terms])
         return f"{FUNCTION}: arguments must be valid on all ranks, got {told}"
@@ -142,21 +142,21 @@ def _worded(terms: list[Terms]) -> str:
     return f"{FUNCTION}: local_scores must be float64 on all ranks or on none, got {told}"
 
 
-# What this rank's scores have to say: of the keys of `bits` bits that begin with `prefix`, how many
-# have each value of the next `width` bits, which end at bit `shift`: (2**width,) int64.
+# This rank's histogram (2**width,) int64: among its keys of `bits` bits that begin with `prefix`,
+# the number with each value of the next `width` bits, which end at bit `shift`.
 Histogram = Callable[[int, int, int], torch.Tensor]
 
 
 def counting_rounds(
     histogram: Histogram, terms: Terms, rank: int, ranks: int
 ) -> Generator[torch.Tensor, torch.Tensor, int]:
-    """The selection as its sequence of all-reduces: yields this rank's int64 counts, is sent their
-    sum over all ranks, and returns how many of its own highest scores this rank has to select.
+    """The selection as a generator of all-reduces: yields this rank's int64 counts, is sent their
+    sum over all ranks, and returns how many of its own highest scores this rank selects.
 
-    The first counts carry the votes on the terms behind them.
+    The first counts also carry the votes on the terms.
 
     Raises:
-        Disagreement: on all ranks, the terms differ, or one rank's are not sound.
+        Disagreement: on all ranks, if the terms differ or one rank's are not sound.
         ValueError: keep is larger than the number of all scores.
     """
     bits = 64 if terms.wide else 32
@@ -175,7 +175,7 @@ def counting_rounds(
                 return 0
         else:
             total = yield mine
-        # The highest bin down to which there are as many as are wanted.
+        # The highest bin at which the cumulative count from the top reaches the number wanted.
         reached = above + total.flip(0).cumsum(0)
         place = int((reached < count).sum())
         chosen = (1 << width) - 1 - place
@@ -191,8 +191,8 @@ def counting_rounds(
 def _share(
     wanted: int, mine: int, rank: int, ranks: int
 ) -> Generator[torch.Tensor, torch.Tensor, int]:
-    """How many of its `mine` ties this rank selects when the lowest ranks' `wanted` are: the rank
-    that holds the last of them is found by the digits of the ranks' numbers."""
+    """How many of its `mine` ties this rank selects if `wanted` are taken from the lowest ranks:
+    the last rank that takes any is found by the digits of the rank numbers."""
     prefix = 0
     for shift, width in _digits(max(1, (ranks - 1).bit_length())):
         counts = torch.zeros(1 << width, dtype=torch.int64, device="cpu")
@@ -223,13 +223,13 @@ class _Keys:
         self.bits = 64 if scores.dtype == torch.float64 else 32
         self.parts: Any = scores.split(
             _CHUNKS.get(scores.device.type, _CHUNK)
-        )  # or, once some are ruled out, keys
+        )  # or keys, once some are excluded
         self.are_keys = False
 
     def __call__(self, prefix: int, shift: int, width: int) -> torch.Tensor:
         counts: Any = 0
         kept, first = [], shift + width == self.bits
-        # The sign bit comes first and is the other way round.
+        # The sign bit comes first and is inverted.
         beginning = prefix - (1 << max(0, self.bits - shift - width - 1))
         for part in self.parts:
             keys = part if self.are_keys else order_keys(part)

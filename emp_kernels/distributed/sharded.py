@@ -1,4 +1,4 @@
-"""A state that is shared out among ranks, of which each holds a part of the samples."""
+"""A state sharded among ranks, each of which holds a part of the samples."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ from .owners import Owners
 from .selection import select
 from .write_log import Entries, WriteLog
 
-_ORDERED = frozenset({torch.int64, torch.int32})  # ids whose extremes are found at once
-_LARGEST_SHARE = 2**31  # an owner's ids travel as int32
+_ORDERED = frozenset({torch.int64, torch.int32})  # id dtypes with a fast min and max
+_LARGEST_SHARE = 2**31  # an owner's ids are sent as int32
 
 
 class ShardedState(EMPState):
-    """An :class:`emp_kernels.EMPState` of which each rank of a group holds a part.
+    """An :class:`emp_kernels.EMPState` sharded over the ranks of a process group.
 
     Of R ranks, rank r owns the ids [r * s, min((r + 1) * s, num_samples)), s = ceil(num_samples /
-    R), and keeps 29 bytes for each of these and no others. What a rank trains it writes into a log
-    of its own, 20 bytes a row (24 from 2**31 samples on), without any communication: `update`,
-    :func:`emp_kernels.score_and_select` and :func:`emp_kernels.cross_entropy` take the ids of any
-    samples. :func:`emp_kernels.distributed.sync` brings what is logged to the owners; it, `select`,
-    `close_window`, `diagnostics` and `state_dict` are *collective*: every rank of the group must
-    call them, and the others wait for it.
+    R), and stores 29 bytes for each of these only. Scores are written into a local log, 20 bytes
+    per row (24 from 2**31 samples on), without communication: `update`,
+    :func:`emp_kernels.score_and_select` and :func:`emp_kernels.cross_entropy` accept the ids of any
+    samples. :func:`emp_kernels.distributed.sync` sends logged entries to their owners; it,
+    `select`, `close_window`, `diagnostics` and `state_dict` are *collective*: every rank of the
+    group must call them.
 
-    Behind a sync, state, selection and the order of an :class:`emp_kernels.EMPSampler`, which takes
-    this state as any other and syncs it at each epoch's start, are bit for bit those of states that
-    are held whole by each rank. Until then `score` and the like do not know what is logged.
+    After a sync, the state, its selection and the order of an :class:`emp_kernels.EMPSampler`
+    (which takes this state like any other and syncs it at each epoch's start) are bit for bit those
+    of unsharded states. Before it, `score` and the other fields lack the logged entries.
 
-    The log grows by as much as is trained between two syncs and empties in the next one. A rank
-    never empties it by itself, for the others would have to take part: where it gets too large
-    (``state.pending`` rows), call ``sync(state)`` every so many steps, on all ranks alike.
+    The log grows with the rows trained between two syncs and is emptied by each sync. A rank cannot
+    empty it alone: if it gets too large (``state.pending`` rows), call ``sync(state)`` at regular
+    steps on all ranks.
 
-    Calls cannot be captured in a CUDA graph, which would write into the same piece of the log again
-    and again. A state cannot be pickled: its group is of this process alone.
+    Calls cannot be captured in a CUDA graph, which would write into the same part of the log at
+    every replay. A state cannot be pickled, because its group belongs to this process.
 
     Args:
         num_samples: size of the data set, the same on all ranks.
         group: the process group; None is the default one.
-        beta, device: as of an EMPState.
+        beta, device: as in EMPState.
 
     Attributes:
         owned: range of the ids that this rank owns.
-        score, loss, entropy, updates, selections, seen_at, counted, drawn: of these,
-            (len(owned),), as of an EMPState; so are clock, windows, epoch and beta.
-        num_samples: of the data set.
+        score, loss, entropy, updates, selections, seen_at: (len(owned),), of these ids, as in
+            EMPState, like clock, epoch and beta.
+        num_samples: size of the data set.
         pending: rows in this rank's log.
 
     Raises:
@@ -96,7 +96,7 @@ class ShardedState(EMPState):
         self._draws: list[_Draw] = []
 
     def _make_claims(self) -> None:
-        """Rows have claims of their own."""
+        """A block of the log has its own claims."""
         self.claims = torch.empty(0, dtype=torch.int32, device=self.device)
 
     def __repr__(self) -> str:
@@ -107,7 +107,7 @@ class ShardedState(EMPState):
 
     @property
     def whole_group(self) -> dist.ProcessGroup:
-        """The group, also where it is the default one."""
+        """The group, resolved if it is the default one."""
         return named(self.group)
 
     @property
@@ -118,7 +118,7 @@ class ShardedState(EMPState):
     def rows_of(
         self, function: str, indices: torch.Tensor | None, n: int
     ) -> tuple[Any, torch.Tensor | None]:
-        """A block of the log, and which of its rows the call may write."""
+        """A block of the log, and the rows of it that the call may write."""
         if records(function):
             raise RuntimeError(
                 f"{function}: state must be an EMPState where the call is recorded (the log of a "
@@ -136,30 +136,30 @@ class ShardedState(EMPState):
             )
         selects = function == "score_and_select"
         rows, places = self._log.append(indices, self.clock, self.beta, selects)
-        if not indices.is_cpu:  # where ids out of range make invalid rows
+        if not indices.is_cpu:  # ids out of range make invalid rows there
             outside = (indices < 0) | (indices >= self.num_samples)
             places = places.masked_fill(outside, -1)
         return rows, places
 
     def _holds(self, indices: torch.Tensor) -> bool:
-        """Whether ids on the CPU are surely in range."""
+        """Whether ids on the CPU are certainly in range."""
         if indices.dtype not in _ORDERED:
             return False
         lowest, highest = indices.aminmax()
         return lowest.item() >= 0 and highest.item() < self.num_samples
 
     def follow(self, ids: torch.Tensor, progress: array[int], iterator: Iterator[int]) -> None:
-        """What is drawn is looked up in the next sync."""
+        """Draws are counted at the next sync."""
         self._draws.append(_Draw(ids, progress, array("q", [0]), weakref.ref(iterator)))
 
     def counts_of(self, ids: torch.Tensor) -> None:
         return None
 
     def close_window_of(self, start: int) -> None:
-        """The ranks closed it together as their shares were made."""
+        """The ranks closed it together when their shares were made."""
 
     def logged(self) -> Iterator[Entries]:
-        """What is written and not yet with its owners, a block at a time."""
+        """The entries not yet sent to their owners, one block at a time."""
         return self._log.entries()
 
     @property
@@ -167,12 +167,12 @@ class ShardedState(EMPState):
         return self._log.num_blocks
 
     def drawn_ids(self) -> torch.Tensor:
-        """The ids (M,) int64 that were drawn or selected since the last sync, as often."""
+        """The ids (M,) int64 drawn or selected since the last sync, with repetitions."""
         found = [draw.ids[draw.taken[0] : draw.progress[0]] for draw in self._draws]
         return torch.cat([self._log.picked(), *(ids.to(self.device) for ids in found)])
 
     def forget_logged(self) -> None:
-        """All that is logged is with its owners."""
+        """Clear the log, after its entries have reached their owners."""
         self._log.clear()
         for draw in self._draws:
             draw.taken[0] = draw.progress[0]
@@ -181,15 +181,15 @@ class ShardedState(EMPState):
     def select(self, keep: Keep) -> torch.Tensor:
         """The owned part of the samples to train on: ascending ids. Collective.
 
-        Those of :meth:`emp_kernels.EMPState.select` of the whole state, behind a sync. Nothing is
-        counted. `keep` is the same on all ranks.
+        Equal to :meth:`emp_kernels.EMPState.select` of the whole state after a sync. Nothing is
+        counted. `keep` must be the same on all ranks.
         """
         keep = check_keep_of("ShardedState.select", keep, self.num_samples)
         sharing.sync_shared(self, "ShardedState.select")
         return select(self.score, keep, group=self.group) + self.owned.start
 
     def check_synced(self) -> None:
-        """A snapshot syncs."""
+        """Nothing to warn of: a snapshot syncs first."""
 
     def counts(self, values: torch.Tensor) -> torch.Tensor:
         own, function = torch.bincount(values), "ShardedState.diagnostics"
@@ -203,7 +203,7 @@ class ShardedState(EMPState):
         return float(sum_equal("ShardedState", own, self.group))
 
     def grow(self, num_samples: int) -> NoReturn:
-        """A sharded state has the size that it was made with: another one would move the parts.
+        """Not supported: another size would move samples between ranks.
 
         Raises:
             TypeError: always.
@@ -230,15 +230,15 @@ class ShardedState(EMPState):
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot of the whole state as that of an EMPState, behind a sync, with a DTensor
-        sharded on dimension 0 in the place of each tensor of all samples. Collective."""
+        """A snapshot of the whole state after a sync, like that of an EMPState, but with DTensors
+        sharded on dimension 0 for the per-sample tensors. Collective."""
         sharing.sync_shared(self, "ShardedState.state_dict")
         return sharing.whole_entries(self, super().state_dict())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore this rank's part of a snapshot: of a ShardedState on as many ranks, or of an
-        EMPState, from plain tensors; of any other DTensors it is collective
-        (``torch.distributed.checkpoint`` brings them on as many ranks). What is logged is dropped.
+        """Restore this rank's part of a snapshot: of a ShardedState on equally many ranks, or of an
+        EMPState, from plain tensors. With DTensors of any other layout it is collective
+        (``torch.distributed.checkpoint`` loads them in this layout). The log is cleared.
 
         Raises:
             TypeError, ValueError: as :meth:`EMPState.load_state_dict`; nothing has been written on
@@ -256,8 +256,8 @@ class ShardedState(EMPState):
 
 
 class _Draw(NamedTuple):
-    """What a sampler's iterator draws: ids (L,), how many it has drawn, how many of these a sync
-    has counted, and who draws."""
+    """The draws of a sampler's iterator: ids (L,), how many are drawn, how many of these a sync has
+    counted, and the iterator."""
 
     ids: torch.Tensor
     progress: array[int]

@@ -1,5 +1,4 @@
-"""How the parts of a shared-out state become one: entries brought to their owners, and parts in a
-checkpoint."""
+"""Synchronisation and checkpoints of a sharded state."""
 
 from __future__ import annotations
 
@@ -14,16 +13,15 @@ from .owners import Message, exchange_messages, messages, raise_counts, write_en
 if TYPE_CHECKING:
     from .sharded import ShardedState
 
-_DRAWN = 1 << 20  # drawn ids that a rank sends at a time
+_DRAWN = 1 << 20  # drawn ids sent at a time
 
 
 def sync_shared(state: ShardedState, function: str) -> None:
-    """Bring what the ranks have logged to its owners.
+    """Send logged entries to their owners.
 
-    Of each sample the owner keeps what :func:`emp_kernels.distributed.sync` would keep of whole
-    states. Nothing is written before a last message has said that every rank has heard everything,
-    and nothing is sent from there on: where a rank fails, the others raise with state and log as
-    they were.
+    Entries are merged by the rules of :func:`emp_kernels.distributed.sync` for unsharded states.
+    Nothing is written before a last message confirms that every rank has received everything, and
+    nothing is sent after it: if a rank fails, the others raise with state and log unchanged.
     """
     drawn = state.drawn_ids().split(_DRAWN)
     rounds = max(state.num_blocks, len(drawn) if len(drawn[0]) else 0)
@@ -43,8 +41,8 @@ def sync_shared(state: ShardedState, function: str) -> None:
 
 
 def _merge(state: ShardedState, heard: list[list[Message]]) -> None:
-    """Write what was heard in each round, of each rank; of equally recent entries the highest
-    rank's counts."""
+    """Write the messages of each round and rank; of equally recent entries the highest rank's
+    wins."""
     ranks = [[message[rank] for message in heard] for rank in range(state.owners.ranks)]
     written = [[(m.entries[:, 0], m.rewritten) for m in rounds] for rounds in ranks]
     raise_counts(state.updates, written)
@@ -62,7 +60,7 @@ def _mesh(state: ShardedState) -> Any:
 
 
 def sharded_tensor(state: ShardedState, part: torch.Tensor) -> Any:
-    """A tensor (num_samples,) of which this rank holds `part` (len(owned),), as a DTensor."""
+    """A DTensor (num_samples,) of which this rank holds `part` (len(owned),)."""
     from torch.distributed.tensor import DTensor, Shard
 
     shape = torch.Size([state.num_samples])
@@ -72,7 +70,7 @@ def sharded_tensor(state: ShardedState, part: torch.Tensor) -> Any:
 
 
 def whole_entries(state: ShardedState, entries: dict[str, Any]) -> dict[str, Any]:
-    """A snapshot's entries with the parts of samples as DTensors."""
+    """A snapshot's entries with per-sample parts as DTensors."""
     return {
         name: sharded_tensor(state, entry) if name in state.SHARED else entry
         for name, entry in entries.items()
@@ -80,8 +78,8 @@ def whole_entries(state: ShardedState, entries: dict[str, Any]) -> dict[str, Any
 
 
 def own_entries(function: str, state: ShardedState, entries: Any) -> Any:
-    """A snapshot's entries with this rank's parts in the place of tensors of all samples; those
-    that are of another state or are no tensors are left for who checks them."""
+    """A snapshot's entries with tensors of all samples replaced by this rank's parts; invalid
+    entries are left to later checks."""
     size = (state.num_samples,)
     if not isinstance(entries, Mapping) or entries.get("num_samples") != state.num_samples:
         return entries
@@ -97,7 +95,7 @@ def own_entries(function: str, state: ShardedState, entries: Any) -> Any:
 
 
 def own_part(state: ShardedState, tensor: Any) -> torch.Tensor:
-    """What this rank owns of a tensor (num_samples,), also of a DTensor."""
+    """This rank's part of a tensor (num_samples,), which may be a DTensor."""
     if hasattr(tensor, "full_tensor"):
         from torch.distributed.tensor import Shard
 

@@ -10,33 +10,33 @@ from .group import agreed, check_group, gather_equal, max_equal
 from .sharded import ShardedState
 from .sharing import sync_shared
 
-_ROWS = 1 << 20  # entries that a rank sends at a time, 28 bytes each
+_ROWS = 1 << 20  # entries sent at a time, 28 bytes each
 
 
 def sync(state: EMPState, group: dist.ProcessGroup | None = None) -> None:
     """Make the states of all ranks equal: every sample's entry is its most recent one.
 
-    An entry (score, loss, entropy, updates, seen_at) is more recent when its `seen_at`, the state's
-    clock at the call that wrote it, is larger; of equally recent ones the highest rank's counts, as
-    the last row would if the ranks' batches were one. Clocks tick once a call that writes, so ranks
-    that train in step agree, and all leave with the largest clock. `selections` and `updates`
-    become the largest of any rank, which counts all exactly where, between two calls, a sample is
-    drawn by one rank only, as :class:`emp_kernels.EMPSampler` arranges.
+    An entry (score, loss, entropy, updates, seen_at) is more recent if its `seen_at`, the state's
+    clock at the call that wrote it, is larger; ties go to the highest rank, like the last row if
+    the ranks' batches were one. Clocks advance once per writing call, so ranks that train in step
+    agree, and all end with the largest clock. `selections` and `updates` become the largest of any
+    rank, which is exact if each sample is drawn by only one rank between two calls, as with
+    :class:`emp_kernels.EMPSampler`.
 
-    Only entries written since the last call travel, as int64 ids and float32 bits, so that ids
-    above 2**24 and scores arrive unrounded; besides them, 4 bytes a sample of `selections`.
-    Nothing is written before everything has arrived: where a rank dies or stays away, the others
-    raise, name it, and have their states as they were.
+    Only entries written since the last call are sent, as int64 ids and float32 bits, so that ids
+    above 2**24 and scores are not rounded; and 4 bytes per sample of `selections`. Nothing is
+    written before everything has arrived: if a rank dies or does not call, the others raise an
+    error that names it, with their states unchanged.
 
-    A :class:`emp_kernels.distributed.ShardedState` brings its entries to the ranks that own their
-    samples instead, 20 bytes an entry and 4 a drawn id, and keeps of them what is said here.
+    A :class:`emp_kernels.distributed.ShardedState` sends its entries to the ranks that own their
+    samples instead, 20 bytes per entry and 4 per drawn id, and merges them by the same rules.
 
     Args:
-        state: of the same num_samples and beta on all ranks; all of them must call.
+        state: with the same num_samples and beta on all ranks, all of which must call.
         group: a process group; None is the default one, or that of a ShardedState.
 
     Raises:
-        TypeError: `state` is no EMPState.
+        TypeError: `state` is not an EMPState.
         ValueError: the ranks' states are of different sizes or betas; raised on all ranks, before
             anything is written.
         RuntimeError: torch.distributed is not initialised; a rank died or did not call within the
@@ -60,7 +60,7 @@ def sync(state: EMPState, group: dist.ProcessGroup | None = None) -> None:
     changed = (state.seen_at > base).nonzero()[:, 0]
     counts = gather_equal(function, torch.tensor([len(changed)], device=state.device), group)
     most = max(int(count) for count in counts)
-    heard = []  # of each round, each rank's entries: kept until there is nothing left to fail
+    heard = []  # each rank's entries per round, kept until nothing can fail any more
     for start in range(0, most, _ROWS):
         sent = _packed(state, changed[start : start + _ROWS], min(_ROWS, most - start))
         heard.append(gather_equal(function, sent, group))
@@ -75,7 +75,7 @@ def sync(state: EMPState, group: dist.ProcessGroup | None = None) -> None:
 
 
 def _packed(state: EMPState, ids: torch.Tensor, rows: int) -> torch.Tensor:
-    """Entries at `ids` (K,) as bits: (rows, 7) int32, padded with zeros."""
+    """The entries of `ids` (K,) as bits: (rows, 7) int32, padded with zeros."""
     entries = torch.zeros(rows, 7, dtype=torch.int32, device=ids.device)
     entries[: len(ids), :2] = ids.view(torch.int32).reshape(-1, 2)
     for column, name in enumerate(("score", "loss", "entropy"), 2):
@@ -86,7 +86,7 @@ def _packed(state: EMPState, ids: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _merge(state: EMPState, entries: torch.Tensor) -> None:
-    """Write one rank's entries where they are no older than the state's."""
+    """Write one rank's entries unless they are older than the state's."""
     ids = entries[:, :2].reshape(-1).clone().view(torch.int64)
     counts = torch.maximum(state.updates[ids], entries[:, 6])
     state.updates[ids] = counts

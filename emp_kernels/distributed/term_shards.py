@@ -1,14 +1,14 @@
-"""Terms of losses with options (terms.py) of rows whose columns are shared out among ranks: found
-of the columns here, merged everywhere.
+"""Terms of losses with options (terms.py) of rows whose columns are sharded among ranks: each rank
+computes those of its columns, and all ranks merge them.
 
-Each rank reads its columns as if they were all, and sends what says where they stand: max a, lse -
-max a, the mean of d and -log p_y, and of each set of weights Σ q_j (lse - a_j) and Σ q_j. Of whole
-rows, then, with lse that of all columns and lse_r a rank's::
+Each rank reads its columns as if they were the whole row, and sends max a, lse - max a, the mean of
+d and -log p_y, and for each set of weights Σ q_j (lse - a_j) and Σ q_j. For whole rows, with lse
+that of all columns and lse_r that of rank r::
 
     sum q_j (lse - a_j) = sum over ranks of (its own + its sum of q * (lse - lse_r))
 
-where nothing cancels, so that a nearly certain row keeps its accuracy. How large the uniform part
-of smoothed targets is says C, which nobody knows before: it travels by itself.
+where nothing cancels, so that a nearly certain row keeps its accuracy. The uniform part of smoothed
+targets depends on C, which is unknown before the collective, so it is sent separately.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ..validation import as_int64, check_label_range
 from .columns import Columns, exchange, found, merged
 from .group import sum_equal
 
-IGNORED, ELSEWHERE = -1, -2  # labels of rows that are ignored, and of columns on other ranks
+IGNORED, ELSEWHERE = -1, -2  # labels of ignored rows, and of columns on other ranks
 
 
 class WholeRows(NamedTuple):
-    """What is known of rows with columns elsewhere.
+    """What this rank knows of rows whose columns are sharded.
 
     Attributes:
-        terms: of whole rows, the same bits on all ranks; but `others` is of the columns here.
-        targets: weights of the columns here; None for none.
-        labels: (...) int64, the label's column among those here, or IGNORED or ELSEWHERE.
-        elsewhere: sum q_j of the columns elsewhere, (N,); None without targets.
-        label_weight: the weight of each row's label, (N,); None where classes have none.
-        add_up: what the ranks' tensors, of one shape and dtype, are together.
+        terms: of whole rows, the same bits on all ranks; only `others` is of the local columns.
+        targets: weights of the local columns, or None.
+        labels: (...) int64, the label's local column, or IGNORED or ELSEWHERE.
+        elsewhere: sum q_j of the columns on other ranks, (N,); None without targets.
+        label_weight: the weight of each row's label, (N,); None without class weights.
+        add_up: sums a tensor of equal shape and dtype over the ranks.
     """
 
     terms: RowTerms
@@ -58,9 +58,9 @@ def whole_terms(
     ignore_index: int | None,
     lent: RowTerms | None = None,
 ) -> WholeRows:
-    """Of rows with labels (...) and logits (..., C_local), or of a product of hidden, weight and
-    bias, in one collective, which all ranks of the group must join. What is `lent` (loss, entropy
-    and lse of whole rows) is not found again, and nothing sent but the weights of labels.
+    """Terms of rows with labels (...) and logits (..., C_local), or of a product of hidden, weight
+    and bias, in one collective, which all ranks of the group must join. If loss, entropy and lse of
+    whole rows are given in `lent`, they are reused and only the labels' weights are sent.
 
     Raises:
         ValueError: a label out of range, or columns that do not follow one another (on CPU): on
@@ -90,7 +90,7 @@ def whole_terms(
     parts, classes = None, None
     if fields:
         packed = torch.stack([x.to(wide) for x in fields])
-        # What smoothing spreads depends on C.
+        # The uniform part of the smoothed targets depends on C.
         tell = labels.is_cpu or (lent is None and options.label_smoothing > 0.0)
         parts, classes = exchange(function, packed, columns, tell=tell)
         if classes is not None and not soft:
@@ -130,7 +130,7 @@ def _wide(inputs: Sequence[torch.Tensor | None]) -> torch.dtype:
 
 
 def _places(labels: torch.Tensor, columns: Columns, ignore_index: int | None) -> torch.Tensor:
-    """Labels (...) as WholeRows has them."""
+    """Labels (...) as in WholeRows."""
     y = as_int64(labels)
     here = (y >= columns.start) & (y < columns.start + columns.width)
     places = torch.where(here, y - columns.start, ELSEWHERE)
@@ -138,7 +138,7 @@ def _places(labels: torch.Tensor, columns: Columns, ignore_index: int | None) ->
 
 
 def _pieces(options: LossOptions) -> list[Targets]:
-    """The weights q of which the options' targets are made, each times a number."""
+    """The sets of weights whose linear combination is the options' targets."""
     pieces = []
     if options.probabilities is not None:
         pieces.append(Targets(options.weight, options.probabilities, 1.0, 0.0))
@@ -156,7 +156,8 @@ def _read(
     piece: Targets | None,
     ignore_index: int | None,
 ) -> RowTerms:
-    """Terms of the columns here, as if they were all; of a label elsewhere the first column's."""
+    """Terms of the local columns as if they were whole rows; a label on another rank is replaced by
+    the first column."""
     labels = places.masked_fill(places == ELSEWHERE, 0)
     options = adjustment, piece, ignore_index, function
     terms: RowTerms
@@ -177,10 +178,10 @@ def _told(
     product: bool,
     wide: torch.dtype,
 ) -> list[torch.Tensor]:
-    """What other ranks need of the columns here, (N,) each: maximum, above, mean and loss, NaN
-    where the label is elsewhere; target and total of each piece; the sum of the probabilities."""
+    """What this rank sends, (N,) each: maximum, above, mean and loss (NaN if the label is on
+    another rank) of its columns; target and total of each piece; the sum of the probabilities."""
     flat, soft = places.reshape(-1), options.probabilities
-    if not read:  # no column: not even a maximal one, above which u would be a sum
+    if not read:  # without columns there is no maximal element to leave out of u
         nothing = [-torch.inf, -torch.inf, 0.0, 0.0 if soft is not None else torch.nan]
         nothing += [0.0] * (2 * pieces + (soft is not None))
         return [torch.full(flat.shape, x, dtype=wide, device=flat.device) for x in nothing]
@@ -190,7 +191,7 @@ def _told(
     assert first.above is not None
     assert first.mean is not None
     if soft is None:
-        if product or options.adjustment.softcap is None:  # a label at -inf, as all columns here
+        if product or options.adjustment.softcap is None:  # a label at -inf, like all local columns
             loss = torch.where(maximum == -torch.inf, torch.inf, loss)
         loss = torch.where(flat >= 0, loss, torch.nan)
     fields = [maximum, first.above, first.mean, loss]
@@ -202,7 +203,7 @@ def _told(
 
 
 def _weights_at(weight: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """weight[y] (N,) where the label is here, else 0."""
+    """weight[y] (N,) if the label is local, else 0."""
     flat = places.reshape(-1)
     if not len(weight):
         return torch.zeros(flat.shape, dtype=weight.dtype, device=weight.device)
@@ -225,13 +226,13 @@ def _weighted_sum(scales: list[float], values: list[torch.Tensor]) -> torch.Tens
 def _merged_terms(
     parts: torch.Tensor, a: torch.Tensor, scales: list[float], *, soft: bool
 ) -> RowTerms:
-    """Terms (N,) of whole rows, float64, from _told's fields (F, R, N), whose maxima are `a` (R, N)
-    adjusted. A rank whose columns are all at -inf adds nothing."""
+    """Terms (N,) of whole rows, float64, from the fields (F, R, N) of _told; `a` (R, N) are the
+    adjusted maxima. A rank whose columns are all at -inf adds nothing."""
     maximum, above, mean, loss = parts[:4]
     lowest, u = a == -torch.inf, above.expm1()
     top, u, t = merged(a, u, (mean * (1 + u)).masked_fill(a.isinf(), 0.0))
     whole_above, whole_mean = u.log1p(), t / (1 + u)
-    below = (top - a) + (whole_above - above)  # lse - lse of the columns there
+    below = (top - a) + (whole_above - above)  # lse - lse_r
 
     def joined(sums: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
         none = totals == 0
@@ -253,7 +254,7 @@ def _merged_terms(
 
 
 def _lent_terms(lent: RowTerms) -> RowTerms:
-    """With what the gradient of logits needs: a logit that every adjustment leaves at 0, in the
-    maximum's place, and what lse is above it."""
+    """Reused terms completed for the gradient: 0, which no adjustment changes, serves as the
+    maximum, and lse as the distance above it."""
     zero = torch.zeros_like(lent.lse)
     return lent._replace(maximum=zero, above=lent.lse, mean=zero)

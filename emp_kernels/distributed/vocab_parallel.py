@@ -1,4 +1,4 @@
-"""Scoring of logits whose columns are shared out among ranks: sums here, merged everywhere."""
+"""Scoring of logits whose columns are sharded among ranks: local sums, merged on every rank."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ def score_vocab_parallel(
     ignore_index: int | None = None,
     check: bool = False,
 ) -> Scores:
-    """:func:`emp_kernels.score` of logits (..., C) of which each rank holds some columns.
+    """:func:`emp_kernels.score` for vocabulary-parallel logits (..., C): each rank holds some
+    columns.
 
     Each rank reads its columns once, for their maximum m and, with one maximal element left out,
-    u = sum exp(z_j - m) and t = sum exp(z_j - m) (z_j - m). These, with z_y from the rank that
-    holds it, are the one collective: 16 bytes a row and rank. Then every rank merges them in the
-    order of the ranks, so that all of them, being alike, return the same bits in every run; one
-    global maximal element stays out, so that losses keep their accuracy near zero.
+    u = sum exp(z_j - m) and t = sum exp(z_j - m) (z_j - m). One collective exchanges these and z_y,
+    16 bytes per row and rank. Every rank then merges them in rank order, so all ranks return the
+    same bits in every run. One global maximal element stays left out, so that losses keep their
+    accuracy near zero.
 
     Args:
         local_logits: (..., C_local) float32, float16 or bfloat16 (float64: reference backend):
@@ -54,14 +55,15 @@ def score_vocab_parallel(
             0. Or a DTensor (..., C) sharded on its last dimension.
         labels: (...) of any integer dtype, the same on all ranks, in [0, C) or equal to
             `ignore_index`.
-        vocab_start: which column of the whole rows is the first of local_logits. The ranks'
-            columns follow one another without gaps, in any order of the ranks. None for a DTensor.
+        vocab_start: index of the first local column in the whole rows. The ranks' columns must
+            cover all columns without gaps or overlap, in any order of the ranks. None for a
+            DTensor.
         group: the process group, all of whose ranks must call; None is the default one, or that
             of the DTensor's mesh.
         beta, temperature, softcap, ignore_index: as in :func:`emp_kernels.score`, the same on all
             ranks.
-        check: first compare over the ranks what must be the same, for one more small collective
-            (on CUDA also one synchronisation with the host).
+        check: first check that the ranks agree on what must be equal, which costs one more small
+            collective (and on CUDA a synchronisation with the host).
 
     Returns:
         Scores(score, loss, entropy, lse) as :func:`emp_kernels.score`, the same on all ranks.
@@ -93,8 +95,8 @@ def score_vocab_parallel(
 
 
 class Scored(NamedTuple):
-    """Scores of whole rows, and what the gradient of a shard is made of besides the loss: the
-    rows' maximum and log-sum-exp above it, (N,)."""
+    """Scores of whole rows, and what the gradient of a shard needs besides the loss: the rows'
+    maximum and the log-sum-exp relative to it, (N,)."""
 
     scores: Scores
     maximum: torch.Tensor
@@ -104,7 +106,7 @@ class Scored(NamedTuple):
 def _compare(
     function: str, shard: Shard, beta: float, adjustment: Adjustment, ignore_index: int | None
 ) -> None:
-    """That all ranks were called alike."""
+    """Raise unless all ranks were called with matching arguments."""
     labels = as_int64(shard.labels).reshape(-1)
     temperature, of_rows = adjustment.temperature, isinstance(adjustment.temperature, torch.Tensor)
     if isinstance(temperature, torch.Tensor):
@@ -151,7 +153,7 @@ def _compare(
 
 
 def _checksum(values: torch.Tensor) -> int:
-    """Of values (N,) int64 in their order."""
+    """An order-dependent checksum of values (N,) int64."""
     places = torch.arange(1, len(values) + 1, device=values.device)
     return int((values * places + (values ^ places)).sum())
 
@@ -174,13 +176,13 @@ def score_shard(
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if shard.columns.width:
         ignored_here = None
-        if ignore_index is not None:  # in the int64 arithmetic of the labels, which wraps
+        if ignore_index is not None:  # wraps like the labels' int64 arithmetic
             ignored_here = (ignore_index - start + 2**63) % 2**64 - 2**63
         sums = chosen.row_sums(logits, labels - start, ignored_here)
     else:
         nothing = [-math.inf, 0.0, 0.0, math.nan]
         sums = torch.tensor(nothing, dtype=wide, device=logits.device)[:, None].expand(4, n)
-    # Elsewhere than on the CPU, looking would wait for the device.
+    # On other devices the check would require a synchronisation.
     (m, u, t, z_y), classes = exchange(function, sums, shard.columns, tell=logits.is_cpu)
     ignored = None if ignore_index is None else labels.reshape(-1) == ignore_index
     if classes is not None:
@@ -195,7 +197,7 @@ def _scored(
     dtype: torch.dtype,
     shape: torch.Size,
 ) -> Scored:
-    """What m, u, t and z_y of whole rows (N,) say; float64 until the last rounding."""
+    """Scores from m, u, t and z_y of whole rows (N,); float64 until the final rounding."""
     m, u, t, z_y = sums
     above = u.log1p()
     loss, entropy, lse = (m - z_y) + above, above - t / (1 + u) + (m - m), m + above

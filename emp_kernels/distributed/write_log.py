@@ -1,8 +1,8 @@
-"""What one rank has written since the ranks last exchanged their entries.
+"""The entries that one rank has written since the last sync.
 
-A call's rows stand in the log as the backend wrote them: it is given a block of the log in a
-state's place, and the next free rows of it as ids, so that nothing is looked up, nothing is sent,
-and a call makes no tensor but a view.
+A backend writes a call's rows straight into the log: it is given a block of the log instead of a
+state, and the block's next free rows as ids. Nothing is looked up or sent, and a call allocates
+only a view.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-_FEWEST, _MOST = 1 << 12, 1 << 20  # rows of a block; only one call's rows may be more
+_FEWEST, _MOST = 1 << 12, 1 << 20  # rows of a block, unless a single call has more
 
 
 class Entries(NamedTuple):
-    """Rows that were written, oldest first: of sample `ids` (N,), at the call `seen_at` (N,)."""
+    """Written rows, oldest first: sample `ids` (N,) and the clock `seen_at` (N,) of the call."""
 
     ids: torch.Tensor
     score: torch.Tensor
@@ -28,7 +28,7 @@ class Entries(NamedTuple):
 
 @dataclass(slots=True)
 class Rows:
-    """A block of the log in a state's place; a row that is not written keeps seen_at 0."""
+    """A block of the log with the interface of a state; unwritten rows keep seen_at 0."""
 
     score: torch.Tensor
     loss: torch.Tensor
@@ -47,12 +47,12 @@ class _Block:
     ids: torch.Tensor
     rows: Rows
     used: int = 0
-    selects: bool = False  # whether rows.selections is its own
+    selects: bool = False  # whether rows.selections belongs to this block
 
 
 class WriteLog:
-    """Blocks of 20 bytes a row (24 from 2**31 samples on), which grow in number and are never
-    copied; 4 more where calls select."""
+    """Blocks of 20 bytes per row (24 from 2**31 samples on), plus 4 if calls select. More blocks
+    are added as needed; none is ever copied."""
 
     def __init__(self, num_samples: int, device: torch.device) -> None:
         self._id_dtype = torch.int32 if num_samples < 2**31 else torch.int64
@@ -63,7 +63,7 @@ class WriteLog:
         self._scratch = torch.empty(0, dtype=torch.int32, device=device)
 
     def __len__(self) -> int:
-        """Rows that calls have brought, also those that were not valid."""
+        """Number of rows passed to calls, including invalid ones."""
         return self._rows
 
     @property
@@ -73,8 +73,8 @@ class WriteLog:
     def append(
         self, ids: torch.Tensor, clock: torch.Tensor, beta: float, selects: bool
     ) -> tuple[Rows, torch.Tensor]:
-        """The block that a call with the sample ids (N,) writes into, and where in it, (N,) int64.
-        The call ticks `clock` and, if it `selects`, counts what it returns."""
+        """The block that a call with the sample ids (N,) writes into, and its rows there, (N,)
+        int64. The call advances `clock` and, if it `selects`, counts its selections."""
         n = len(ids)
         if not self._blocks or self._blocks[-1].used + n > len(self._blocks[-1].ids):
             self._add_block(n, clock, beta)
@@ -98,13 +98,13 @@ class WriteLog:
             if len(self._places) < size:
                 self._places = torch.arange(size, device=self._device)
                 self._scratch = torch.zeros_like(seen_at)
-            counts = self._scratch[:size]  # which nobody reads
+            counts = self._scratch[:size]  # never read
             claims = counts[:0] if self._device.type == "cpu" else torch.empty_like(seen_at)
         fields = score, loss, entropy, counts, counts, seen_at, clock, claims
         self._blocks.append(_Block(ids, Rows(*fields, beta=beta, num_samples=size)))
 
     def entries(self) -> Iterator[Entries]:
-        """The rows of each block that were written. No call's rows are in two blocks."""
+        """The written rows of each block. A call's rows are all in one block."""
         for block in self._blocks:
             rows = block.rows
             fields = Entries(block.ids, rows.score, rows.loss, rows.entropy, rows.seen_at)
@@ -113,7 +113,7 @@ class WriteLog:
             yield used if written.all() else Entries(*(field[written] for field in used))
 
     def picked(self) -> torch.Tensor:
-        """The ids that calls selected, as often as they did, (M,) int64."""
+        """The ids that calls selected, with repetitions, (M,) int64."""
         found = [self._places[:0]]
         for block in self._blocks:
             if block.selects:

@@ -1,2 +1,2 @@
-"""Glue to training frameworks: each module imports its framework, and is imported by whom it
-serves. Plain PyTorch needs none of it (examples/plain.py)."""
+"""Integrations with training frameworks: each module imports its framework and is imported only on
+demand. Plain PyTorch needs none of them (examples/plain.py)."""

@@ -8,7 +8,7 @@
     loader = prepare(accelerator, loader)
 
 The loop computes ``emp.cross_entropy(model(x), y, state, indices=ids)``; ``accelerator.save_state``
-and ``load_state`` keep the scores and the epoch's order with everything else.
+and ``load_state`` also save and restore the scores and the epoch's order.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from ..sampler import EMPSampler
 
 
 def prepare(accelerator: Accelerator, loader: DataLoader) -> _Prepared:
-    """What ``accelerator.prepare(loader)`` is for other loaders, for one of an EMPSampler.
+    """Replaces ``accelerator.prepare(loader)`` for a loader with an EMPSampler.
 
-    The sampler hands each process its share (batches of the loader's size, alike in number), and
-    merges their scores as an epoch begins; it does so whether it was made before or after the
-    Accelerator. The state moves to the Accelerator's device. The batch that counts as trained last
-    is the one that the loop was given last, whatever has been fetched ahead, so that
-    ``accelerator.save_state``, which all processes call, may stand anywhere behind a step. After
-    ``accelerator.load_state`` the loader goes on behind that batch, on any number of processes:
-    skip no batches. ``sampler.epoch`` is the epoch then.
+    The sampler gives each process its share (equal numbers of batches of the loader's size) and
+    merges the scores at the start of each epoch, whether it was created before or after the
+    Accelerator. The state moves to the Accelerator's device. The last batch yielded to the loop
+    counts as trained, regardless of prefetching, so ``accelerator.save_state``, which all processes
+    call, may come anywhere after a step. After ``accelerator.load_state`` the loader continues
+    after that batch, on any number of processes: do not skip batches. ``sampler.epoch`` is then the
+    resumed epoch.
 
-    Where the loader has no generator of its own, the seeds of its worker processes follow from the
-    sampler's seed and the epoch, and torch's generator is left alone.
+    If the loader has no generator, the seeds of its worker processes are derived from the sampler's
+    seed and the epoch, and torch's generator is not used.
 
     Args:
-        accelerator: that trains in data parallel, if in parallel at all.
+        accelerator: an Accelerator; the only supported parallelism is data parallelism.
         loader: a map-style DataLoader with ``batch_size`` and an :class:`emp_kernels.EMPSampler`.
 
     Returns:
         a loader like Accelerate's, with ``set_epoch``, ``state_dict`` and ``load_state_dict``.
-        Do not hand it to ``accelerator.prepare``, which would have nothing left to do.
+        Do not pass it to ``accelerator.prepare`` again.
 
     Raises:
         TypeError: `loader` is no DataLoader.
-        ValueError: it was prepared before or has another sampler, or the Accelerator is configured
-            for something that would take the epoch out of the sampler's hands.
+        ValueError: it was prepared before or has another sampler, or the Accelerator's
+            configuration would override the sampler's epochs.
     """
     function = "prepare"
     if not isinstance(loader, DataLoader):
@@ -91,7 +91,7 @@ def prepare(accelerator: Accelerator, loader: DataLoader) -> _Prepared:
 
 
 def _share_out(sampler: EMPSampler, processes: int, process: int) -> None:
-    """Make `sampler` that of `process` among `processes`, wherever it stands in its epochs."""
+    """Make `sampler` that of `process` among `processes`, at any position in its epochs."""
     if (sampler.num_replicas, sampler.rank) == (processes, process):
         return
     saved = sampler.state_dict()
@@ -102,19 +102,20 @@ def _share_out(sampler: EMPSampler, processes: int, process: int) -> None:
 
 
 class _Count:
-    """How many batches an iterator has handed to its loop, and whether the loop goes on."""
+    """Number of batches that an iterator has yielded to its loop, and whether the loop still
+    runs."""
 
     def __init__(self) -> None:
         self.batches, self.running = 0, True
 
 
 class _Prepared:
-    """Accelerate's loader, and how much of the epoch its loop has been given."""
+    """Accelerate's loader, with the number of batches yielded in the epoch."""
 
     def __init__(self, accelerator: Accelerator, loader: DataLoader, sampler: EMPSampler) -> None:
         self.emp_sampler = sampler
         self._ranks, self._rank = accelerator.num_processes, accelerator.process_index
-        # Accelerate would share out what the sampler has shared out, hence one process of one.
+        # The sampler has already sharded the epoch, so Accelerate is told of a single process.
         self._loader = prepare_data_loader(
             loader,
             accelerator.device,
@@ -130,10 +131,10 @@ class _Prepared:
         if self._seeded:
             self._loader.base_dataloader.generator = torch.Generator()
         self._named = False  # whether set_epoch was called for the coming epoch
-        self._count: _Count | None = None  # of the running or last iterator
+        self._count: _Count | None = None  # the running or last iterator's
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_loader":  # not made yet, as in copy and pickle
+        if name == "_loader":  # not set yet, as in copy and pickle
             raise AttributeError(name)
         return getattr(self._loader, name)
 
@@ -146,7 +147,7 @@ class _Prepared:
         self._named = True
 
     def __iter__(self) -> Iterator[Any]:
-        if not self._named:  # Accelerate's own counter knows nothing of resumes and of breaks
+        if not self._named:  # Accelerate's own counter ignores resumes and breaks
             self._loader.iteration = self.emp_sampler.epoch
         self._named = False
         if self._seeded:
@@ -163,10 +164,11 @@ class _Prepared:
         finally:
             over, mine.running = self._loader.end_of_dataloader, False
             if not over and before is not None and before.running:
-                self._count = before  # this was a look into the loader in mid-loop
+                self._count = before  # a peek into the loader in mid-loop
 
     def _set_remainder(self) -> None:
-        """Tell ``accelerator.gather_for_metrics`` how many rows of the last step are no padding."""
+        """Tell ``accelerator.gather_for_metrics`` how many rows of the last step are not
+        padding."""
         saved = self.emp_sampler.state_dict(position=0)
         left = len(saved["order"][0]) - saved["start"]
         if self.emp_sampler.drop_last or self._loader.batch_sampler.drop_last:
@@ -176,7 +178,7 @@ class _Prepared:
         self._loader.remainder = last * self._ranks - (share * self._ranks - left)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scores, merged over the processes, and the rest of the epoch; all processes call."""
+        """The scores, merged over the processes, and the rest of the epoch. Collective."""
         if distributed.initialised():
             distributed.sync(self.emp_sampler.state)
         position = None if self._count is None else self._count.batches * self._batch_size
@@ -186,7 +188,7 @@ class _Prepared:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned, in the next iterator."""
+        """Continue from what :meth:`state_dict` returned, with the next iterator."""
         self.emp_sampler.state.load_state_dict(state_dict["state"])
         self.emp_sampler.load_state_dict(state_dict["sampler"])
         self._count, self._named = None, False

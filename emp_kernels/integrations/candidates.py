@@ -1,4 +1,4 @@
-"""Choosing what is trained within a batch of candidates, whoever owns the loop."""
+"""Selecting the samples to train from a batch of candidates, in any training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..validation import check_size
 
 
 def check_candidates(function: str, candidates: int) -> int:
-    """Return `candidates`, how many samples there are for each that is trained.
+    """Return `candidates`, the number of candidates per trained sample.
 
     Raises:
         TypeError: it is no int.
@@ -27,7 +27,7 @@ def check_candidates(function: str, candidates: int) -> int:
 
 @contextlib.contextmanager
 def looking(model: torch.nn.Module) -> Iterator[None]:
-    """In evaluation mode and without gradients; afterwards each submodule is in its own mode."""
+    """Evaluation mode without gradients; afterwards each submodule's mode is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -39,17 +39,17 @@ def looking(model: torch.nn.Module) -> Iterator[None]:
 
 
 def best_of(scores: torch.Tensor, candidates: int) -> torch.Tensor:
-    """Ascending positions of the samples to train: of N scores max(1, round(N / candidates)), the
-    highest. A sample without a valid score, NaN, or with nothing that counts, -inf, is last."""
+    """Ascending positions of the samples to train: the max(1, round(N / candidates)) highest of N
+    scores. Invalid (NaN) and ignored (-inf) samples come last."""
     return select(scores, kept_count(1 / candidates, len(scores)))
 
 
 def narrowed(function: str, batch: Any, rows: torch.Tensor, n: int) -> Any:
-    """A batch of `n` samples with those at `rows` alone: mappings, lists, tuples and NamedTuples
-    of tensors (n, ...); numbers, strings, None and tensors of no dimension stay as they are.
+    """The samples at `rows` of a batch of `n`: mappings, lists, tuples and NamedTuples of tensors
+    (n, ...); numbers, strings, None and 0-d tensors are kept.
 
     Raises:
-        ValueError: a tensor, or a list of other things, has not one row for each sample.
+        ValueError: a tensor, or a list of other objects, does not have one row per sample.
     """
     if isinstance(batch, torch.Tensor):
         if batch.dim() == 0:
@@ -77,5 +77,5 @@ def narrowed(function: str, batch: Any, rows: torch.Tensor, n: int) -> Any:
 
 
 def _holds_rows(item: Any) -> bool:
-    """Whether it may hold rows of several samples: no text and no number does."""
+    """Whether `item` may hold one row per sample, unlike text and numbers."""
     return isinstance(item, torch.Tensor | list | tuple | dict) or hasattr(item, "keys")

@@ -9,8 +9,8 @@
         use_distributed_sampler=False,
     )
 
-The module's training step computes ``emp.cross_entropy(logits, labels, state, indices=ids)``; what
-its batches look like, and how many loaders they come from, is its own affair.
+The module's training step computes ``emp.cross_entropy(logits, labels, state, indices=ids)``; the
+format of its batches and the number of loaders are up to it.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ Labelled = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids (B,), logits (
 
 
 class EMPCallback(Callback):
-    """Moves the state to the module's device, saves and restores it with each checkpoint together
-    with the epoch's order, and logs its diagnostics.
+    """Moves the state to the module's device, saves and restores it and the epoch's order with each
+    checkpoint, and logs its diagnostics.
 
-    A checkpoint within an epoch resumes behind the last batch that was trained, also where worker
-    processes had prefetched more. Logged as an epoch ends: ``emp/never_seen``, ``emp/share`` and
-    ``emp/overlap``; a collapse of hard selection is a warning, once.
+    A checkpoint within an epoch resumes after the last batch that was trained, even if worker
+    processes had prefetched more. Logged at the end of each epoch: ``emp/never_seen``,
+    ``emp/share`` and ``emp/overlap``; a collapse of hard selection is warned of once.
 
-    `limit_train_batches` ends each epoch early: the next one is chosen from the scores of then.
-    `overfit_batches` puts Lightning's own sequential order in the sampler's place: nothing is
-    pruned. Beside other loaders (a dict of them, or a CombinedLoader) the sampler's own may end
-    first where its mode is "min_size" or "max_size", but not be begun anew within an epoch.
+    `limit_train_batches` ends each epoch early; the next one is chosen from the scores at that
+    time. `overfit_batches` replaces the sampler by Lightning's sequential order, so nothing is
+    pruned. With several loaders (a dict, or a CombinedLoader) the sampler's loader may end first in
+    the modes "min_size" and "max_size", but must not be restarted within an epoch.
 
-    With `candidates`, the training step is given the highest-scoring 1 / `candidates` of each batch
-    alone: let the loader make batches so many times as large. All of a batch is scored before, by a
-    forward pass in evaluation mode with the weights of that step. So that nothing is left out
-    before it is a candidate, the sampler's `keep` is then 1.0.
+    With `candidates`, the training step gets only the highest-scoring 1 / `candidates` of each
+    batch, so the loader must make batches that many times as large. The whole batch is scored
+    first, by a forward pass in evaluation mode with the current weights. The sampler's `keep` must
+    then be 1.0, so that every sample is a candidate.
 
     Args:
-        state: what the training step writes the scores into.
-        sampler: the training loader's, or that of one of them.
-        candidates: how many samples are loaded for each that is trained.
-        logits_of: of (module, batch), the (ids, logits, labels) of a batch's samples. By default a
+        state: the state that the training step writes scores into.
+        sampler: that of the training loader, or of one of them.
+        candidates: the number of samples loaded per trained sample.
+        logits_of: a function (module, batch) -> (ids, logits, labels). By default a
             batch is ``ids, (inputs, labels)`` and its logits are ``module(inputs)``.
 
     Raises:
         TypeError: a wrong type.
-        ValueError: (as training begins) the Trainer would count every epoch like the first, or
-            would replace the sampler; no training loader has it; (in an epoch) its loader was begun
-            anew, as CombinedLoader's mode "max_size_cycle" does with loaders that end first.
+        ValueError: (when training begins) the Trainer would assume all epochs as long as the first,
+            or would replace the sampler; no training loader has it; (in an epoch) its loader was
+            restarted, as CombinedLoader's mode "max_size_cycle" does with loaders that end first.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class EMPCallback(Callback):
         self.emp_state, self.sampler = state, sampler
         self._candidates = check_candidates("EMPCallback", candidates)
         self._logits_of = logits_of or _of_pairs
-        # Of this rank, in the running epoch or since it was resumed: batches trained, how many it
-        # has, their size (0: the loader is not the sampler's), and the sampler's epoch.
+        # This rank's counts in the running epoch or since its resume: batches trained, total
+        # batches, batch size (0: the loader is not the sampler's), and the sampler's epoch.
         self._batches = self._last = self._batch_size = self._epoch = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -100,7 +100,7 @@ class EMPCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.emp_state.to(pl_module.device)
-        self._batches = 0  # a resumed epoch has no start of its own
+        self._batches = 0  # a resumed epoch has no start event
         if self._candidates > 1:
             step = partial(self._training_step, pl_module, pl_module.training_step)
             pl_module.training_step = step  # type: ignore[method-assign]
@@ -108,7 +108,7 @@ class EMPCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         step = vars(pl_module).get("training_step")
         if isinstance(step, partial) and step.func == self._training_step:
-            del pl_module.training_step  # the class's own is left
+            del pl_module.training_step  # which restores the class's own
 
     def _training_step(
         self,
@@ -118,8 +118,8 @@ class EMPCallback(Callback):
         *others: Any,
         **named: Any,
     ) -> Any:
-        """The module's `step` with the best candidates of a batch; Lightning runs it with the
-        precision that it trains in."""
+        """The module's `step` on the best candidates of a batch; Lightning runs it with its
+        training precision."""
         with looking(module):
             ids, logits, labels = self._logits_of(module, batch)
         scores = score(logits, labels, beta=self.emp_state.beta)
@@ -128,8 +128,8 @@ class EMPCallback(Callback):
         return step(narrowed("EMPCallback", batch, rows, len(ids)), *others, **named)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning, resumed behind an epoch's last batch, takes it for the middle of the next epoch
-        # where that is longer.
+        # Resumed after an epoch's last batch, Lightning assumes the middle of the next epoch if
+        # that is longer.
         loop: Any = trainer.fit_loop.epoch_loop
         batches = loop.batch_progress
         if loop.restarted_on_train_batch_end and batches.is_last_batch:
@@ -147,17 +147,17 @@ class EMPCallback(Callback):
         if self._batch_size and self._batches > self._last and self._cycled():
             raise ValueError(
                 "EMPCallback: the sampler's loader must last as long as the other loaders, or "
-                "CombinedLoader's mode be 'min_size' or 'max_size', got one that was begun anew "
-                f"behind its {self._last} batches"
+                "CombinedLoader's mode be 'min_size' or 'max_size', got one that was restarted "
+                f"after its {self._last} batches"
             )
-        # Lightning, resumed behind an epoch's last batch, does not count that the next one began:
-        # resumed in it once more, it would train an epoch too many.
+        # Resumed after an epoch's last batch, Lightning does not count the start of the next epoch:
+        # after another resume within it, it would train one epoch too many.
         epochs: Any = trainer.fit_loop.epoch_progress
         for progress in (epochs.total, epochs.current):
             progress.ready = progress.started = progress.processed + 1
 
     def _begin(self, trainer: Trainer) -> None:
-        """What the sampler's loader has left in this epoch, whose first batch is there."""
+        """What the sampler's loader has left in this epoch, at its first batch."""
         loaders = list(_loaders(trainer.train_dataloader))
         ours = [loader for loader in loaders if loader.sampler is self.sampler]
         if not ours and not getattr(trainer, "overfit_batches", 0):
@@ -176,13 +176,13 @@ class EMPCallback(Callback):
             self._last = whole + (rest > 0 and not batches.drop_last)
 
     def _cycled(self) -> bool:
-        """Behind the last batch: whether the sampler draws again (CombinedLoader may also hand out
-        None in place of the loader's batches)."""
+        """After the last batch: whether the sampler is drawn from again (CombinedLoader may also
+        yield None instead of the loader's batches)."""
         saved = self.sampler.state_dict()
         return saved["epoch"] != self._epoch and saved["order"] is not None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning still holds the loader's iterator as it asks for the next epoch's length.
+        # Lightning still holds the loader's iterator when it asks for the next epoch's length.
         self.sampler.set_epoch(trainer.current_epoch + 1)
         if distributed.initialised():
             distributed.sync(self.emp_state)
@@ -201,7 +201,7 @@ class EMPCallback(Callback):
         }
 
     def _position(self, trainer: Trainer) -> int | None:
-        """How many ids count as drawn: all, where Lightning's epoch is over."""
+        """Number of ids that count as drawn: all if Lightning's epoch is over."""
         if not self._batch_size:
             return None
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -222,7 +222,7 @@ class EMPCallback(Callback):
 
 
 def _of_pairs(module: Any, batch: Any) -> Labelled:
-    """Of a batch ``ids, (inputs, labels)``."""
+    """For batches ``ids, (inputs, labels)``."""
     try:
         ids, (inputs, labels) = batch
     except (TypeError, ValueError) as error:
@@ -234,7 +234,7 @@ def _of_pairs(module: Any, batch: Any) -> Labelled:
 
 
 def _loaders(source: Any) -> Iterator[DataLoader]:
-    """All loaders of what Lightning takes for a training's: one, or any nesting of them."""
+    """All training loaders that Lightning accepts: one, or any nesting."""
     if isinstance(source, Mapping):
         source = list(source.values())
     if isinstance(source, list | tuple):

@@ -1,4 +1,4 @@
-"""EMP pruning of MosaicML's StreamingDataset: shards without a kept sample are not fetched."""
+"""EMP pruning for MosaicML's StreamingDataset: shards without kept samples are not fetched."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from streaming import StreamingDataset
 import emp_kernels as emp
 
 UNITS = ("sample", "shard")
-_MASK = "emp_mask"  # what holds the mask in a checkpoint of the data set
+_MASK = "emp_mask"  # the mask's key in a checkpoint of the data set
 
 
 class PrunedStreamingDataset(StreamingDataset):
-    """A StreamingDataset of ``(id, sample)`` that reads what a mask keeps.
+    """A StreamingDataset of ``(id, sample)`` that reads only what a mask keeps.
 
     Its arguments are StreamingDataset's. A sample's id is its position in the data set, from 0 to
-    ``num_samples - 1``. Before a loader is made, :meth:`prune` gives it the mask. The training
-    calls ``mask.set_epoch(epoch)`` in front of each epoch, and also persistent workers read that
-    epoch's samples. StreamingDataset orders and shares them out as it does all samples, so that it
-    repeats a few where they do not divide by its canonical nodes and ranks.
+    ``num_samples - 1``. Set the mask with :meth:`prune` before making a loader, and call
+    ``mask.set_epoch(epoch)`` before each epoch; persistent workers follow. StreamingDataset orders
+    and shards the kept samples as usual, repeating a few if their number is not divisible by its
+    canonical nodes and ranks.
 
-    ``state_dict`` and ``load_state_dict``, which StreamingDataLoader calls, hold the mask, too: an
-    epoch that is resumed goes on with the samples that it began with. Save the EMPState beside it.
+    ``state_dict`` and ``load_state_dict``, which StreamingDataLoader calls, include the mask: a
+    resumed epoch continues with the samples that it began with. Save the EMPState as well.
 
-    Of the library's own it overrides the public ``resample_streams`` and ``get_item`` and sets
-    ``epoch_size``; its ``_parallel_rank_world``, the number of ranks, is read.
+    It overrides the library's public ``resample_streams`` and ``get_item``, sets ``epoch_size`` and
+    reads ``_parallel_rank_world``, the number of ranks.
     """
 
     mask: emp.EpochMask | None = None
@@ -39,15 +39,15 @@ class PrunedStreamingDataset(StreamingDataset):
         """Read what `mask` keeps, from the next epoch on.
 
         Args:
-            mask: over the samples; or, with the unit "shard", over the shards, of which each is
-                read whole or not at all.
+            mask: over the samples or, with the unit "shard", over the shards, each of which is read
+                whole or not at all.
             unit: "sample" or "shard".
 
         Raises:
             TypeError: `mask` is no EpochMask.
             ValueError: its state has another number of samples, or of shards, than the data set;
-                another unit; another batching than "random", or weighted streams, which choose
-                samples on their own.
+                an unknown unit; a batching method other than "random", or weighted streams, which
+                choose samples themselves.
         """
         function = "PrunedStreamingDataset.prune"
         if not isinstance(mask, emp.EpochMask) or mask.state is None:
@@ -81,16 +81,16 @@ class PrunedStreamingDataset(StreamingDataset):
         return ids if self.unit == "sample" else torch.arange(self.num_samples)[self._in(ids)]
 
     def _in(self, shards: torch.Tensor) -> torch.Tensor:
-        """Which samples (num_samples,) bool lie in the shards (K,)."""
+        """Mask (num_samples,) bool of the samples in the shards (K,)."""
         chosen = torch.zeros(self.num_shards, dtype=torch.bool)
         chosen[shards] = True
         return chosen.repeat_interleave(torch.from_numpy(self.samples_per_shard))
 
     def shard_scores(self, state: emp.EMPState) -> emp.Scores:
-        """The shards' mean scores (num_shards,) of a state of all samples, over the samples that
-        were seen; a shard with none is NaN, which no state takes over.
+        """Mean scores of the shards (num_shards,) over their seen samples, from a state of all
+        samples; a shard without any is NaN, which a state ignores.
 
-        For the unit "shard", in front of each ``mask.set_epoch``:
+        For the unit "shard", before each ``mask.set_epoch``:
         ``shards.update(torch.arange(len(shards)), dataset.shard_scores(state))``.
         """
         shard = torch.arange(self.num_shards).repeat_interleave(
@@ -114,8 +114,8 @@ class PrunedStreamingDataset(StreamingDataset):
     def resample_streams(
         self, epoch: int, stream_id: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The kept samples: how many of each shard, and which. StreamingDataset calls it in a
-        worker, as an epoch begins, before it takes ``epoch_size``."""
+        """The kept samples: how many per shard, and which. StreamingDataset calls it in a worker at
+        the start of an epoch, before it reads ``epoch_size``."""
         if self.mask is None:
             return super().resample_streams(epoch, stream_id)
         ids = self.kept().numpy()
@@ -131,10 +131,10 @@ class PrunedStreamingDataset(StreamingDataset):
         return saved if self.mask is None else saved | {_MASK: self.mask.state_dict()}
 
     def load_state_dict(self, obj: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, behind :meth:`prune`.
+        """Continue from a checkpoint; call it after :meth:`prune`.
 
         Raises:
-            ValueError: it has a mask and the data set has none, or the other way round.
+            ValueError: it has a mask and the data set has none, or vice versa.
         """
         function = "PrunedStreamingDataset.load_state_dict"
         if (self.mask is None) != (obj.get(_MASK) is None):

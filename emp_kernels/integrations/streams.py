@@ -1,5 +1,5 @@
-"""Streams of samples that are mappings, as WebDataset and Hugging Face's ``datasets`` give them:
-what decides in their workers which samples are decoded, and what tells the training their ids."""
+"""Streams whose samples are mappings, as in WebDataset and Hugging Face's ``datasets``: a filter
+for their workers, and the ids of a batch's samples for the training process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ NAME = "__name__"
 
 
 def named(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A WebDataset sample with its name, unique over all shards: ``__url__``, a slash, ``__key__``.
+    """A WebDataset sample with a name that is unique over all shards: ``__url__``, a slash,
+    ``__key__``.
 
-    For ``.map(named)`` in front of ``.select`` and ``.decode``.
+    For ``.map(named)`` before ``.select`` and ``.decode``.
     """
     return {**sample, NAME: f"{sample['__url__']}/{sample['__key__']}"}
 
@@ -29,19 +30,18 @@ class Kept:
     """Whether an epoch keeps a sample: for WebDataset's ``.select`` and ``datasets``' ``.filter``.
 
     Workers get a copy when they start; persistent ones see later epochs through the mask. With
-    `ids`, a sample whose key has no id yet is kept: it was never seen. The keys must then be
-    numbered, or workers be started anew (without ``persistent_workers``), before an epoch is
-    pruned.
+    `ids`, a sample whose key has no id yet is kept, as never seen. Before an epoch is pruned, all
+    keys must have ids or the workers must be restarted (no ``persistent_workers``).
 
     Args:
-        mask: what an epoch keeps.
-        column: where a sample has its id, or, with `ids`, its key.
+        mask: the samples that an epoch keeps.
+        column: the entry with a sample's id or, with `ids`, its key.
         ids: the ids of keys.
 
     Raises:
-        TypeError: `mask` is no EpochMask, `ids` no KeyIds.
-        RuntimeError: when called, in a worker that started before keys were numbered among which
-            the epoch chose.
+        TypeError: `mask` is not an EpochMask or `ids` not a KeyIds.
+        RuntimeError: when called in a worker that was started before keys of the epoch got their
+            ids.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Kept:
 
 
 def indices_of(keys: Iterable[str], ids: emp.KeyIds, state: emp.EMPState) -> torch.Tensor:
-    """The ids (N,) int64 of a batch's keys, in the process that trains: new keys are numbered, and
-    the state grows to hold them.
+    """The ids (N,) int64 of a batch's keys, in the training process: new keys get ids, and the
+    state grows to hold them.
 
     Raises:
         TypeError: a key is no str.
@@ -90,17 +90,17 @@ def epoch_steps(
     *,
     group: dist.ProcessGroup | None = None,
 ) -> int:
-    """How many batches all ranks train in this epoch, where their shards keep unequal numbers: as
-    many as the rank that keeps most needs. For WebLoader's ``.with_epoch(steps)``, where ranks with
-    fewer begin again.
+    """Number of batches per rank in this epoch when the ranks' shards keep different numbers of
+    samples: the largest any rank needs. For WebLoader's ``.with_epoch(steps)``, where ranks with
+    fewer start over.
 
-    Collective where a process group is initialised.
+    Collective if a process group is initialised.
 
     Args:
         mask: the epoch's.
         ids: of all samples' names (:func:`named`), the same on all ranks.
         urls: this rank's shards.
-        batch_size: of a rank's batches, which the loader makes (not its workers).
+        batch_size: of a rank's batches, formed by the loader (not its workers).
         group: a process group; None is the default one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Training batches of the Hugging Face Trainer that say which samples they hold."""
+"""Training batches of the Hugging Face Trainer with sample ids."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader, Sampler
 from ..dataset import IndexedDataset
 
 IDS = "sample_ids"  # the batch's key of the sample ids
-LENGTHS = "sample_lengths"  # of the samples' lengths, where a collator joins them into one row
+LENGTHS = "sample_lengths"  # the samples' lengths, if a collator packs them into one row
 
 
 class IdCollator:
-    """A data collator that keeps sample ids: items ``(id, features)`` of an
-    :class:`emp_kernels.IndexedDataset` become what `collator` makes of the features, and their ids
-    (B,) int64 under ``sample_ids``. Where `collator` joins the B samples into one row, as for
-    attention without padding, their lengths (a list of B ints) stand under ``sample_lengths``.
-    Other items, as in evaluation, go to `collator` untouched."""
+    """A data collator that keeps sample ids: it collates the features of items ``(id, features)``
+    of an :class:`emp_kernels.IndexedDataset` with `collator` and adds their ids (B,) int64 as
+    ``sample_ids``. If `collator` packs the B samples into one row (padding-free attention), their
+    lengths (a list of B ints) are added as ``sample_lengths``. Other items, as in evaluation, are
+    passed to `collator` unchanged."""
 
     def __init__(self, collator: Callable[[list[Any]], Any]) -> None:
         self.collator = collator
@@ -42,10 +42,10 @@ def _length(features: Any) -> int:
 
 
 def with_ids(loader: Any, sampler: Sampler[int], drop_last: bool, times: int) -> DataLoader:
-    """The loader that a Trainer made for training, drawing from `sampler` and telling ids.
+    """The Trainer's training loader, drawing from `sampler` and with ids in its batches.
 
-    What the Trainer decided stays: the data set and the collator (both without the columns that
-    its options remove), the workers, and the batch size, `times` as large.
+    The data set and the collator (both without the columns that the Trainer's options remove) and
+    the workers are kept; the batch size is multiplied by `times`.
     """
     names = (
         *("num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context"),

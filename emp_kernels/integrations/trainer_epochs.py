@@ -22,24 +22,24 @@ CHECKPOINT = "emp_state.pt"  # in each checkpoint's folder
 
 
 class PrunedEpochs:
-    """Stands before ``Trainer`` among the bases: trains the epochs that an EMPSampler draws.
+    """A base class to put before ``Trainer``: trains the epochs that an EMPSampler draws.
 
-    The Trainer counts every epoch as long as the first, skips the batches that a resumed epoch has
-    trained, and restores the random generators. This class says how long each epoch is, which one a
-    checkpoint stands in, and how much of it was trained. A resumed epoch is drawn from its
-    beginning, in its saved order; the state's `selections` are then those of the epoch's beginning.
+    The Trainer assumes that every epoch is as long as the first, skips the batches that a resumed
+    epoch has trained, and restores the random generators. This class provides each epoch's length,
+    the epoch of a checkpoint, and how much of it was trained. A resumed epoch is drawn from its
+    beginning, in its saved order; the state's `selections` are restored to the epoch's beginning.
     """
 
     emp_state: EMPState
     emp_sampler: EMPSampler | None
     _keep: Keep
-    _candidates: int  # for each sample that is trained
+    _candidates: int  # per trained sample
     _sampler_options: dict[str, Any]
-    _first: dict[str, Any] | None  # what the state was given as, where a training begins anew
-    _batch: int  # samples of a batch of all processes
-    _resumed: tuple[int, int]  # epoch, and how many ids the sampler has left out of it
-    # Of the running epoch: its number, ids and batches; batches trained, ids that were left out;
-    # selections at its beginning.
+    _first: dict[str, Any] | None  # the initial state, for trainings that start over
+    _batch: int  # samples per batch, over all processes
+    _resumed: tuple[int, int]  # epoch, and number of its ids that the sampler skips
+    # The running epoch's number, ids and batches; batches trained, ids skipped; selections at its
+    # beginning.
     _epoch: int
     _ids: int
     _batches: int
@@ -52,7 +52,8 @@ class PrunedEpochs:
         return self
 
     def get_train_dataloader(self) -> DataLoader:
-        """The Trainer's own, but for the order, and with each batch's ids; it begins a training."""
+        """The Trainer's loader with another order and each batch's ids; called when a training
+        begins."""
         trainer = self._trainer()
         stock = super().get_train_dataloader()  # type: ignore[misc]
         if len(stock.dataset) != self.emp_state.num_samples:
@@ -79,7 +80,7 @@ class PrunedEpochs:
         return prepared
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
-        """As Trainer's, counting each epoch by itself."""
+        """As in Trainer, with each epoch's own length."""
         values = super().set_initial_training_values(args, dataloader)  # type: ignore[misc]
         check_initial_values(values)
         sampler = self.emp_sampler
@@ -102,7 +103,7 @@ class PrunedEpochs:
             for epoch in range(whole):
                 steps += count(epoch)
                 samples += len(sampler)
-            if whole < epochs:  # as Trainer rounds, where all epochs are as long as the last
+            if whole < epochs:  # as Trainer rounds, assuming all epochs as long as the last
                 last = count(whole)
                 steps += math.ceil(args.num_train_epochs * last) - whole * last
                 samples += (args.num_train_epochs - whole) * len(sampler)
@@ -127,7 +128,7 @@ class PrunedEpochs:
         epoch, trained = saved["epoch"], saved["trained"]
         if trainer.args.ignore_data_skip:
             trained = 0
-        # The Trainer skips whole batches; of what other batches had trained beyond, the sampler.
+        # The Trainer skips whole batches; the sampler skips the remaining ids.
         batches, rest = divmod(trained, self._batch)
         if rest:
             drawn = iter(sampler)
@@ -139,7 +140,7 @@ class PrunedEpochs:
 
     def _run_epoch(self, **options: Any) -> None:
         sampler, trainer = self.emp_sampler, self._trainer()
-        if sampler is None:  # somebody else's loader
+        if sampler is None:  # a loader without our sampler
             super()._run_epoch(**options)  # type: ignore[misc]
             return
         epoch = options["epoch"]
@@ -158,7 +159,7 @@ class PrunedEpochs:
             skipped = options["steps_trained_in_current_epoch"]
         self._epoch, self._batches = epoch, max(1, batches)
         self._trained, self._left_out = skipped, left_out  # batches, ids
-        self._selections = self.emp_state.selections.clone()  # a resumed epoch is drawn once more
+        self._selections = self.emp_state.selections.clone()  # a resumed epoch is drawn again
         options["steps_in_epoch"] = self._batches
         options["num_update_steps_per_epoch"] = math.ceil(
             self._batches / trainer.args.gradient_accumulation_steps
@@ -170,7 +171,7 @@ class PrunedEpochs:
         return super().training_step(*arguments, **options)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, *arguments: Any, **options: Any) -> None:
-        """As Trainer's; into a checkpoint's folder also the scores and the epoch's order."""
+        """As in Trainer; also saves the scores and the epoch's order into a checkpoint's folder."""
         super().save_model(output_dir, *arguments, **options)  # type: ignore[misc]
         trainer, sampler = self._trainer(), self.emp_sampler
         name = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
@@ -190,7 +191,8 @@ class PrunedEpochs:
                 "state": state,
                 "sampler": sampler.state_dict(position=self._ids if over else 0),
                 "epoch": self._epoch + over,
-                # Ids of all processes: that the saved order has left out, and trained behind them.
+                # Ids of all processes: those that the saved order skips, and those trained after
+                # them.
                 "left_out": 0 if over else self._left_out,
                 "trained": 0 if over else self._trained * self._batch,
             },

@@ -1,5 +1,5 @@
-"""A batch's logits in the Hugging Face Trainer: as the model returns them, or as the product of its
-last hidden states and its output head, which is never made."""
+"""A batch's logits in the Hugging Face Trainer: as the model returns them, or as a product of its
+last hidden states and its output head that is never materialised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..loss import cross_entropy
 from ..results import Scores, Selection
 from ..scoring import score
 
-IGNORED = -100  # the label of what does not count, everywhere in transformers
+IGNORED = -100  # transformers' label of ignored tokens
 
 
 class Logits(NamedTuple):
@@ -25,7 +25,7 @@ class Logits(NamedTuple):
         return score(self.logits, labels, beta=beta, ignore_index=IGNORED)
 
     def losses(self, labels: torch.Tensor, rows: Selection, smoothing: float) -> torch.Tensor:
-        """(K,) of the rows, with the gradient."""
+        """Losses (K,) of the rows, differentiable."""
         return cross_entropy(
             self.logits,
             labels,
@@ -62,12 +62,12 @@ class Product(NamedTuple):
 
 
 class OutputHead:
-    """While it is entered, a causal language model's head is given one position of each sequence,
-    and what it would have been given is kept, so that the model makes no logits.
+    """A context manager in which a causal language model's head sees only one position of each
+    sequence and its full input is stored, so that the model computes no logits.
 
     Raises:
-        ValueError: the model has no head that is a plain torch.nn.Linear; or (with the first batch)
-            does more to the logits than multiply, as a softcap or a scale does.
+        ValueError: the model's head is not a plain torch.nn.Linear; or (at the first batch) the
+            model transforms the logits further, for example by a softcap or a scale.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -102,14 +102,14 @@ class OutputHead:
         return (hidden[:, :1], *others)
 
     def product(self, logits: torch.Tensor) -> Product:
-        """What the head was given, and its weight. `logits` (B, 1, C) are the model's."""
+        """The head's input and its weight. `logits` (B, 1, C) are the model's."""
         product, self._product = self._product, None
         if product is None:
             raise ValueError(
                 "EMPTrainerMixin: with materialise_logits=False the model must run its output "
                 "head once a batch, got a model that did not"
             )
-        if not self._verified:  # once: it waits for the device
+        if not self._verified:  # only once: it synchronises with the device
             with torch.no_grad():
                 found = nn.functional.linear(product.hidden[:, :1], *product[1:]).float()
             tolerance = 1e-4 if product.hidden.dtype == torch.float32 else 3e-2

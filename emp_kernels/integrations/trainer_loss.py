@@ -1,7 +1,7 @@
 """The loss of a training batch in the Hugging Face Trainer, and the scores from the same logits.
 
-It takes the place of the Trainer's `compute_loss_func` while a batch is trained, so that all that
-the Trainer does around a loss stays the Trainer's.
+It replaces the Trainer's `compute_loss_func` while a batch is trained, so that everything else
+around the loss is done by the Trainer.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from .trainer_model import balance_of, logits_of, shifts_labels
 
 
 def shifted(labels: torch.Tensor) -> torch.Tensor:
-    """The label that each position predicts: (B, T), with nothing to predict at the end."""
+    """The label that each position predicts: (B, T), with the last position ignored."""
     end = torch.full_like(labels[..., :1], IGNORED)
     return torch.cat([labels[..., 1:], end], -1)
 
 
 class BatchLoss:
-    """Called as a `compute_loss_func`, once, with a batch's outputs and labels.
+    """A `compute_loss_func`, called once with a batch's outputs and labels.
 
-    The loss is the mean cross-entropy over what counts (labels other than -100), as the stock loss
-    is; over `num_items_in_batch`, where the Trainer counted the labels of all accumulated batches
-    and the stock loss is divided by it.
-    With `keep_tokens` it is the mean over that share of the batch's tokens with the highest scores;
-    under accumulation, those means weigh as the batches' counted tokens do.
+    The loss is the mean cross-entropy over the labels other than -100, as in the stock loss; or the
+    sum divided by `num_items_in_batch`, the number of labels in all accumulated batches, if the
+    stock loss does so. With `keep_tokens` it is the mean over that share of the batch's tokens with
+    the highest scores; under accumulation these means are weighted by the batches' numbers of
+    counted tokens.
 
-    The state remembers the score of each sample: of (B, T, C) logits, the mean over the tokens that
+    The state stores the score of each sample: for (B, T, C) logits, the mean over the tokens that
     count.
 
     Args:
         state: of the training set. ids: (B,) int64 of the batch.
-        lengths: of the samples, where they stand in one row (1, T) one after the other.
+        lengths: of the samples, if they are packed into one row (1, T).
         model: the transformers model, unwrapped.
         causal: whether position t predicts label t + 1; None asks the model.
-        targets: labels (B, T) that are shifted already, or None.
+        targets: labels (B, T) that are already shifted, or None.
         keep_tokens: share of the batch's tokens to train on, or None.
-        smoothing: of the labels. own: the user's loss, which then is the loss.
-        head: entered around the model's forward pass, where no logits are to be made.
+        smoothing: of the labels. own: the user's loss, used instead.
+        head: entered around the model's forward pass if no logits are to be computed.
 
     Attributes:
         divides: whether the stock loss is divided by `num_items_in_batch`.
@@ -91,24 +91,24 @@ class BatchLoss:
         if isinstance(items, torch.Tensor):
             items = items.to(losses.device)
         loss = losses.sum() / items
-        if self.keep_tokens is not None:  # each of them stands for counted / kept tokens
+        if self.keep_tokens is not None:  # each trained token represents counted / kept tokens
             loss = loss * (counted / max(len(rows.indices), 1))
         return loss + balance_of(outputs, self.model)
 
     def samples(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """The samples' scores (B,) alone, which are written into the state."""
+        """The samples' scores (B,), written into the state, without a loss."""
         found, wanted = self._found(outputs, labels)
         return self._remember(found.score(wanted, self.state.beta)).score
 
     def _found(self, outputs: Any, labels: torch.Tensor) -> tuple[Logits | Product, torch.Tensor]:
-        """The logits, or their factors, and the label of each row."""
+        """The logits, or the factors of their product, and the label of each row."""
         logits = logits_of(outputs)
         _check_problem(logits, labels)
         wanted = self._targets(labels, logits.device)
         return (Logits(logits) if self.head is None else self.head.product(logits)), wanted
 
     def of_one_batch(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """What the stock loss of these outputs is, by themselves."""
+        """The stock loss of these outputs alone."""
         logits = logits_of(outputs)
         _check_problem(logits, labels)
         wanted = self._targets(labels, logits.device)
@@ -129,7 +129,7 @@ class BatchLoss:
         return (shifted(labels) if causal else labels).to(device)
 
     def _remember(self, scores: Scores) -> Scores:
-        """Writes the samples' scores (B,) into the state, and returns them."""
+        """Write the samples' scores (B,) into the state and return them."""
         if scores.score.dim() > 1:
             if self.lengths is not None:  # (1, T) to (B, longest)
                 scores = Scores(*(self._apart(field, name) for name, field in _named(scores)))
@@ -146,7 +146,7 @@ class BatchLoss:
         return nn.utils.rnn.pad_sequence(list(samples), True, padding)
 
     def _rows(self, scores: Scores) -> Selection:
-        """The rows that are trained on, with the losses that they have already."""
+        """The rows to train on, with their losses already computed."""
         flat = scores.score.flatten()
         if self.keep_tokens is None:
             kept = torch.arange(len(flat), device=flat.device)

@@ -1,4 +1,4 @@
-"""What the Hugging Face Trainer's model does with labels."""
+"""How the Hugging Face Trainer's model uses labels."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def shifts_labels(model: nn.Module) -> bool | None:
     """Whether position t of the model's logits predicts label t + 1, as causal language models do;
-    None where that cannot be known."""
-    if not hasattr(model, "loss_type"):  # no model of transformers
+    None if unknown."""
+    if not hasattr(model, "loss_type"):  # not a transformers model
         return None
     config = getattr(model, "config", None)
     named = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
@@ -31,16 +31,16 @@ def shifts_labels(model: nn.Module) -> bool | None:
 
 
 def takes(model: nn.Module, name: str) -> bool:
-    """Whether the forward pass of the model, unwrapped, has a parameter of this name."""
+    """Whether the unwrapped model's forward has a parameter of this name."""
     return name in inspect.signature(model.forward).parameters
 
 
 def logits_of(outputs: Any) -> torch.Tensor:
-    """logits (B, C) or (B, T, C) of what a model returned."""
+    """The logits (B, C) or (B, T, C) in a model's output."""
     found = outputs
     if isinstance(outputs, Mapping):
         found = outputs.get("logits")
-    elif isinstance(outputs, tuple | list):  # a loss may stand before them
+    elif isinstance(outputs, tuple | list):  # a loss may come first
         found = next((x for x in outputs if isinstance(x, torch.Tensor) and x.dim() > 1), None)
     if not isinstance(found, torch.Tensor):
         raise ValueError(
@@ -50,7 +50,7 @@ def logits_of(outputs: Any) -> torch.Tensor:
 
 
 def balance_of(outputs: Any, model: nn.Module) -> torch.Tensor | float:
-    """What a mixture of experts adds to its loss, where it returns it."""
+    """The auxiliary loss of a mixture of experts, if it returns one."""
     added = outputs.get("aux_loss") if isinstance(outputs, Mapping) else None
     if added is None:
         return 0.0
@@ -65,11 +65,12 @@ def divides_by_items(
     expected: Callable[[Any], torch.Tensor],
     trainer: Trainer,
 ) -> bool:
-    """Whether the loss that `model` computes of labels among the `inputs` is a sum divided by
-    `num_items_in_batch`. The Trainer passes that to every model whose forward takes any keyword,
-    and takes the loss for so divided; some of them go on with the mean over the batch.
+    """Whether the loss that `model` computes from labels in `inputs` is a sum divided by
+    `num_items_in_batch`. The Trainer passes that to every model whose forward takes arbitrary
+    keywords and assumes that the loss is divided by it; some models ignore it and return the batch
+    mean.
 
-    It takes two passes, without dropout.
+    It takes two forward passes, without dropout.
 
     Raises:
         ValueError: the model's loss of one batch is not the `expected` one of the same outputs.

@@ -1,4 +1,4 @@
-"""What EMPTrainerMixin leans on in a Trainer, and which options of it are refused."""
+"""What EMPTrainerMixin requires of a Trainer, and the Trainer options that it refuses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import transformers
 
-# Private methods of transformers.Trainer that the mixin overrides, each with the parameters that it
-# reads or replaces. They know where an epoch begins and ends; no public method does.
+# Private methods of transformers.Trainer that the mixin overrides, with the parameters that it
+# reads or replaces. No public method marks the beginning and the end of an epoch.
 PRIVATE = {
     "_init_training_state": ("resume_from_checkpoint",),
     "_run_epoch": (
@@ -16,14 +16,14 @@ PRIVATE = {
         *("epochs_trained", "steps_trained_in_current_epoch"),
     ),
 }
-INITIAL_VALUES = 7  # that Trainer.set_initial_training_values returns
+INITIAL_VALUES = 7  # values returned by Trainer.set_initial_training_values
 TESTED = "5.23.0"
 
 _STRATEGIES = ("random", "sequential")
 
 
 def check_trainer(trainer: Any, mixin: type) -> None:
-    """The methods of PRIVATE are there, below `mixin`, with their parameters."""
+    """Raise unless the methods of PRIVATE exist, below `mixin`, with their parameters."""
     bases = type(trainer).__mro__
     below = bases[bases.index(mixin) + 1 :]
     for name, parameters in PRIVATE.items():
@@ -48,7 +48,7 @@ def _of_another_version(lacks: str) -> RuntimeError:
 def check_options(
     trainer: Any, keep_tokens: float | None, materialise_logits: bool, sampler_options: Any
 ) -> None:
-    """No option is set that the mixin would drop."""
+    """Raise if an option is set that the mixin would ignore."""
     arguments = trainer.args
     strategy = getattr(arguments, "train_sampling_strategy", "random")
     if strategy not in _STRATEGIES:

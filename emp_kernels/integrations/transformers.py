@@ -5,8 +5,8 @@
 
     trainer = PruningTrainer(model, arguments, train_dataset=data, keep=0.3)
 
-Trains models with class labels: `labels` (B,) for logits (B, C), one a sample, or `labels` (B, T)
-for logits (B, T, C), as of language models, where a sample is a sequence.
+Trains models with class labels: `labels` (B,) for logits (B, C), or `labels` (B, T) for logits (B,
+T, C), as in language models, where a sample is a sequence.
 """
 
 from __future__ import annotations
@@ -39,45 +39,46 @@ _SFT = "trl.trainer.sft_trainer"
 
 
 class EMPTrainerMixin(PrunedEpochs):
-    """Put before ``Trainer`` among the bases: trains each epoch on what EMP selects.
+    """A mixin to put before ``Trainer``: trains each epoch on the samples that EMP selects.
 
-    The loss is the stock one, computed from the same pass over the logits that refreshes the
-    scores; the order is :class:`emp_kernels.EMPSampler`'s; epochs, steps and the learning-rate
-    schedule count what is really drawn; checkpoints hold the state and the epoch's order
-    (``emp_state.pt``), and resuming goes on in mid-epoch. Accelerate hands the batches out to the
-    processes, so that the sampler itself is that of one rank; the processes' states are merged as
-    an epoch begins. With a `model_init`, each training begins with the scores as they were given.
+    The loss is the stock one, computed in the same pass over the logits that refreshes the scores;
+    the order is :class:`emp_kernels.EMPSampler`'s; epochs, steps and the learning-rate schedule
+    count the samples actually drawn; checkpoints hold the state and the epoch's order
+    (``emp_state.pt``), and resuming continues in mid-epoch. Accelerate distributes the batches to
+    the processes, so the sampler acts as a single rank; the processes' states are merged at the
+    start of each epoch. With a `model_init`, each training starts from the initial scores.
 
     Language models: a sequence's score is the mean over its tokens that count (labels other than
     -100), and `keep` chooses sequences. `keep_tokens` trains, of each batch's tokens, that share
-    with the highest scores, as Rho-1 and ESLM do; with ``keep=1.0`` it is the only choice made.
+    with the highest scores, as Rho-1 and ESLM do; with ``keep=1.0`` only tokens are selected.
 
-    The Trainer's options act as they do without the mixin, but for those refused by name: other
-    orders than "random" and "sequential" (`train_sampling_strategy`), several GPUs in one process,
-    TRL's losses other than "nll". A `compute_loss_func` stays the loss, beside which the scores are
-    made. TRL's own metrics (token accuracy, entropy) are not logged in training: they would take
-    another forward pass.
+    The Trainer's options work as without the mixin, except those that raise an error: orders other
+    than "random" and "sequential" (`train_sampling_strategy`), several GPUs in one process, TRL's
+    losses other than "nll". A `compute_loss_func` remains the loss, and scores are computed in
+    addition. TRL's own metrics (token accuracy, entropy) are not logged in training, as they would
+    take another forward pass.
 
     Args:
         keep, sampler_options: of :class:`emp_kernels.EMPSampler`; `epochs`, `seed` and `shuffle`
-            come from the TrainingArguments. `keep` is 0.3 unless given, with `candidates` 1.0.
-        candidates: batches are loaded so many times as large, all of it is scored by a forward pass
-            in evaluation mode, and the `per_device_train_batch_size` samples with the highest
-            scores are trained. An epoch then has as many times fewer steps.
-        beta: of the :class:`emp_kernels.EMPState`, made for the training set.
+            come from the TrainingArguments. `keep` defaults to 0.3, or to 1.0 with `candidates`.
+        candidates: batches are loaded this many times larger, scored by a forward pass in
+            evaluation mode, and the `per_device_train_batch_size` samples with the highest scores
+            are trained. An epoch then has that many times fewer steps.
+        beta: of the :class:`emp_kernels.EMPState` that is created for the training set.
         emp_state: an existing state instead.
-        keep_tokens: a float in (0, 1], or None: all tokens are trained.
-        materialise_logits: False trains a causal language model from its last hidden states and
-            its output head's weight (:func:`emp_kernels.linear_cross_entropy`): no logits are made.
-        causal: whether position t of the logits predicts label t + 1; None asks the model, which
-            must then be one of transformers.
-        Everything else is Trainer's.
+        keep_tokens: a float in (0, 1], or None to train all tokens.
+        materialise_logits: False trains a causal language model from its last hidden states and its
+            output head's weight (:func:`emp_kernels.linear_cross_entropy`), without computing
+            logits.
+        causal: whether position t of the logits predicts label t + 1; None derives it from the
+            model, which must then be a transformers model.
+        All other arguments are Trainer's.
 
     Raises:
-        ValueError: an option that the mixin would drop; ids are missing from a training batch;
-            labels that are no classes.
-        RuntimeError: the Trainer is of a version without the private methods that are overridden,
-            or computes a loss of its own.
+        ValueError: an option that the mixin would ignore; a training batch without ids; labels that
+            are not classes.
+        RuntimeError: this Trainer version lacks the private methods that the mixin overrides, or
+            computes its own loss.
     """
 
     def __init__(
@@ -119,13 +120,13 @@ class EMPTrainerMixin(PrunedEpochs):
         self._keep_tokens, self._causal = keep_tokens, causal
         self._materialise_logits = materialise_logits
         self._head: OutputHead | None = None
-        self._divides: bool | None = None  # the model's own loss, by num_items_in_batch
+        self._divides: bool | None = None  # the model's loss, by num_items_in_batch
         self._first = None if trainer.model_init is None else self.emp_state.state_dict()
         check_options(self, keep_tokens, materialise_logits, self._sampler_options)
 
     def get_train_dataloader(self) -> DataLoader:
         check_options(self, self._keep_tokens, self._materialise_logits, self._sampler_options)
-        self._head = self._divides = None  # a training may begin with another model
+        self._head = self._divides = None  # a new training may use another model
         return super().get_train_dataloader()
 
     def compute_loss(
@@ -135,14 +136,14 @@ class EMPTrainerMixin(PrunedEpochs):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """As Trainer's; of a training batch, with the scores written into the state. The outputs of
-        a training batch hold no whole logits where none are made."""
+        """As in Trainer; for a training batch it also writes the scores into the state. With
+        `materialise_logits=False` the outputs of a training batch have no full logits."""
         inherited = super().compute_loss  # type: ignore[misc]
         whose = inherited.__qualname__
         if not model.training:
             return inherited(model, inputs, return_outputs, num_items_in_batch)
         self._is_sft = inherited.__module__ == _SFT
-        if self._is_sft:  # it would run the model once more, for its metrics
+        if self._is_sft:  # it would run the model again for its metrics
             inherited = partial(Trainer.compute_loss, self._trainer())
         loss = self._loss_of(model, inputs)
         trainer = self._trainer()
@@ -162,7 +163,7 @@ class EMPTrainerMixin(PrunedEpochs):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> Any:
-        """As Trainer's, of the candidates that are trained: what it counts is theirs."""
+        """As in Trainer, but with only the candidates that are trained, which it then counts."""
         if self._candidates > 1 and self.emp_sampler is not None:
             found = islice(epoch_iterator, num_batches)
             epoch_iterator = iter([self._best_of(batch) for batch in found])
@@ -171,7 +172,7 @@ class EMPTrainerMixin(PrunedEpochs):
         )
 
     def _best_of(self, batch: Any) -> Any:
-        """Those candidates of a batch with the highest scores under the weights of now."""
+        """The candidates of a batch with the highest scores under the current weights."""
         function, trainer = "EMPTrainerMixin", self._trainer()
         if LENGTHS in batch:
             raise ValueError(
@@ -192,7 +193,7 @@ class EMPTrainerMixin(PrunedEpochs):
         return narrowed(function, batch, rows, len(scores))
 
     def _batch_loss(self, inputs: dict[str, Any]) -> tuple[BatchLoss, str]:
-        """The loss of a batch and its labels' name; leaves in `inputs` what the model knows."""
+        """The loss of a batch and its labels' name; `inputs` retains only what the model takes."""
         trainer = self._trainer()
         ids, lengths = inputs.pop(IDS, None), inputs.pop(LENGTHS, None)
         if ids is None:
@@ -219,7 +220,7 @@ class EMPTrainerMixin(PrunedEpochs):
         ), name
 
     def _loss_of(self, model: torch.nn.Module, inputs: dict[str, Any]) -> BatchLoss:
-        """The loss of a training batch; leaves in `inputs` what the Trainer and the model know."""
+        """The loss of a training batch; `inputs` retains what the Trainer and the model take."""
         trainer = self._trainer()
         loss, name = self._batch_loss(inputs)
         labels = inputs[name]
@@ -230,11 +231,11 @@ class EMPTrainerMixin(PrunedEpochs):
                 expected = partial(loss.of_one_batch, labels=labels)
                 self._divides = divides_by_items(model, inputs, expected, trainer)
         loss.divides = self._divides
-        inputs["labels"] = labels  # the Trainer hands them to the loss, and not to the model
+        inputs["labels"] = labels  # the Trainer passes them to the loss and not to the model
         return loss
 
     def _labels_name(self, inputs: Mapping[str, Any]) -> str:
-        """Where a batch's labels are: the Trainer knows several names for them."""
+        """The name of a batch's labels, of the several that the Trainer accepts."""
         names: list[str] = self._trainer().label_names
         found = ["labels"] if "labels" in inputs else [name for name in names if name in inputs]
         if len(found) != 1:

@@ -1,4 +1,4 @@
-"""Triton kernels, how shapes are cut for them (plan), and their launches (launch).
+"""Triton kernels, their launch configurations (plan) and launches (launch).
 
-Loaded only by backends/triton/runtime.py, which first makes sure that Triton is there.
+Loaded only by backends/triton/runtime.py, after checking that Triton is available.
 """

@@ -1,4 +1,4 @@
-"""Adjusted logits: softcap * tanh(z / softcap) / temperature, as distances from one of them."""
+"""Adjusted logits: softcap * tanh(z / softcap) / temperature, as differences from one of them."""
 
 import triton
 import triton.language as tl
@@ -8,8 +8,8 @@ from .numerics import FLOOR, INF, LARGEST, UNSCALE, exp_scaled
 
 @triton.jit
 def tanh_parts(x):
-    """tanh x as whole + rest, whole 0 or 1 with the sign: near 1 the rest keeps the accuracy of
-    what is missing. And 1 - tanh^2."""
+    """tanh x as whole + rest, where whole is 0 or +-1, so that near 1 the rest keeps its relative
+    accuracy; and 1 - tanh^2."""
     size = tl.abs(x)
     z = x * x
     series = tl.fma(z, -0.00570496, 0.02063906)
@@ -27,7 +27,7 @@ def tanh_parts(x):
 
 @triton.jit
 def parts_of(z, to_cap, CAPPED: tl.constexpr):
-    """What distances of adjusted logits are made of, and d adjusted / dz but for their scale."""
+    """The parts of which `distance` is computed, and d adjusted / dz without the scale."""
     if CAPPED:
         whole, rest, slope = tanh_parts(z * to_cap)
     else:
@@ -38,7 +38,7 @@ def parts_of(z, to_cap, CAPPED: tl.constexpr):
 @triton.jit
 def distance(whole, rest, from_whole, from_rest, high, low, CAPPED: tl.constexpr):
     """adjusted(z) - adjusted(from); high + low is the scale, softcap / temperature or 1 /
-    temperature, which therefore does not round."""
+    temperature, without rounding."""
     if CAPPED:
         x = (whole - from_whole) + (rest - from_rest)
         d = tl.fma(x, high, x * low)

@@ -1,9 +1,9 @@
-"""Rows of similarities by tensor cores, a tile at a time, and their running sums.
+"""Rows of similarities, computed by tensor cores one tile at a time, and their running sums.
 
-A launch takes one block: this rank's rows of one view against everyone's of one view. Vectors
-come scaled by powers of two, so that no product overflows and nothing is rounded before the
-products; the factors that make them unit vectors are applied to the tile. float32 products are
-made of three of tensor-core TF32 each, which keeps float32's accuracy.
+A launch computes one block: this rank's rows of one view against all ranks' rows of one view.
+Vectors are scaled by powers of two, so that no product overflows and nothing is rounded before the
+products; the normalisation is applied to the tile. Each float32 product is computed as three TF32
+products, which keeps float32's accuracy.
 """
 
 from typing import Any
@@ -16,20 +16,20 @@ from .launch import OPTIONS
 from .numerics import FLOOR, INF, LARGEST, SCALE, UNSCALE, exp_scaled
 from .sums import NAN_WINS
 
-LENGTH = 8  # vectors get a length of about 2^8: small elements of float16 are still there
-ROWS, COLUMNS, PROGRAMS = 64, 64, 264  # a tile; programs that keep a large GPU busy
+LENGTH = 8  # log2 of the scaled vectors' length: small float16 elements do not underflow
+ROWS, COLUMNS, PROGRAMS = 64, 64, 264  # tile size; number of programs that fills a large GPU
 SIZES = ["n", "total", "start"]
 
 
 @triton.jit
 def add_tile(m, u, t, z):
-    """Sums (R,) relative to m of the values so far, with those of the tile z (R, C) added.
+    """Add the tile z (R, C) to the sums (R,) relative to the running maximum m.
 
-    All but one maximal element are counted, and where two parts meet the left-out element of the
-    smaller maximum is added. A NaN makes u NaN for good; -inf counts as absent.
+    One maximal element is left out; when two parts merge, the left-out element of the part with the
+    smaller maximum is added. A NaN makes u NaN permanently; -inf counts as absent.
     """
     top = tl.max(z, 1)
-    below = (z >= top[:, None]) == 0  # also a NaN
+    below = (z >= top[:, None]) == 0  # also for NaN
     d = tl.maximum(z - tl.maximum(top, -LARGEST)[:, None], FLOOR, propagate_nan=NAN_WINS)
     e = tl.where(below, exp_scaled(d, True), 0.0)
     maxima = tl.sum((z == top[:, None]).to(tl.float32), 1)
@@ -40,7 +40,7 @@ def add_tile(m, u, t, z):
 
 @triton.jit
 def merge_two(m, u, t, other_m, other_u, other_t):
-    """The sums of two parts together."""
+    """The merged sums of two parts."""
     new_m = tl.maximum(m, other_m)
     base = tl.maximum(new_m, -LARGEST)
     lower = m < other_m
@@ -64,7 +64,7 @@ def similarity_rows(
     PARTS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out (PARTS, 4, n): m, u, t of rows (n, WIDTH) against each part of columns (total, WIDTH),
-    and the similarity to the positive, 0 but in its part.
+    and the similarity to the positive, 0 except in its part.
 
     Row i's diagonal is column start + i: with ITSELF it is left out, else it is the positive.
     """
@@ -119,8 +119,8 @@ INTERPRETED = not isinstance(similarity_rows, triton.runtime.jit.JITFunction)
 
 
 def scaled(vectors: torch.Tensor, norms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """vectors (n, D) times powers of two, exactly, in their dtype; and the factors (n,) float64
-    that make them unit vectors."""
+    """vectors (n, D) scaled exactly by powers of two, in their dtype, and the factors (n,) float64
+    that normalise them."""
     power = torch.exp2(LENGTH - norms.log2().round())
     return (vectors * power[:, None].float()).to(vectors.dtype).contiguous(), 1 / (norms * power)
 
@@ -131,8 +131,8 @@ def similarity_sums(
     start: int,
     itself: bool,
 ) -> torch.Tensor:
-    """Launches one block: sums (PARTS, 4, n) float32 of `similarity_rows`. Each side is vectors
-    (n, D) and factors (n,) float32 as from `scaled`."""
+    """Launches one block: sums (PARTS, 4, n) float32 of `similarity_rows`. Each side is a pair of
+    vectors (n, D) and factors (n,) float32 from `scaled`."""
     (own, scale), (against, against_scale) = rows, columns
     n, width = own.shape
     blocks = triton.cdiv(n, ROWS)

@@ -1,4 +1,4 @@
-"""The gradient of the cross-entropy: one read of the rows that are trained on, one write."""
+"""The gradient of the cross-entropy: one read of the trained rows, one write."""
 
 import triton
 import triton.language as tl
@@ -21,9 +21,9 @@ def gradient_rows(
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """out (N, C) = (softmax - onehot) * scales (N,); a row whose scale is 0 is zero and not read.
-    Of a SHARD, maximum (N,) is that of all columns and lse stands above it.
+    With SHARD, maximum (N,) is that of all columns and lse is relative to it.
 
-    The label's entry is exp(-loss) - 1, for the probability itself would round to 1.
+    The label's entry is exp(-loss) - 1, because the probability itself would round to 1.
     """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
@@ -50,7 +50,7 @@ def gradient_rows(
     if SHARD:
         z -= row_m[:, None]
     p = tl.exp(z - row_lse[:, None])
-    scale = tl.where(row_loss == row_loss, scale, row_loss)  # NaN where there is no loss
+    scale = tl.where(row_loss == row_loss, scale, row_loss)  # NaN for invalid rows
     gradient = tl.where(columns[None, :] == y[:, None], at_label[:, None], p) * scale[:, None]
     gradient = tl.where(trained[:, None], gradient, 0.0)
     target = out + tl.multiple_of(rows * classes, V)[:, None] + columns[None, :]

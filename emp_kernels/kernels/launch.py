@@ -1,4 +1,4 @@
-"""Launching the kernels: what they get, and in what memory they answer."""
+"""Launching the kernels: their arguments and output memory."""
 
 import functools
 from collections.abc import Sequence
@@ -35,26 +35,26 @@ bracket, split, narrow = Kernel(large.bracket), Kernel(large.split), Kernel(larg
 count, compact = Kernel(large.count), Kernel(large.compact)
 
 STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock", "claims")
-OPTIONS = {"enable_fp_fusion": False}  # where a product and a sum round once, the kernels say so
+OPTIONS = {"enable_fp_fusion": False}  # kernels use fma explicitly where they need it
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Multiprocessors of the device; the interpreter is one."""
+    """Number of multiprocessors; 1 for the interpreter."""
     if device.type == "cpu":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _on(device: torch.device) -> AbstractContextManager:
-    """Kernels run on the current device: make it the tensors'."""
+    """Make the tensors' device current, on which kernels run."""
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)
 
 
 class Rows(NamedTuple):
-    """Logits as `count` rows of unit inner stride, in groups of `per_group` equally spaced."""
+    """Logits as `count` rows of unit inner stride, in groups of `per_group` equally spaced rows."""
 
     logits: torch.Tensor
     count: int
@@ -65,13 +65,13 @@ class Rows(NamedTuple):
 
     @property
     def grouped(self) -> bool:
-        """Whether there is more than one group; their distance may be 0."""
+        """Whether there is more than one group; the group stride may be 0."""
         return self.per_group != self.count
 
 
 def rows_of(logits: torch.Tensor) -> Rows:
-    """Rows of logits (..., C); copied only where the inner stride is not 1 or the leading
-    dimensions do not collapse to two."""
+    """Rows of logits (..., C); copied only if the inner stride is not 1 or the leading dimensions
+    do not collapse to two."""
     logits, classes = logits.detach(), logits.shape[-1]
     if logits.dim() > 3:
         try:
@@ -90,8 +90,8 @@ def rows_of(logits: torch.Tensor) -> Rows:
 
 
 class Scored(NamedTuple):
-    """What a scoring launch leaves: values (4 or 6, N), correct and prediction (N,) of statistics,
-    work memory, and indices and threshold where the launch selected."""
+    """The output of a scoring launch: values (4 or 6, N), correct and prediction (N,) for
+    statistics, work memory, and indices and threshold if the launch selected."""
 
     values: torch.Tensor
     correct: torch.Tensor | None
@@ -118,20 +118,21 @@ def score(
 
     Args:
         labels: N of them, of any integer dtype.
-        statistics: for all the statistics instead of score, loss, entropy and lse.
-        sums: for m, u, t and z_y instead, without selecting.
-        keep: how many the launch's last program selects, after it wrote the state, of at most
-            FUSED rows; None leaves both to later launches.
+        statistics: compute all statistics instead of score, loss, entropy and lse.
+        sums: compute m, u, t and z_y instead, without selecting.
+        keep: how many of at most FUSED rows the launch's last program selects after writing the
+            state; None leaves both to later launches.
         state, ids: an id out of range makes its row invalid.
-        plan: None for the one of `plan_of`.
+        plan: by default that of `plan_of`.
 
-    Both scoring kernels take, after pointers: the rows' layout, `vectors` of V elements a row,
-    `misaligned` elements from the last 16-byte boundary to the logits, and `keep`.
+    Both scoring kernels take, after the pointers: the rows' layout, the number `vectors` of
+    V-element vectors per row, the number `misaligned` of elements between the last 16-byte boundary
+    and the logits, and `keep`.
     """
     logits, n, classes = rows.logits, rows.count, rows.classes
     device, itemsize, address = logits.device, logits.element_size(), logits.data_ptr()
     if labels.dtype == torch.uint64 and ignore_index is not None and ignore_index < 0:
-        ignore_index = None  # labels from 2^63 on would wrap to it
+        ignore_index = None  # labels from 2^63 on would wrap around to it
     vector, ragged = layout_of(address, rows.group_stride, rows.row_stride, classes, itemsize)
     if plan is None:
         plan = plan_of(n, classes, itemsize, vector, processors(device), statistics)
@@ -172,8 +173,8 @@ def gradient(
     rows: Rows, labels: torch.Tensor, loss: torch.Tensor, lse: torch.Tensor, scales: torch.Tensor,
     maximum: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The cross-entropy's gradient (N, C) of N * C > 0 logits, in their dtype; with the `maximum`
-    of rows that have columns elsewhere, `lse` stands above it."""
+    """The cross-entropy's gradient (N, C) of N * C > 0 logits, in their dtype; for sharded rows,
+    `maximum` is the whole row's and `lse` is relative to it."""
     logits, n, classes = rows.logits, rows.count, rows.classes
     out = torch.empty((n, classes), dtype=logits.dtype, device=logits.device)
     vector, ragged = layout_of(
@@ -203,20 +204,20 @@ def selection(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 def _state_fields(state: Any) -> list[torch.Tensor | None]:
-    if state is not None and len(state.claims) < state.num_samples:  # a CPU's state, interpreted
+    if state is not None and len(state.claims) < state.num_samples:  # on the CPU, interpreted
         state.claims = torch.empty_like(state.seen_at)
     return [getattr(state, name, None) for name in STATE_FIELDS]
 
 
 def fused(n: int) -> bool:
-    """Whether the last program of a scoring launch on n rows has room to select among them."""
+    """Whether the last program of a scoring launch on n rows can select among them."""
     return n <= FUSED
 
 
 def finish_few(
     values: torch.Tensor, keep: int, ids: torch.Tensor | None, state: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Writes the state and selects `keep` of values (4, N), N <= FEW."""
+    """Write the state and select `keep` of values (4, N), N <= FEW."""
     n, device = values.shape[1], values.device
     indices, threshold = selection(keep, device)
     tile = tile_of(n)
@@ -252,8 +253,8 @@ def select_many(
     ids: torch.Tensor | None,
     state: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Selects `keep` of scores (N,): of the valid ones, where a scoring launch's `work` counts the
-    invalid ones, or of all where it is None, and then there is no threshold."""
+    """Select `keep` of scores (N,): among the valid ones, if a scoring launch's `work` holds the
+    number of invalid ones, or among all if it is None, without a threshold."""
     n, device, valid = scores.shape[0], scores.device, work is not None
     chunks = -(-n // CHUNK)
     programs = min(chunks, 4 * processors(device))
@@ -288,7 +289,7 @@ def select_many(
 
 
 def remember(state: Any, ids: torch.Tensor | None, scores: Sequence[torch.Tensor]) -> None:
-    """Writes the valid rows of score, loss and entropy (N,); the clock advances if any is."""
+    """Write the valid rows of score, loss and entropy (N,); the clock advances if there are any."""
     n = scores[0].shape[0]
     if n == 0 or state.num_samples == 0:
         return

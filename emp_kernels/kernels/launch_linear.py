@@ -1,4 +1,4 @@
-"""Launching the scores of a product: how it is cut into tiles, and their memory."""
+"""Launching the scores of a product: its tiling and output memory."""
 
 import functools
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from .plan import VECTOR_BYTES, WORK_SIZE, power_of_two
 
 
 class LinearPlan(NamedTuple):
-    """Tiles of `rows` x `columns`, `depth` of the inner dimension at a time and `stages` of those
-    on their way from memory; `parts` programs share the classes of a row."""
+    """Tiles of `rows` x `columns` with `depth` of the inner dimension at a time, pipelined in
+    `stages`; `parts` programs share the classes of a row."""
 
     rows: int
     columns: int
@@ -25,8 +25,8 @@ class LinearPlan(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def plan_linear(n: int, classes: int, itemsize: int, vector: int, processors: int) -> LinearPlan:
     """The tiles for (n, classes) logits on a chip of `processors` multiprocessors."""
-    # Exact products of float32 are no tensor core's, and narrow loads need a register each: small
-    # tiles, which registers can hold.
+    # Exact float32 products do not use tensor cores, and narrow loads need a register each, so
+    # tiles are small enough for the registers.
     rows, columns, depth, stages, warps = 128, 128, 64, 3, 8
     if itemsize == 4 or vector * itemsize < 8:
         rows, columns, depth, warps = 64, 64, 32, 4
@@ -39,7 +39,7 @@ def plan_linear(n: int, classes: int, itemsize: int, vector: int, processors: in
 
 
 def _vector(depth: int, *matrices: torch.Tensor) -> int:
-    """How many elements of a row may be read at a time: a power of two, up to 16 bytes."""
+    """How many elements of a row can be read at a time: a power of two, up to 16 bytes."""
     size = matrices[0].element_size()
     vector = VECTOR_BYTES // size
     places = [depth, *(x.data_ptr() // size for x in matrices), *(x.stride(0) for x in matrices)]
@@ -60,10 +60,10 @@ def score_linear(
     unit inner stride, N > 0."""
     (n, depth), classes, device = hidden.shape, weight.shape[0], hidden.device
     if labels.dtype == torch.uint64 and ignore_index is not None and ignore_index < 0:
-        ignore_index = None  # labels from 2^63 on would wrap to it
+        ignore_index = None  # labels from 2^63 on would wrap around to it
     labels = labels.reshape(-1).contiguous()
     order = counted = None
-    if ignore_index is not None:  # rows that count first, without asking how many
+    if ignore_index is not None:  # rows that count come first; their number stays on the device
         ignored = (labels.to(torch.int64) == ignore_index).to(torch.uint8)
         order, counted = ignored.argsort(stable=True), n - ignored.sum(dtype=torch.int64)
     exact = hidden.element_size() == 4

@@ -8,11 +8,11 @@ from .launch import OPTIONS, Rows, _on
 from .plan import layout_of, power_of_two
 from .terms import row_terms, terms_gradient
 
-_TILE = 2048  # elements of a tile: eight a thread, for tanh and weights fill the registers
+_TILE = 2048  # elements per tile: eight per thread, as tanh and weights fill the registers
 
 
 def _cut(rows: Rows, probabilities: torch.Tensor | None) -> dict[str, int]:
-    """Rows and columns of a tile, and how many elements V can be loaded at a time."""
+    """Rows and columns of a tile, and the vector width V of loads."""
     logits, classes = rows.logits, rows.classes
     strides = rows.group_stride, rows.row_stride
     vector, ragged = layout_of(logits.data_ptr(), *strides, classes, logits.element_size())
@@ -29,7 +29,7 @@ def _cut(rows: Rows, probabilities: torch.Tensor | None) -> dict[str, int]:
 
 
 def _scales(adjustment: Any) -> tuple[Any, Any, float, float, float]:
-    """highs and lows of each row or None, else high and low, and 1 / softcap."""
+    """highs and lows per row or None, else high and low, and 1 / softcap."""
     temperature, softcap = adjustment
     top, to_cap = (1.0, 0.0) if softcap is None else (softcap, 1 / softcap)
     if isinstance(temperature, torch.Tensor):
@@ -57,7 +57,7 @@ def terms(
     """loss, entropy, lse, target, total, others, maximum, above and mean of N > 0 rows."""
     n = rows.count
     if labels.dtype == torch.uint64 and ignore_index is not None and ignore_index < 0:
-        ignore_index = None  # labels from 2^63 on would wrap to it
+        ignore_index = None  # labels from 2^63 on would wrap around to it
     highs, lows, high, low, to_cap = _scales(adjustment)
     weight, probabilities, stride, share, uniform = _weights(targets)
     out = torch.empty((9, n), dtype=torch.float32, device=rows.logits.device)

@@ -1,4 +1,4 @@
-"""Launching a compiled kernel again without asking Triton to look at every argument anew."""
+"""Launching a compiled kernel again without Triton's inspection of every argument."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,17 +7,17 @@ import torch
 import triton
 from triton.runtime.jit import JITFunction
 
-# From 3.3 on a compiled kernel takes all arguments, constants too.
+# From Triton 3.3 on, a compiled kernel takes all arguments, including constants.
 _TAKES_ALL = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
 
 class Kernel:
-    """A kernel, launched as Triton's are: ``kernel[grid](*arguments, **constants)``.
+    """A kernel, launched like Triton's: ``kernel[grid](*arguments, **constants)``.
 
-    What Triton compiled is kept for arguments of like dtypes and widths, like constants and one
-    device: looking for it among Triton's own takes longer than many a kernel runs. Of a kernel so
-    launched neither values (``do_not_specialize``) nor alignment of arguments
-    (``do_not_specialize_on_alignment``) may make a variant.
+    Compiled kernels are cached by the arguments' dtypes and widths, the constants and the device:
+    Triton's own lookup takes longer than many kernels run. Variants of such a kernel must not
+    depend on values (``do_not_specialize``) or alignment (``do_not_specialize_on_alignment``) of
+    arguments.
     """
 
     def __init__(self, function: Any) -> None:

@@ -1,9 +1,9 @@
-"""Scores of a product, hidden @ weightᵀ + bias: each tile is reduced where it was made.
+"""Scores of a product, hidden @ weightᵀ + bias: each tile is reduced as soon as it is computed.
 
-A program takes ROWS rows and a part of the classes, tile by tile of COLUMNS; PARTS programs share
-rows, leave their sums behind, and a second kernel merges them. The label's logit is picked up from
-the tile that holds it: computed any other way it could differ from the row's maximum by a rounding,
-and a confident row's loss would be that.
+A program takes ROWS rows and a part of the classes, in tiles of COLUMNS; PARTS programs share rows
+and store their sums, which a second kernel merges. The label's logit is taken from the tile that
+contains it: computed separately it could differ from the row's maximum by a rounding error, which
+would dominate a confident row's loss.
 """
 
 import triton
@@ -16,8 +16,8 @@ from .sums import NAN_WINS, leave_one_out, merge, rescale
 
 @triton.jit
 def add_tile(z, m, u, t, ties, COMPENSATED: tl.constexpr):
-    """Adds a tile z (R, V) to each row's maximum m, the sums u and t of what is below it, and the
-    number of `ties` that equal it."""
+    """Add a tile z (R, V) to each row's maximum m, the sums u and t over the elements below it, and
+    the number of `ties` equal to it."""
     new_m = tl.maximum(m, tl.max(z, 1))
     finite_m = tl.maximum(new_m, -LARGEST)  # while all logits so far are -inf
     u = tl.where(m < new_m, tl.fma(ties.to(tl.float32), SCALE, u), u)
@@ -27,7 +27,7 @@ def add_tile(z, m, u, t, ties, COMPENSATED: tl.constexpr):
     e = exp_scaled(d, COMPENSATED)
     below = z < new_m[:, None]
     u += tl.sum(tl.where(below, e, 0.0), 1)
-    t += tl.sum(e * d, 1)  # 0 at the maximum, where d is, and NaN for NaN
+    t += tl.sum(e * d, 1)  # 0 at the maximum, NaN for NaN
     ties += tl.sum(tl.where(below, 0, 1), 1)
     return new_m, u, t, ties
 
@@ -40,15 +40,15 @@ def score_tiles(
     PRECISION: tl.constexpr, WIDEN: tl.constexpr, COMPENSATED: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Leaves m, u, t and the label's logit of each row and part in parts (PARTS, 4, n).
+    """Store m, u, t and the label's logit of each row and part in parts (PARTS, 4, n).
 
     Rows of hidden and weight are `vectors` of V elements (EVEN: a multiple of DEPTH of them) and
     start at multiples of V.
-    With IGNORE rows are taken in `order`, of which the first counted () count; the others' parts
-    are not written. WIDEN is for the interpreter, whose products know no bfloat16.
+    With IGNORE, rows are taken in `order`, of which the first `counted` () count; the parts of the
+    others are not written. WIDEN is for the interpreter, which has no bfloat16 products.
     """
     blocks = tl.cdiv(n, ROWS)
-    block = tl.program_id(0) % blocks  # programs that run together share tiles of weight
+    block = tl.program_id(0) % blocks  # concurrent programs share tiles of weight
     part = tl.program_id(0) // blocks
     stop = n
     if IGNORE:
@@ -57,7 +57,7 @@ def score_tiles(
     inside = rows < stop
     if IGNORE:
         rows = tl.load(order + rows, mask=inside, other=0)
-    rows = tl.where(inside, rows.to(tl.int64), 0)  # read in vain where there is none
+    rows = tl.where(inside, rows.to(tl.int64), 0)  # padding rows read row 0
     y, known, _ = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
 
     share = tl.cdiv(tl.cdiv(classes, COLUMNS), PARTS) * COLUMNS

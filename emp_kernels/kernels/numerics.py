@@ -1,8 +1,8 @@
 """Exponentials and logarithms in float32 that keep their relative accuracy near zero.
 
-Every sum of exponentials is kept times 2^48. A GPU's exp2 flushes subnormals: exp(d) is then a
-normal number down to d = -120, and what is lost below adds up to less than half the smallest
-subnormal even of 2^18 classes. Squares and products of such sums stay below 2^127.
+Every sum of exponentials is scaled by 2^48, because a GPU's exp2 flushes subnormals: scaled, exp(d)
+is normal down to d = -120, and what is lost below adds up to less than half the smallest subnormal
+even for 2^18 classes. Squares and products of such sums stay below 2^127.
 """
 
 import triton
@@ -13,7 +13,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 LOG2_SCALE = tl.constexpr(48.0)
 SCALE = tl.constexpr(2.0**48)
 UNSCALE = tl.constexpr(2.0**-48)
-FLOOR = tl.constexpr(-144.0)  # stands for -inf: exp_scaled(FLOOR) is 0, and so is 0 * FLOOR
+FLOOR = tl.constexpr(-144.0)  # replaces -inf: exp_scaled(FLOOR) and 0 * FLOOR are 0
 LARGEST = tl.constexpr(3.4028234663852886e38)
 INF = tl.constexpr(float("inf"))
 
@@ -22,9 +22,9 @@ INF = tl.constexpr(float("inf"))
 def exp_scaled(d, COMPENSATED: tl.constexpr):
     """2^48 exp(d) for d in [-144, 0]; 2^48 at 0 and 0 at -144.
 
-    y = d log2(e) + 48 rounds by up to 2e-6, and what it lost is d - (y - 48) ln 2.
-    COMPENSATED multiplies by 1 + that. Without, a term is off by up to 1.4e-6 near d = 0 and by
-    less than 8e-6 down to -120, for three operations less.
+    y = d log2(e) + 48 has a rounding error of up to 2e-6, which is d - (y - 48) ln 2. COMPENSATED
+    multiplies by 1 + that. Without it, three operations are saved and a term's error is up to
+    1.4e-6 near d = 0 and below 8e-6 down to -120.
     """
     y = tl.fma(d, LOG2E, LOG2_SCALE)
     e = tl.exp2(y)
@@ -51,6 +51,6 @@ def log1p(u):
     return tl.fma(k.to(tl.float32), LN2, v * (w * series))
 
 
-# Whether kernels are compiled, and may say how a register's two 16-bit values are worked on; the
-# interpreter runs no assembly.
+# Whether kernels are compiled and may use inline assembly for packed 16-bit values, which the
+# interpreter cannot run.
 PACKED = tl.constexpr(isinstance(exp_scaled, triton.runtime.jit.JITFunction))

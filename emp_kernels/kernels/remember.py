@@ -1,9 +1,9 @@
-"""Writing scores into the state: the last valid row of an id wins, whatever the order of threads.
+"""Writing scores into the state: the last valid row of an id wins, whatever the thread order.
 
-The rows of one id agree on the last of them in `claims`, which has an entry for every sample:
-`clear` sets it to 0, `claim` raises it to the largest tag among the rows, and `write` lets the row
-whose tag stands there write. What the state says of a sample is never anything but an old or a new
-value, also to another stream that copies it meanwhile.
+The last row of each id is found in `claims`, which has an entry per sample: `clear` sets it to 0,
+`claim` raises it to the largest tag among the id's rows, and `write` writes the row whose tag is
+stored there. An entry of the state is always either an old or a new value, even for another stream
+that copies it concurrently.
 """
 
 import triton
@@ -15,7 +15,7 @@ from .plan import ONCE
 
 @triton.jit
 def tag_of(rows):
-    """Tags ascend with the rows, from 1."""
+    """Tags of rows: ascending, from 1."""
     return (rows + 1).to(tl.int32)
 
 
@@ -34,8 +34,8 @@ def write(
     state_score, state_loss, state_entropy, state_updates, state_seen_at, claims, clock,
     samples, rows, valid, score, loss, entropy, CLAIMED: tl.constexpr,
 ):  # fmt: skip
-    """Each valid row (with CLAIMED: each that won its sample) writes, at `clock`, and counts one
-    update."""
+    """Each valid row (with CLAIMED: each row that holds its sample's claim) writes its scores and
+    `clock`, and counts one update."""
     if CLAIMED:
         tag = tl.load(claims + samples, mask=valid, other=0, cache_modifier=".cg")
         valid = valid & (tag == tag_of(rows))
@@ -54,8 +54,8 @@ WRITE = tl.constexpr(2)
 
 @triton.jit
 def samples_of(ids, rows, valid, num_samples, HAS_IDS: tl.constexpr):
-    """Each row's sample, and which of the `valid` rows have one. Ids are checked wherever they are
-    read: another stream may write them meanwhile."""
+    """Each row's sample, and which of the `valid` rows have one in range. Ids are checked at every
+    read, as another stream may write them concurrently."""
     samples = rows.to(tl.int64)
     if HAS_IDS:
         samples = tl.load(ids + rows, mask=valid, other=-1).to(tl.int64)
@@ -69,9 +69,9 @@ def remember_rows(
     before, n, num_samples,
     STEP: tl.constexpr, HAS_IDS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One step for rows (N,): the three steps are three launches, so that each sees the whole of
-    the one before. Without ids row i is sample i, and WRITE alone does it. `before` is a copy of
-    the clock, which advances if any row is valid."""
+    """One step for rows (N,); the three steps are separate launches, so that each sees the
+    completed previous one. Without ids row i is sample i, and only WRITE is needed. `before` is a
+    copy of the clock, which advances if any row is valid."""
     rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = rows < n
     row_score = tl.load(score + rows, mask=inside, other=float("nan"))

@@ -1,4 +1,4 @@
-"""What a row's sums say: loss, entropy, lse, score and statistics, and where they are stored."""
+"""Computes loss, entropy, lse, score and statistics from a row's sums and stores them."""
 
 import triton
 import triton.language as tl
@@ -9,8 +9,8 @@ from .work import BOTTOM, INVALID
 
 @triton.jit
 def label_of(labels, rows, inside, classes, ignore_index, IGNORE: tl.constexpr):
-    """Each row's label clamped to a readable column, whether it is in range, and whether its row
-    is to be read (not ignored)."""
+    """Each row's label clamped to a valid column, whether it is in range, and whether the row is to
+    be read (not ignored)."""
     y = tl.load(labels + rows, mask=inside, other=0).to(tl.int64)
     counts = inside
     if IGNORE:
@@ -21,8 +21,7 @@ def label_of(labels, rows, inside, classes, ignore_index, IGNORE: tl.constexpr):
 
 @triton.jit
 def loss_and_lse(m, log_s, t, z_y, known):
-    """Loss and lse of a row, and whether no loss can be: NaN or +inf among the logits, or no
-    finite one."""
+    """Loss and lse of a row, and whether it is invalid: a NaN or +inf logit, or no finite one."""
     infinite = tl.abs(m) == INF
     broken = infinite | (t != t)
     lse = tl.where(infinite, m, m + log_s)
@@ -36,7 +35,8 @@ def store_scores(
     m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
     HAS_IDS: tl.constexpr,
 ):  # fmt: skip
-    """Stores score, loss, entropy and lse into out (4, N), and counts rows that nobody selects."""
+    """Store score, loss, entropy and lse into out (4, N), and count rows that cannot be
+    selected."""
     log_s = log1p(u * UNSCALE)
     loss, lse, broken = loss_and_lse(m, log_s, t, z_y, known)
     entropy = log_s - tl.div_rn(t * UNSCALE, 1.0 + u * UNSCALE)
@@ -60,7 +60,8 @@ def store_scores(
 
 @triton.jit
 def store_sums(m, u, t, z_y, counts, rows, inside, out, n):
-    """Stores m, u, t and z_y into out (4, N); u and t are 0 where m is infinite, but a NaN's t."""
+    """Store m, u, t and z_y into out (4, N); u and t are 0 where m is infinite, unless t is
+    NaN."""
     infinite = tl.abs(m) == INF
     u = tl.where(infinite, 0.0, u * UNSCALE)
     t = tl.where(infinite & (t == t), 0.0, t * UNSCALE)
@@ -73,7 +74,7 @@ def store_sums(m, u, t, z_y, counts, rows, inside, out, n):
 def store_statistics(
     m, u, t, q, second, top, y, z_y, known, counts, rows, inside, out, correct, prediction, n
 ):
-    """Stores loss, entropy, lse, confidence, el2n and margin into out (6, N), and correct and
+    """Store loss, entropy, lse, confidence, el2n and margin into out (6, N), and correct and
     prediction (N,), from `top`, the lowest index of the maximum."""
     u *= UNSCALE
     log_s = log1p(u)

@@ -1,6 +1,7 @@
-"""Scoring, several rows a program: a row is held in registers whole, its maximum taken first.
+"""Scoring, several rows per program: whole rows are held in registers, and the maximum is taken
+first.
 
-For up to some thousands of classes. A program takes ROWS rows of TILES tiles of WIDTH columns.
+For up to a few thousand classes. A program takes ROWS rows of TILES tiles of WIDTH columns.
 """
 
 import triton
@@ -31,7 +32,7 @@ def score_rows(
     SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """launch.score says what the arguments are, which both scoring kernels share."""
+    """See launch.score for the arguments, which both scoring kernels share."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
     y, known, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
@@ -42,8 +43,8 @@ def score_rows(
         start = rows * row_stride
     z_y = tl.load(logits + start + y, mask=known, other=float("nan")).to(tl.float32)
 
-    # Columns [head, head + vectors * V) start at a multiple of V elements and are read V at a
-    # time; without RAGGED they are all columns. The few others are the edge.
+    # Columns [head, head + vectors * V) start at a multiple of V elements and are read V at a time;
+    # without RAGGED these are all columns. The remaining few are the edge.
     head = start * 0
     body = tl.multiple_of(start + misaligned, V)
     if RAGGED:

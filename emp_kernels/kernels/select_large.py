@@ -1,17 +1,18 @@
-"""Exact selection among many scores, which are read little more than twice, without the host.
+"""Exact selection among many scores, with little more than two reads and no host synchronisation.
 
 1. `bracket`: a range of keys that should hold the k-th largest, from a sample. (A histogram of
-   the leading digit, filled while scoring, was slower: scores share a few digits, and thousands
-   of programs wait for one counter.)
-2. `split`: one read. Each chunk counts its keys above the bracket and puts those inside it into
-   its slot. A sample that misled is found out here, and the bracket becomes everything.
-3. `narrow`, four times: a histogram of the bracket in 256 bins makes the bin that holds
-   the k-th the next bracket, until it is one key. It reads the slots; a chunk that overflowed its
-   slot is read again, so nothing is ever dropped.
-4. `count`: how many each chunk gives, and their prefix sums.
+   the leading digit, filled while scoring, was slower: scores share a few digits, so thousands of
+   programs contend for one counter.)
+2. `split`: one read. Each chunk counts its keys above the bracket and stores those inside it in its
+   slot. If the bracket misses the k-th key, this is detected here and the bracket becomes the full
+   range.
+3. `narrow`, four times: the bin of a 256-bin histogram of the bracket that holds the k-th key
+   becomes the next bracket, until it is a single key. It reads the slots; a chunk that overflowed
+   its slot is read again, so nothing is ever dropped.
+4. `count`: the number of keys that each chunk selects, and their prefix sums.
 5. `compact`: the second read; each chunk writes its positions in order.
 
-Where programs depend on one another the last to take a ticket goes on; none waits.
+Where programs depend on one another, the last to take a ticket continues; none waits.
 """
 
 import triton
@@ -32,10 +33,10 @@ HIGHEST = tl.constexpr(0xFFFFFFFF)
 LOWEST = tl.constexpr(0)  # the bracket's keys, both inclusive
 LAST = tl.constexpr(1)
 ABOVE = tl.constexpr(2)  # keys above the bracket
-COUNT = tl.constexpr(3)  # how many are selected
-WHOLE = tl.constexpr(4)  # 1 when the bracket is everything and the slots mean nothing
+COUNT = tl.constexpr(3)  # number of keys to select
+WHOLE = tl.constexpr(4)  # 1 if the bracket is the full range and the slots are unused
 INSIDE = tl.constexpr(5)  # keys inside the first bracket
-TICKETS = tl.constexpr(8)  # one for split, one for each narrowing, one for count
+TICKETS = tl.constexpr(8)  # split, each narrowing, count
 BIN_COUNTS = tl.constexpr(16)  # DIGITS counts for each narrowing
 
 
@@ -48,8 +49,8 @@ def _store_bracket(plan, lowest, last, above):
 
 @triton.jit(**cut.ONCE)
 def bracket(scores, plan, work, keep, n, VALID_ONLY: tl.constexpr, SAMPLE: tl.constexpr):
-    """One program: six standard deviations of the sample's rank around the k-th key, k = keep, or
-    with VALID_ONLY the number of valid scores where that is less."""
+    """One program: a bracket of six standard deviations of the sample's rank around the k-th key,
+    with k = keep or, with VALID_ONLY, at most the number of valid scores."""
     draws = tl.arange(0, SAMPLE).to(tl.int64)
     key = order_key(tl.load(scores + draws * n // SAMPLE).to(tl.float32), VALID_ONLY)
     count = keep.to(tl.int64)
@@ -58,7 +59,7 @@ def bracket(scores, plan, work, keep, n, VALID_ONLY: tl.constexpr, SAMPLE: tl.co
     share = count.to(tl.float32) / n
     rank = (share * SAMPLE).to(tl.int32)
     margin = (6.0 * tl.sqrt(share * (1.0 - share) * SAMPLE)).to(tl.int32) + 2
-    ends = tl.arange(0, 2)  # the lowest key's rank and the highest one's
+    ends = tl.arange(0, 2)  # ranks of the lowest and the highest key
     ranks = tl.where(ends == 0, tl.minimum(rank + margin, SAMPLE), tl.maximum(rank - margin, 1))
     found = kth_largest(key[:, None], ranks).to(tl.int64)
     lowest = tl.sum(tl.where(ends == 0, found, 0), 0)
@@ -74,8 +75,7 @@ def bracket(scores, plan, work, keep, n, VALID_ONLY: tl.constexpr, SAMPLE: tl.co
 
 @triton.jit
 def _chunk_keys(scores, chunk, n, VALID_ONLY: tl.constexpr):
-    """Where the chunk starts, its places (CHUNK,) from there, whether there is a score, and the
-    keys."""
+    """The chunk's start, offsets (CHUNK,) from it, whether they are in range, and the keys."""
     start = chunk * tl.full((), CHUNK, tl.int64)
     places = tl.arange(0, CHUNK)
     live = places < tl.minimum(n - start, CHUNK).to(tl.int32)
@@ -87,8 +87,8 @@ def _chunk_keys(scores, chunk, n, VALID_ONLY: tl.constexpr):
 def split(
     scores, slots, above, inside, plan, n, chunks, VALID_ONLY: tl.constexpr, SLOT: tl.constexpr
 ):
-    """Each chunk: counts its keys `above` the bracket and `inside` it, keeps the latter in its
-    slot. The last program checks that the bracket holds the k-th."""
+    """Per chunk: count the keys `above` the bracket and `inside` it, and store the latter in its
+    slot. The last program checks that the bracket contains the k-th key."""
     lowest = tl.load(plan + LOWEST).to(tl.uint32)
     last = tl.load(plan + LAST).to(tl.uint32)
     all_above = tl.zeros((), tl.int64)
@@ -121,7 +121,8 @@ def split(
 
 @triton.jit
 def _bin_width(span):
-    """log2 of the least power of two in which `span` + 1 keys fill at most DIGITS bins."""
+    """log2 of the smallest power-of-two bin width for which `span` + 1 keys fill at most DIGITS
+    bins."""
     shift = tl.zeros((), tl.int32)
     for i in tl.static_range(24):
         shift += (span >= (256 << i)).to(tl.int32)
@@ -137,7 +138,7 @@ def _histogram(key, live, lowest, last, shift):
 
 @triton.jit
 def _slot_keys(slots, chunk, held, SLOT: tl.constexpr):
-    """Which places of the chunk's slot are filled, and their keys (SLOT,)."""
+    """Which entries of the chunk's slot are filled, and their keys (SLOT,)."""
     place = tl.arange(0, SLOT)
     live = place < held
     start = chunk * tl.full((), SLOT, tl.int64)
@@ -148,8 +149,8 @@ def _slot_keys(slots, chunk, held, SLOT: tl.constexpr):
 def narrow(
     scores, slots, inside, plan, n, chunks, step, VALID_ONLY: tl.constexpr, SLOT: tl.constexpr
 ):
-    """One narrowing, the step-th: a histogram of the bracket, of which the last program makes the
-    k-th key's bin the next bracket."""
+    """One narrowing step: a histogram of the bracket; the last program makes the k-th key's bin the
+    next bracket."""
     lowest = tl.load(plan + LOWEST)
     last = tl.load(plan + LAST)
     if lowest < last:
@@ -199,9 +200,9 @@ def count(
     scores, slots, above, inside, taken, ties, plan, threshold, n, chunks,
     VALID_ONLY: tl.constexpr, SLOT: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Keys of each chunk above the k-th, `taken`, and equal to it, `ties`; the last program
-    turns both into what the chunks before give: `taken` with their ties that are selected, and
-    `ties`. It also stores the k-th score, +inf where nothing is selected."""
+    """Count each chunk's keys above the k-th, `taken`, and equal to it, `ties`. The last program
+    turns both into prefix sums over chunks, `taken` including the ties that are selected, and
+    stores the k-th score, +inf if nothing is selected."""
     kth = tl.load(plan + LOWEST)
     whole = tl.load(plan + WHOLE)
     for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
@@ -215,7 +216,7 @@ def count(
         tl.store(ties + chunk, equal)
     if take_ticket(plan, TICKETS + 5, tl.num_programs(0).to(tl.int64)):
         total = tl.load(plan + COUNT)
-        wanted = total - tl.load(plan + ABOVE)  # ties that are selected
+        wanted = total - tl.load(plan + ABOVE)  # ties to select
         taken_before = tl.zeros((), tl.int64)
         ties_before = tl.zeros((), tl.int64)
         for start in range(0, chunks, TILE):
@@ -238,8 +239,8 @@ def compact(
     scores, taken, ties, plan, indices, ids, state_selections, num_samples, n, keep,
     VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
 ):  # fmt: skip
-    """One chunk a program: stores the positions of its selected scores in order, pads the end of
-    the indices with -1, and counts the selections in the state."""
+    """One chunk per program: store the positions of its selected scores in order, pad the indices
+    with -1, and count the selections in the state."""
     chunk = tl.program_id(0)
     kth = tl.load(plan + LOWEST).to(tl.uint32)
     total = tl.load(plan + COUNT)
@@ -248,13 +249,13 @@ def compact(
     wanted = total - tl.load(plan + ABOVE) - before
     start, places, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
     chosen = live & (key > kth)
-    if (wanted > 0) & (behind > before):  # few chunks have ties at all
+    if (wanted > 0) & (behind > before):  # few chunks have ties to select
         tied = live & (key == kth)
         chosen = chosen | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
     place = tl.cumsum(chosen.to(tl.int32), 0) - 1
     first = tl.load(taken + chunk)
     end = tl.load(taken + chunk + 1, mask=chunk + 1 < tl.num_programs(0), other=total)
-    # What was counted is what is stored, also where another stream has written scores since.
+    # Store exactly as many as were counted, even if another stream has changed the scores since.
     room = tl.minimum(end, total) - first
     chosen = chosen & (place < room)
     missing = room - tl.sum(chosen.to(tl.int64), 0)

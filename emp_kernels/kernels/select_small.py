@@ -1,8 +1,8 @@
-"""The end of a call on few rows, by one program: the scoring launch's last one, or a launch of its
-own where rows are some thousands or are ignored.
+"""The final step of a call on few rows, by one program: the scoring launch's last one, or a
+separate launch for several thousand rows or with ignored rows.
 
-Every program takes a ticket when its scores are stored. Nobody waits: whoever draws the last
-ticket knows that all scores are there, selects among them and writes the state.
+Every program takes a ticket after storing its scores. None waits: the program with the last ticket
+knows that all scores are stored, selects among them and writes the state.
 """
 
 import triton
@@ -17,8 +17,8 @@ from .work import TICKET
 
 @triton.jit
 def take_ticket(work, ticket, programs):
-    """True in the last of the `programs` that come."""
-    tl.debug_barrier()  # every thread's stores are before the ticket, which releases them
+    """True in the last of the `programs` to call this."""
+    tl.debug_barrier()  # all threads' stores come before the ticket, which releases them
     before = tl.atomic_add(work + ticket, 1, sem="acq_rel")
     tl.debug_barrier()
     return before == programs - 1
@@ -30,9 +30,9 @@ def place_block(
     num_samples, VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
     AGAIN: tl.constexpr,
 ):  # fmt: skip
-    """Stores those of rows (B,) that are selected, behind the `placed` ones before them; returns
-    how many are placed and how many ties may still be taken. Of scores that are read AGAIN, at
-    least `least` and at most `most` are placed then, whatever another stream has written since."""
+    """Store the selected ones of rows (B,) after the `placed` earlier ones; return the number
+    placed and the number of ties left to take. If scores are read AGAIN, between `least` and `most`
+    are placed, even if another stream has changed the scores since."""
     key = order_key(score, VALID_ONLY)
     tied = (key == kth) & inside
     ties_before = tl.cumsum(tied.to(tl.int32), 0)
@@ -58,11 +58,11 @@ def select_tile(
     VALID_ONLY: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Selects among scores (N,), N <= TILE: stores the ascending positions of the `keep` highest,
+    """Select among scores (N,), N <= TILE: store the ascending positions of the `keep` highest,
     padded with -1, and with VALID_ONLY the lowest selected score.
 
-    All keys are in registers while the k-th is found. Of more than a BLOCK there is no room for
-    more, and the scores are read again, a block at a time.
+    All keys are in registers while the k-th is found. For more than a BLOCK of keys the registers
+    are full, and the scores are read again, one block at a time.
     """
     rows = tl.arange(0, TILE)
     inside = rows < n
@@ -103,8 +103,8 @@ def remember_block(
     out, ids, state_score, state_loss, state_entropy, state_updates, state_seen_at, claims, clock,
     num_samples, rows, n, STEP: tl.constexpr, HAS_IDS: tl.constexpr,
 ):  # fmt: skip
-    """One step (remember) of writing rows (B,) of out (4, N) into the state; whether any is
-    valid."""
+    """One step (see remember.py) of writing rows (B,) of out (4, N) into the state; returns whether
+    any row is valid."""
     inside = rows < n
     score = tl.load(out + rows, mask=inside, other=float("nan"), cache_modifier=".cg")
     # comparisons with NaN are false
@@ -130,7 +130,7 @@ def finish_rows(
     state_clock, claims, num_samples, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: writes the N <= TILE rows of out (4, N) into the state and selects `keep`."""
+    """One program: write the N <= TILE rows of out (4, N) into the state and select `keep`."""
     if HAS_STATE:
         if HAS_IDS:
             for start in range(0, n, BLOCK):
@@ -171,7 +171,7 @@ def finish_call(
     state_clock, claims, num_samples, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """`finish_rows` of one block in the program of a scoring launch that comes last."""
+    """`finish_rows` of one block, in the last program of a scoring launch."""
     if take_ticket(work, TICKET, tl.num_programs(0)):
         finish_rows(
             out, ids, indices, threshold,

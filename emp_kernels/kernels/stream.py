@@ -1,9 +1,9 @@
-"""Scoring, one row a program or one row for several: the row streams through registers once.
+"""Scoring, one row per program or per several programs: the row streams through registers once.
 
-For many classes. Each of LANES threads reads V columns at a time and keeps its own running
-maximum and sums, so that nothing crosses threads before the end of the row. Where rows are too few
-to fill the chip, PARTS programs share a row: each leaves its part's sums behind, and the last to
-come merges them.
+For many classes. Each of LANES threads reads V columns at a time and keeps its own running maximum
+and sums, so that threads communicate only at the end of the row. If there are too few rows to fill
+the chip, PARTS programs share a row: each stores its part's sums, and the last to finish merges
+them.
 """
 
 import triton
@@ -22,9 +22,9 @@ def absorb(
     champions, places, m, u, t, q, second, tiles, first, TILES: tl.constexpr,
     STATISTICS: tl.constexpr, COMPENSATED: tl.constexpr,
 ):  # fmt: skip
-    """Adds TILES tiles (L, V), from column `first` of a lane's own on, to each lane's champions and
-    their places (L, V), to their maximum m (finite while all logits so far are -inf) and to the
-    sums relative to it (L,)."""
+    """Add TILES tiles (L, V), from the lane's column `first` on, to each lane's champions and their
+    columns (L, V), to their maximum m (finite while all logits so far are -inf) and to the sums
+    relative to it (L,)."""
     WIDTH: tl.constexpr = champions.shape[0] * champions.shape[1]
     champions, places, losers = keep_largest(
         champions, places, tiles, first, WIDTH, TILES, STATISTICS
@@ -55,7 +55,7 @@ def score_stream(
     SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
     PARTS: tl.constexpr, LANES: tl.constexpr, TILES: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """launch.score says what the arguments are, which both scoring kernels share."""
+    """See launch.score for the arguments, which both scoring kernels share."""
     row = tl.program_id(0).to(tl.int64) // PARTS
     part = tl.program_id(0) % PARTS
     y, known, counts = label_of(labels, row, row < n, classes, ignore_index, IGNORE)
@@ -66,8 +66,8 @@ def score_stream(
         start = row * row_stride
     z_y = tl.load(logits + start + y, mask=known, other=float("nan")).to(tl.float32)
 
-    # Columns [head, head + vectors * V) start at a multiple of V elements and are read V at a
-    # time; without RAGGED they are all columns. The few others are the edge.
+    # Columns [head, head + vectors * V) start at a multiple of V elements and are read V at a time;
+    # without RAGGED these are all columns. The remaining few are the edge.
     head = start * 0
     body = tl.multiple_of(start + misaligned, V)
     if RAGGED:
@@ -103,7 +103,7 @@ def score_stream(
         champions, places, m, u, t, q, second = absorb(
             champions, places, m, u, t, q, second, tiles, offset, TILES, STATISTICS, COMPENSATED
         )
-    # What is left is less than a step. A few loads at a time wait for memory less often than one.
+    # The rest is less than a step; a few loads at a time hide more latency than one.
     for offset in range((first + steps * step) * V, stop * V, WIDTH * TAIL):
         tiles = ()
         for j in tl.static_range(TAIL):

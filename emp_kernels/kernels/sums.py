@@ -1,11 +1,11 @@
 """The sums over one row of logits, leaving one maximal element out, and how parts combine.
 
-Of a set of logits with maximum m: u = sum exp(z - m) - 1, t = sum exp(z - m) (z - m) and
+For a set of logits with maximum m: u = sum exp(z - m) - 1, t = sum exp(z - m) (z - m) and
 q = sum exp(z - m)^2 - 1, all times a power of 2^48 (numerics). Leaving one maximal element out
-keeps them exact near zero. No element is asked whether it is the one: of two values the smaller
-is added to the sums and the larger goes on (`keep_largest`), so only the last few, the
-champions, must be counted (`champion_terms`, `leave_one_out`). Values are compared as they were
-read, two 16-bit ones at once; only what is added becomes float32.
+keeps them accurate near zero. No element needs a test for it: of two values the smaller is added to
+the sums and the larger is kept (`keep_largest`), so only the last few, the champions, are handled
+at the end (`champion_terms`, `leave_one_out`). Values are compared in their own dtype, two 16-bit
+ones at once; only the smaller ones are converted to float32.
 """
 
 import triton
@@ -13,13 +13,13 @@ import triton.language as tl
 
 from .numerics import FLOOR, INF, LARGEST, PACKED, SCALE, UNSCALE, exp_scaled
 
-FAR = tl.constexpr(2**31 - 1)  # behind every column
+FAR = tl.constexpr(2**31 - 1)  # past every column
 NAN_WINS = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _sorted_pair(a, b):
-    """The smaller and the larger of a and b elementwise, in their dtype; NaN is both.
+    """The elementwise minimum and maximum of a and b, in their dtype, both propagating NaN.
 
     Two 16-bit values share a register, and one instruction compares both.
     """
@@ -43,7 +43,7 @@ def _sorted_pair(a, b):
 
 @triton.jit
 def widened(z):
-    """Logits as float32; of a register's two bfloat16 in one operation each."""
+    """Logits as float32; two packed bfloat16 take one operation each."""
     if PACKED and z.numel > 1 and z.dtype == tl.bfloat16:
         z = tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
@@ -57,9 +57,9 @@ def keep_largest(
     champions, places, tiles, first, WIDTH: tl.constexpr, TILES: tl.constexpr,
     STATISTICS: tl.constexpr,
 ):  # fmt: skip
-    """The elementwise maximum of `champions` and all `tiles`, and the TILES values that lost, in
-    the dtype of the logits. A NaN becomes the champion and stays it. With STATISTICS `places` says
-    at which column the first tile that holds a champion starts: tile i at `first` + i * WIDTH."""
+    """The elementwise maximum of `champions` and all `tiles`, and the TILES smaller values, in the
+    dtype of the logits. A NaN stays the champion. With STATISTICS, `places` is the start column of
+    the first tile with the champion: tile i starts at `first` + i * WIDTH."""
     losers = ()
     for i in tl.static_range(TILES):
         if STATISTICS:
@@ -72,8 +72,8 @@ def keep_largest(
 
 @triton.jit
 def lowest_top(champions, m, columns):
-    """The lowest of the champions' columns where they equal their maximum m; FAR where none does,
-    which a NaN among them can bring about."""
+    """The lowest column of a champion that equals the maximum m; FAR if there is none, as with a
+    NaN."""
     return tl.min(tl.where(champions == m, columns, FAR), 1)
 
 
@@ -81,8 +81,8 @@ def lowest_top(champions, m, columns):
 def loser_sums(
     losers, m, like, TILES: tl.constexpr, STATISTICS: tl.constexpr, COMPENSATED: tl.constexpr
 ):
-    """The elementwise sums u, t and q, relative to m (finite), and the maximum of TILES values
-    <= m, shaped `like`."""
+    """The elementwise sums u, t and q relative to m (finite) over TILES values <= m, and their
+    maximum, shaped `like`."""
     u = tl.zeros_like(like)
     t = u
     q = u
@@ -105,7 +105,7 @@ def loser_sums(
 
 @triton.jit
 def rescale(m, new_m, u, t, q, STATISTICS: tl.constexpr):
-    """Sums relative to m as sums relative to new_m >= m."""
+    """Convert sums relative to m to sums relative to new_m >= m."""
     d = tl.maximum(m - new_m, FLOOR)
     e = exp_scaled(d, True)
     t = tl.fma(d, u, t) * e * UNSCALE
@@ -117,8 +117,8 @@ def rescale(m, new_m, u, t, q, STATISTICS: tl.constexpr):
 
 @triton.jit
 def champion_terms(champions, m, STATISTICS: tl.constexpr):
-    """Each champion's terms u, t, q of the sums relative to the largest of them, m; whether it
-    equals m (then u and q are 0); and itself where it is below m. A NaN's t is NaN."""
+    """Each champion's terms u, t, q relative to their maximum m, whether it equals m (then u and q
+    are 0), and its value if it is below m. A NaN's t is NaN."""
     d = tl.maximum(champions - tl.maximum(m, -LARGEST), FLOOR, propagate_nan=NAN_WINS)
     e = exp_scaled(d, True)
     below = champions < m
@@ -133,7 +133,7 @@ def champion_terms(champions, m, STATISTICS: tl.constexpr):
 
 @triton.jit
 def leave_one_out(u, q, ties, second, m, STATISTICS: tl.constexpr):
-    """u, q and the second largest value, once all but one of `ties` maxima are added."""
+    """u, q and the second largest value after adding all but one of the `ties` maxima."""
     spare = (ties - 1).to(tl.float32)
     u = tl.fma(spare, SCALE, u)
     if STATISTICS:
@@ -144,8 +144,8 @@ def leave_one_out(u, q, ties, second, m, STATISTICS: tl.constexpr):
 
 @triton.jit
 def settle(champions, u, t, q, second, STATISTICS: tl.constexpr):
-    """The maximum m (P,) of champions (P, V), and their terms, all but one maximal one's, added
-    to the sums relative to it (P,)."""
+    """The maximum m (P,) of champions (P, V), and the sums relative to it (P,) with the champions'
+    terms added, except for one maximal one."""
     m = tl.max(champions, 1)
     top_u, top_t, top_q, ties, top_second = champion_terms(champions, m[:, None], STATISTICS)
     u += tl.sum(top_u, 1)
@@ -159,7 +159,7 @@ def settle(champions, u, t, q, second, STATISTICS: tl.constexpr):
 
 @triton.jit
 def merge(champions, u, t, q, second, STATISTICS: tl.constexpr):
-    """One row's (m, u, t, q, second) from parts: each part's maximum and its sums, all (P,)."""
+    """One row's (m, u, t, q, second) from the maxima and sums (P,) of its parts."""
     m = tl.max(champions, 0)
     top_u, top_t, top_q, ties, top_second = champion_terms(champions, m, STATISTICS)
     u, t, q = rescale(champions, tl.maximum(m, -LARGEST), u, t, q, STATISTICS)

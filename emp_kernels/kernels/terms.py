@@ -17,7 +17,7 @@ SIZES += ["vectors", "ignore_index"]
 def starts_of(
     rows, rows_per_group, group_stride, row_stride, V: tl.constexpr, GROUPED: tl.constexpr
 ):
-    """Where rows start, at multiples of V."""
+    """Start offsets of rows, multiples of V."""
     start = rows * row_stride
     if GROUPED:
         start = rows // rows_per_group * group_stride + rows % rows_per_group * row_stride
@@ -35,9 +35,9 @@ def row_terms(
 ):  # fmt: skip
     """out (9, N): loss, entropy, lse, target, total, others, maximum, above and mean of each row.
 
-    A tile at a time is reduced against the running maximum m; u and t, times 2^48, are sums over
-    what is below it, `ties` the number that equal it, and `others` the weights of all elements but
-    one maximal one."""
+    Tiles are reduced one at a time relative to the running maximum m; u and t, scaled by 2^48, are
+    sums over the elements below it, `ties` is the number of elements equal to it, and `others` the
+    sum of the weights of all elements but one maximal one."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
     y, known, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
@@ -68,7 +68,7 @@ def row_terms(
         new_whole, new_rest, _ = parts_of(against, to_cap, CAPPED)
         delta = distance(m_whole, m_rest, new_whole, new_rest, high, low, CAPPED)
         delta = tl.where((ties > 0) & grows, delta, 0.0)
-        fall = tl.maximum(delta, FLOOR)  # -inf behind tiles of nothing else: f is 0
+        fall = tl.maximum(delta, FLOOR)  # after tiles of only -inf: f is 0
         f = exp_scaled(fall, True) * UNSCALE
         joined = tl.where(grows, tl.fma(ties.to(tl.float32), SCALE, u), u)
         u = joined * f
@@ -80,7 +80,7 @@ def row_terms(
         d = distance(
             whole, rest, new_whole[:, None], new_rest[:, None], high[:, None], low[:, None], CAPPED
         )
-        d = tl.minimum(d, 0.0, propagate_nan=NAN_WINS)  # roundings of tanh are not monotone
+        d = tl.minimum(d, 0.0, propagate_nan=NAN_WINS)  # tanh's rounding is not monotone
         reached = tl.where(mask, tl.maximum(d, FLOOR, propagate_nan=NAN_WINS), FLOOR)
         e = exp_scaled(reached, True)
         u += tl.sum(tl.where(z < new_m[:, None], e, 0.0), 1)
@@ -120,7 +120,7 @@ def row_terms(
         y_whole, y_rest, _ = parts_of(z_y, to_cap, CAPPED)
         loss = above - distance(y_whole, y_rest, m_whole, m_rest, high, low, CAPPED)
     bad = broken | (known == 0)
-    if not CAPPED:  # what is infinite has no softmax, unless finite columns are elsewhere
+    if not CAPPED:  # an infinite maximum: no softmax, unless other shards have finite columns
         bad = bad | (tl.abs(m) == INF)
     column = n.to(tl.int64)
     for i in tl.static_range(9):
@@ -144,8 +144,9 @@ def terms_gradient(
     LENT: tl.constexpr, ENTROPY: tl.constexpr, TARGETS: tl.constexpr, WEIGHTED: tl.constexpr,
     SOFT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """out (N, C) = (A p_j + B p_j (d_j - mean) - S q_j - L [j = y]) d a_j / d z_j; a row without a
-    coefficient is zero and not read. LENT rows have a loss and an lse, no maximum."""
+    """out (N, C) = (A p_j + B p_j (d_j - mean) - S q_j - L [j = y]) d a_j / d z_j; a row whose
+    coefficients are all 0 is zero and not read. With LENT, loss and lse are reused and there is no
+    maximum."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
     columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -161,7 +162,7 @@ def terms_gradient(
     high, low = scales_of(highs, lows, high, low, rows, trained, PER_ROW)
     if LENT:
         row_above = tl.load(lse + rows, mask=trained, other=0.0)
-        m = row_above * 0.0  # NaN where there is no softmax
+        m = row_above * 0.0  # NaN if there is no softmax
     else:
         row_above = tl.load(above + rows, mask=trained, other=0.0)
         m = tl.load(maximum + rows, mask=trained, other=0.0)
@@ -174,7 +175,7 @@ def terms_gradient(
         whole, small, m_whole[:, None], m_rest[:, None], high[:, None], low[:, None], CAPPED
     )
     row_loss = tl.load(loss + rows, mask=trained, other=0.0)
-    row_above = tl.where(row_loss != row_loss, row_loss, row_above)  # no loss: no gradient
+    row_above = tl.where(row_loss != row_loss, row_loss, row_above)  # invalid rows
     if not SOFT:
         y = tl.load(labels + rows, mask=trained, other=0).to(tl.int64)
     p = tl.exp(d - row_above[:, None])
@@ -185,7 +186,7 @@ def terms_gradient(
             share, uniform, WEIGHTED, SOFT,
         )  # fmt: skip
         g -= s[:, None] * q
-    if SOFT:  # at the maximum, where p may round to 1
+    if SOFT:  # at the maximum, as p may round to 1
         others_there = tl.load(others + rows, mask=trained, other=0.0)
         there = rest + s * others_there + a * minus_one_plus_exp(-row_above)
         there = tl.where(row_above < 0.6, there, float("nan"))

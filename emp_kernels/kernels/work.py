@@ -1,10 +1,10 @@
-"""Layout of a call's work memory (int32, zero at the start): what programs count and hand on."""
+"""Layout of a call's work memory (int32, initially zero): counts shared by programs."""
 
 import triton.language as tl
 
 from . import plan
 
-INVALID = tl.constexpr(0)  # rows whose score is NaN
-TICKET = tl.constexpr(1)  # programs of the scoring kernel that have finished
-BOTTOM = tl.constexpr(2)  # rows that count and whose score is -inf, as a negative beta's can be
-ROW_TICKETS = tl.constexpr(plan.WORK_SIZE)  # first count of a row's parts that have finished
+INVALID = tl.constexpr(0)  # number of rows whose score is NaN
+TICKET = tl.constexpr(1)  # number of finished programs of the scoring kernel
+BOTTOM = tl.constexpr(2)  # valid rows whose score is -inf, possible with a negative beta
+ROW_TICKETS = tl.constexpr(plan.WORK_SIZE)  # from here: finished parts of each row

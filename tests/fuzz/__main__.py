@@ -1,5 +1,5 @@
-"""Fuzzes every SIMD level that runs here in turn, in processes of their own, or makes one case
-again. A third of the time belongs to native fuzzers, where they are given."""
+"""Fuzzes every SIMD level of this machine in turn, in separate processes, or reproduces one case.
+Native fuzzers, if given, get a third of the time."""
 
 from __future__ import annotations
 

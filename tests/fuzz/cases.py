@@ -1,4 +1,4 @@
-"""What a case is made from, and the modes that it runs under."""
+"""Inputs of a case, and the floating-point modes that it runs under."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Case:
         self.random = np.random.default_rng([seed, zlib.crc32(kind.encode()), number])
         self.number = number
         self.counts: Counter[str] = Counter()
-        # One case in four runs in a thread that takes denormal numbers for zeros.
+        # One case in four runs in a thread that flushes denormal numbers to zero.
         self.flushed = number % 4 == 3
 
     def count(self, what: str, many: int = 1) -> None:
@@ -38,8 +38,7 @@ class Case:
 
     @contextmanager
     def mode(self) -> Iterator[None]:
-        """The case's mode, for the calls under test alone: what they are compared with needs
-        denormals."""
+        """The case's mode, only for the calls under test: the expected results need denormals."""
         if not self.flushed:
             yield
             return
@@ -52,7 +51,8 @@ class Case:
 
 @contextmanager
 def meanwhile(work: Callable[[], object]) -> Iterator[None]:
-    """Calls `work` over and over in another thread while the body runs; its error is the body's."""
+    """Calls `work` repeatedly in another thread while the body runs; its error is raised in the
+    body."""
     stop = threading.Event()
     started = threading.Event()
     errors: list[BaseException] = []
@@ -69,7 +69,7 @@ def meanwhile(work: Callable[[], object]) -> Iterator[None]:
 
     thread = threading.Thread(target=repeat)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # so that small calls meet, too
+    sys.setswitchinterval(1e-5)  # so that small calls overlap, too
     thread.start()
     try:
         started.wait()

@@ -1,4 +1,4 @@
-"""Scores that break selection code, and sizes at which it changes its way."""
+"""Scores that break selection code, and sizes at which the algorithm changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from .cases import Case
 
-# Where selection changes its way, and vectors, blocks and chunks end.
+# Where selection changes its algorithm, and where vectors, blocks and chunks end.
 EDGES = [1, 8, 16, 32, 64, 256, 1024, 2048, 8192]
 LARGE_EDGES = [16384, 32768, 49152, 65536]
 LARGEST = [2**22 - 1, 2**22, 2**22 + 1, 2**22 + 65536, 1_000_003]
@@ -97,7 +97,7 @@ def scores(case: Case, n: int) -> np.ndarray:
             values = np.sort(values)
         elif shape == 1:
             values = np.sort(values)[::-1].copy()
-        elif shape == 2 and n:  # another one behind it: samples of the whole mislead
+        elif shape == 2 and n:  # two concatenated distributions mislead a sample
             cut = case.below(n)
             values[cut:] = case.one_of(DISTRIBUTIONS)(random, n - cut)
         elif shape == 3 and n:
@@ -108,7 +108,7 @@ def scores(case: Case, n: int) -> np.ndarray:
 
 def order(values: np.ndarray) -> np.ndarray:
     """Positions from the highest score to the lowest, ties by position, NaN last: by integers,
-    which no floating-point mode touches."""
+    independent of floating-point modes."""
     bits = values.view(np.uint32)
     magnitude = (bits & 0x7FFFFFFF).astype(np.int32)
     negative = (bits >> 31).astype(bool)
@@ -118,7 +118,7 @@ def order(values: np.ndarray) -> np.ndarray:
 
 
 def keep(case: Case, n: int) -> int | float:
-    """What is asked for of n scores."""
+    """A `keep` for n scores."""
     if case.below(2) or n == 0:
         return float(case.one_of([case.random.random(), 1e-9, 0.5, 0.3, 1.0])) or 1.0
     return case.one_of([1, n, 1 + case.below(n)])

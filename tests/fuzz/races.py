@@ -1,4 +1,4 @@
-"""What another thread writes while a call runs: labels, ids, indices, the state itself."""
+"""Another thread writes labels, ids, indices or the state itself while a call runs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _overwriting(case: Case, numbers: torch.Tensor):
 
 
 def overwritten(case: Case) -> None:
-    """Labels, ids or indices that change during a call: a result, or one worded ValueError. What
-    is read or written out of range ends the process, or shows in the calls after it."""
+    """Labels, ids or indices that change during a call must give a result or a proper ValueError.
+    Out-of-range accesses would end the process or show in later calls."""
     n, classes = case.one_of([600, 5000, 40_000]), case.one_of([2, 10])
     logits = torch.from_numpy(case.random.standard_normal((n, classes), dtype=np.float32))
     labels = torch.from_numpy(case.random.integers(0, classes, n))

@@ -1,4 +1,4 @@
-"""Rows of logits: scores against float64, and what is selected of them and of tokens."""
+"""Rows of logits: scores against float64, and selections of rows and tokens."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def tokens(case: Case) -> None:
         score = np.where(counted.any(1), means.astype(np.float32), np.nan)
         score = np.where((rows == -np.inf).all(1), -np.inf, score)
         want = _expected(score, kept, of_all)
-        # Means that two orders of addition may take for one another are interchangeable, and those
-        # that torch flushes to zero where it is told to.
+        # Means that may be ordered differently by another order of addition are interchangeable,
+        # and so are those that torch flushes to zero.
         same = len(got) == len(want) and np.allclose(
             np.sort(score[got]), np.sort(score[want]), rtol=1e-6, atol=TINY if case.flushed else 0
         )

@@ -1,4 +1,4 @@
-"""Runs cases for a time in processes that another one watches, for a case may end its process."""
+"""Runs cases for a given time in watched processes, because a case may end its process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from . import races, rows, samples, selections
 from .cases import Case
 
-# Kinds by their names, and which share of the time each has.
+# Kinds by name, and each one's share of the time.
 KINDS = {
     "selection": (selections.selection, 5),
     "selection_beside_updates": (selections.selection_beside_updates, 2),
@@ -26,17 +26,17 @@ KINDS = {
     "overwritten": (races.overwritten, 1),
     "snapshot": (races.snapshot, 1),
 }
-MAX_FAILURES = 10  # of a kind, which then rests
-HANGS = 120  # seconds that a process may take longer than its cases were given
+MAX_FAILURES = 10  # after which a kind is skipped
+HANGS = 120  # seconds that a process may exceed its time
 
 
 def again(level: str, seed: int, kind: str, number: int) -> str:
-    """The command that makes the case again."""
+    """The command that reproduces the case."""
     return f"EMP_SIMD={level} python -m tests.fuzz --seed {seed} --kind {kind} --case {number}"
 
 
 def run_case(seed: int, kind: str, number: int) -> Counter[str]:
-    """What the case counted; its fault is raised."""
+    """Run the case and return its counts; failures are raised."""
     case = Case(seed, kind, number)
     KINDS[kind][0](case)
     case.count(f"cases of {kind}")
@@ -78,8 +78,8 @@ def work(level: str, seconds: float, seed: int, kinds: list[str], notes: Path) -
 
 
 def _ends(command: list[str], level: str, seconds: float, **options) -> tuple[int | None, str]:
-    """How a process that was given `seconds` ends, None if it hangs, and what it wrote where
-    `options` captures it."""
+    """The exit status of a process given `seconds`, None if it hangs, and its output if `options`
+    captures it."""
     environment = os.environ | {"OMP_WAIT_POLICY": "passive", "EMP_SIMD": level}
     try:
         done = subprocess.run(command, env=environment, timeout=seconds + HANGS, **options)
@@ -93,8 +93,7 @@ def _end(code: int | None) -> str:
 
 
 def watch(level: str, seconds: float, seed: int, kinds: list[str]) -> tuple[Counter[str], bool]:
-    """`work` at one SIMD level in a process of its own: what was counted, and whether nothing
-    failed."""
+    """`work` at one SIMD level in a separate process: its counts, and whether nothing failed."""
     command = [sys.executable, "-m", "tests.fuzz", "--seconds", str(seconds), "--seed", str(seed)]
     command += [word for kind in kinds for word in ("--kind", kind)]
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +109,7 @@ def watch(level: str, seconds: float, seed: int, kinds: list[str]) -> tuple[Coun
 
 
 def watch_native(program: Path, level: str, seconds: float, seed: int) -> tuple[Counter[str], bool]:
-    """The same of tests/native/fuzz.cpp, whose last lines say what it counted."""
+    """The same for tests/native/fuzz.cpp, whose last lines are its counts."""
     command = [str(program), str(seconds), str(seed)]
     code, told = _ends(command, level, seconds, stdout=subprocess.PIPE)
     if code == 0:

@@ -1,4 +1,4 @@
-"""Gathers, and what a state holds after updates with duplicates, saving and loading."""
+"""Gathers, and states after updates with duplicates, saving and loading."""
 
 from __future__ import annotations
 

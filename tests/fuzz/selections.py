@@ -1,5 +1,5 @@
-"""Selections: exact ones of scores that stand still, and well-formed ones of a state that another
-thread updates."""
+"""Selections: exact for constant scores, and well-formed for a state that another thread
+updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = [torch.float32, torch.float32, torch.float32, torch.float16, torch.bflo
 
 
 def _laid_out(case: Case, values: torch.Tensor) -> torch.Tensor:
-    """The same scores with other strides, or negated as they are read."""
+    """The same scores with other strides, or as a lazily negated view."""
     layout = case.below(10)
     if layout == 0:
         wide = values.new_empty(2 * len(values))
@@ -27,7 +27,7 @@ def _laid_out(case: Case, values: torch.Tensor) -> torch.Tensor:
     if layout == 2:
         return torch._neg_view(-values)
     if layout == 3:
-        return torch.cat([values.new_zeros(1), values])[1:]  # starts at no vector's place
+        return torch.cat([values.new_zeros(1), values])[1:]  # not aligned to a vector
     return values
 
 

@@ -18,7 +18,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 @contextlib.contextmanager
 def nobody_waiting():
-    """Inside, anything that waits for the device raises."""
+    """A context in which any synchronisation with the device raises."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -59,7 +59,8 @@ def test_within_8_ulp_at_scale_1(classes, dtype):
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_rows_shared_by_programs(rows):
-    """The same row alone, among few and among many is the same to a few ulp, and each run is."""
+    """A row's results agree within a few ulp alone, among few and among many rows, and between
+    runs."""
     logits = torch.randn(rows, 200_000, device="cuda").bfloat16()
     labels = torch.arange(rows, device="cuda")
     truth = oracle.statistics(logits.cpu(), labels.cpu())

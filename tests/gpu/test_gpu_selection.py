@@ -1,4 +1,4 @@
-"""Selection, state updates and gather on CUDA: exact, without the host, on any stream."""
+"""Selection, state updates and gather on CUDA: exact, without synchronisation, on any stream."""
 
 import oracle
 import pytest
@@ -87,7 +87,7 @@ def test_main_call_as_the_reference(n, ids):
 
 @pytest.mark.parametrize("n", [256, 5000, 10_000])
 def test_graph_and_streams(n):
-    """No call waits for the host; a graph replays on new data; other streams and runs agree."""
+    """No call synchronises; a graph replays on new data; other streams and runs agree."""
     logits = torch.randn(n, 1000, device="cuda")
     labels = torch.randint(1000, (n,), device="cuda")
     ids = torch.randperm(n, device="cuda")

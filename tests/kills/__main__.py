@@ -1,4 +1,4 @@
-"""Kills trainings and prints which moments were hit, and whether anything came out otherwise.
+"""Kills trainings and prints which moments were hit, and any difference from undisturbed runs.
 
 python -m kills            # in tests/, or `make kill-test` beside it
 """
@@ -31,7 +31,7 @@ def trainings(names: list[str]) -> list[Training]:
 
 
 def kill_all(all_of: list[Training], kills: int, seed: int, folder: Path) -> tuple[dict, list[str]]:
-    """Share out `kills` among trainings: how many hit each (loop, moment), and what went wrong."""
+    """Distribute `kills` over trainings: how many hit each (loop, moment), and the failures."""
     chance, hit, wrong = random.Random(seed), Counter(), []
     for i, training in enumerate(all_of):
         here = folder / "-".join(str(part) for part in training)

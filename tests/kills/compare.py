@@ -1,4 +1,4 @@
-"""Whether a killed training trained what the undisturbed one did."""
+"""Compares a killed training with the undisturbed one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIELDS = ("score", "loss", "entropy", "updates", "seen_at")  # of the state
 
 
 def journal(folder: Path, rank: int) -> dict[int, tuple[int, str, tuple[int, ...]]]:
-    """Epoch, loss and ids of each batch, as the lives that went on from one another trained it."""
+    """Epoch, loss and ids of each batch, over all resumed processes of a training."""
     batches: dict[int, tuple[int, str, tuple[int, ...]]] = {}
     for line in (folder / f"journal-{rank}").read_text().splitlines():
         kind, number, *rest = line.split()
@@ -35,7 +35,7 @@ def epochs(folder: Path, ranks: int) -> dict[int, Counter[int]]:
 
 
 def differences(training: Training, whole: Path, run: Path) -> list[str]:
-    """What is not alike, in words: nothing, if the run is right."""
+    """Descriptions of all differences; empty if the run is correct."""
     found = []
     ranks = range(training.ranks)
     ours, theirs = epochs(run, training.ranks), epochs(whole, training.ranks)

@@ -1,4 +1,4 @@
-"""Starts the processes of a training, kills them at a random moment, starts them again."""
+"""Starts the processes of a training, kills them at a random moment, and restarts them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONTEXT.set_forkserver_preload([f"{__package__}.preloaded"])
 
 def _live(training: Training, folder: Path, rank: int, life: int) -> None:
     os.setsid()  # with its worker processes, it can be killed as a group
-    multiprocessing.set_start_method("fork", force=True)  # the loaders', as in a process of its own
+    multiprocessing.set_start_method("fork", force=True)  # for the loaders
     torch.set_num_threads(1)
     log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -54,12 +54,12 @@ def _live(training: Training, folder: Path, rank: int, life: int) -> None:
 
 
 def _path() -> dict[str, str]:
-    """The environment in which the forkserver finds what this process has found."""
+    """An environment in which the forkserver can import what this process can."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 class Killed:
-    """A training in `folder`, life after life.
+    """A training in `folder`, over several processes.
 
     Attributes:
         moments: how many lives ended in which moment.
@@ -72,9 +72,9 @@ class Killed:
         folder.mkdir(parents=True, exist_ok=True)
 
     def live(self, seconds: float | None = None, chance: random.Random | None = None) -> bool:
-        """One life, which is killed after `seconds`: whether it came to its end before.
+        """Run one process and kill it after `seconds`; returns whether it finished before.
 
-        One rank is killed, and the others a little later, as a launcher would.
+        One rank is killed, and the others a little later, as by a launcher.
         """
         self.lives += 1
         processes = self._start()
@@ -100,7 +100,7 @@ class Killed:
                 process.join()
 
     def warm_up(self) -> None:
-        """Wait until the process that lives are forked from has imported everything."""
+        """Wait until the forkserver has imported everything."""
         with mock.patch.dict(os.environ, _path()):
             process = CONTEXT.Process(target=os.getpid)
             process.start()
@@ -130,7 +130,8 @@ class Killed:
 
 
 def _wait_for(processes: list[BaseProcess], until: float, until_all: bool = False) -> None:
-    """Return at `until`, or as any process (`until_all`: every one, or a failing one) has ended."""
+    """Return at `until`, or when any process (`until_all`: every one, or a failing one) has
+    ended."""
     while (left := until - time.monotonic()) > 0:
         alive = [process for process in processes if process.is_alive()]
         failed = any(process.exitcode not in (None, 0) for process in processes)
@@ -140,7 +141,7 @@ def _wait_for(processes: list[BaseProcess], until: float, until_all: bool = Fals
 
 
 def _kill(process: BaseProcess) -> None:
-    """SIGKILL to a process of ours and to the workers that it started."""
+    """SIGKILL to one of our processes and its workers."""
     if process.pid is None:
         return
     for kill in (os.killpg, os.kill):
@@ -149,7 +150,7 @@ def _kill(process: BaseProcess) -> None:
 
 
 def undisturbed(training: Training, folder: Path) -> tuple[Killed, float]:
-    """The training that nobody kills, and the seconds that it took."""
+    """The undisturbed training, and its duration in seconds."""
     whole = Killed(training, folder)
     whole.warm_up()
     begun = time.monotonic()
@@ -160,8 +161,8 @@ def undisturbed(training: Training, folder: Path) -> tuple[Killed, float]:
 def killed(
     training: Training, folder: Path, kills: int, seconds: float, chance: random.Random
 ) -> Iterator[Killed]:
-    """The training killed `kills` times in its life or lives, each at a moment between 0 and
-    `seconds`; each run of it that has come to its end."""
+    """The training killed `kills` times, each at a moment between 0 and `seconds`; yields each
+    finished run."""
     left = kills
     for number in itertools.count():
         if left == 0:

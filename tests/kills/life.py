@@ -1,4 +1,4 @@
-"""One process of a training: what it does now and what it has trained, in files that outlive it."""
+"""One process of a training, which records its activity and trained batches in files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOMENTS = (
 
 
 class Training(NamedTuple):
-    """Which training: everything else is the same in all of them."""
+    """The parameters that distinguish trainings."""
 
     loop: str
     workers: int
@@ -35,16 +35,16 @@ class Training(NamedTuple):
 
 
 class Life:
-    """What a loop tells of itself.
+    """The interface between a loop and the harness.
 
     The journal has one line for each batch, written before the step that it belongs to is taken.
-    A life that begins at batch b takes back what earlier ones trained beyond b.
+    A process that starts at batch b overrides what earlier ones trained beyond b.
     """
 
     def __init__(self, training: Training, folder: Path, rank: int) -> None:
         self.training, self.folder, self.rank = training, folder, rank
         self.workers, self.ranks, self.accumulate = training[1:]
-        self.epoch = 0  # that the loop says it trains
+        self.epoch = 0  # reported by the loop
         with (folder / f"moment-{rank}").open("r+b") as file:
             self._moment = mmap.mmap(file.fileno(), 1)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -54,7 +54,7 @@ class Life:
         self._moment[0] = MOMENTS.index(moment)
 
     def begin(self, net: torch.nn.Module) -> None:
-        """The network is restored, or fresh."""
+        """The network has been restored or initialised."""
         self._write(f"begin {int(net.batches)}")
         self.now("between epochs")
 
@@ -67,7 +67,7 @@ class Life:
 
     @contextmanager
     def saving(self):
-        """A new folder for a checkpoint, which takes the last one's place once it is whole."""
+        """A new folder for a checkpoint, which replaces the last one once it is complete."""
         self.now("saving")
         beside = self.folder / "beside"
         if self.rank == 0:
@@ -86,7 +86,7 @@ class Life:
         self.now("before a batch")
 
     def checkpoint(self) -> Path | None:
-        """The latest whole checkpoint's folder."""
+        """The folder of the latest complete checkpoint."""
         whole = sorted(self.folder.glob("whole-*"), key=lambda path: int(path.name.split("-")[1]))
         return whole[-1] if whole else None
 
@@ -95,7 +95,7 @@ class Life:
             dist.barrier()
 
     def finish(self, net: torch.nn.Module, state: emp.EMPState) -> None:
-        """Write what is left behind."""
+        """Write the final results."""
         self.now("at the end")
         if self.ranks > 1:
             emp.distributed.sync(state)

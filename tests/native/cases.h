@@ -1,5 +1,5 @@
-// What the native tests share: checks that count failures, and heap blocks of exactly the size that
-// may be touched.
+// Shared by the native tests: checks that count failures, and heap blocks of exactly the accessible
+// size.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +31,7 @@ inline bool close(double got, double expected) {
   return std::fabs(got - expected) <= 1e-5 * std::fabs(expected) + 1e-37;
 }
 
-// A block of exactly n elements: an access before or behind it is an error for the sanitizer.
+// A block of exactly n elements, so that the sanitizer reports any access before or after it.
 template <class T>
 std::unique_ptr<T[]> exactly(int64_t n) {
   return std::unique_ptr<T[]>(new T[size_t(n)]());
@@ -62,7 +62,7 @@ T narrow(float x) {
   }
 }
 
-// What is expected of a row z (classes,) with label y, in double precision.
+// The expected results of a row z (classes,) with label y, in double precision.
 struct Expected {
   double loss, entropy, lse;
 };
@@ -94,7 +94,7 @@ Expected naive(const T* z, int64_t classes, int64_t y) {
   return {(m - double(emp::to_float(z[y]))) + log_sum, log_sum - t / (1 + u), m + log_sum};
 }
 
-// What main returns.
+// The return value of main.
 inline int report(const char* what) {
   std::printf("%s (%s): %d failures\n", what, emp::target_name(emp::target()), failures);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

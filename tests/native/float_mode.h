@@ -1,5 +1,5 @@
-// A mode of floats that a caller may have set, while it lives: flushing (torch.set_flush_denormal)
-// and a direction of rounding (fesetround).
+// A floating-point mode that a caller may have set, during the object's lifetime: flushing
+// (torch.set_flush_denormal) and a rounding mode (fesetround).
 #pragma once
 
 #include <cfenv>
@@ -21,7 +21,7 @@ class FloatMode {
   FloatMode(const FloatMode&) = delete;
   FloatMode& operator=(const FloatMode&) = delete;
 
-  // The bits of this thread's mode: 0 takes subnormal numbers and rounds to nearest.
+  // This thread's mode bits; 0 keeps subnormal numbers and rounds to nearest.
   static uint64_t bits() { return get() & (kFlush | kRounding); }
 
  private:

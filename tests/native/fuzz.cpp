@@ -1,6 +1,6 @@
-// Fuzzes the engine under the sanitizers: fuzz [seconds] [seed] [case]. A case makes everything
-// from the seed and its number, so that the command printed with a failure makes it again; the last
-// lines count what was tried. EMP_SIMD chooses the instruction set.
+// Fuzzes the engine under the sanitizers: fuzz [seconds] [seed] [case]. A case is generated from
+// the seed and its number, so that the command printed with a failure reproduces it; the last lines
+// count the cases. EMP_SIMD chooses the instruction set.
 #include <sanitizer/common_interface_defs.h>
 
 #include <algorithm>

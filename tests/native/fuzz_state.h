@@ -1,4 +1,4 @@
-// Fuzzed cases of the state: what is selected from it and remembered in it while others write.
+// Fuzzed cases of the state: selections and updates while other threads write.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 #include "cpu/state.h"
 #include "fuzzing.h"
 
-// A state of n samples of which the numbers say whose they are.
+// A state of n samples whose values identify their sample.
 struct Samples {
   explicit Samples(int64_t size)
       : n(size), fields(exactly<float>(3 * n)), counters(exactly<int32_t>(3 * n + 1)) {
@@ -24,7 +24,7 @@ struct Samples {
             &counters[n], &counters[2 * n], &counters[3 * n], n};
   }
   static float told(int64_t sample, int version) { return float(sample % 4096 * 8 + version); }
-  // Whether each number is one that was written for its sample, or the first one.
+  // Whether each value was written for its sample or is the initial one.
   EMP_MAY_RACE bool sound() const {
     for (int64_t i = 0; i < n; ++i) {
       const float score = emp::read_once(&fields[i]), loss = emp::read_once(&fields[n + i]),
@@ -44,7 +44,7 @@ struct Samples {
   std::unique_ptr<int32_t[]> counters;
 };
 
-// Rows that say whose they are, with ids or without.
+// Rows whose values identify their sample, with or without ids.
 struct Rows {
   Rows(Case& c, int64_t size, int version) : n(size), fields(exactly<float>(3 * n)) {
     if (c.below(2)) ids = exactly<int64_t>(n);
@@ -63,8 +63,8 @@ struct Rows {
   std::unique_ptr<int64_t[]> ids;
 };
 
-// Updates in two threads, selections in this one: whatever the scores are meanwhile, K ids that
-// ascend, and numbers of their samples.
+// Updates in two threads, selections in this one: whatever the scores are, there must be K
+// ascending ids and values of the right samples.
 inline void state(Case& c) {
   const int64_t n = c.below(8) ? c.one_of<int64_t>({1, 17, 300, 2048, 2049})
                                : c.one_of<int64_t>({5000, 32768, 32769, 40000});
@@ -92,7 +92,7 @@ inline void state(Case& c) {
   c.count("selections beside threads that update", turns);
 }
 
-// The main call: what it selects and remembers follows from its own scores; then with labels and
+// The main call: its selection and updates must follow from its own scores; then with labels and
 // ids that another thread overwrites.
 inline void pruning(Case& c) {
   const int64_t rows = 1 + c.below(c.one_of<int64_t>({30, 900})), classes = 1 + c.below(12);

@@ -1,5 +1,5 @@
-// What the kinds of fuzzed cases share: random numbers that break things, modes that a caller may
-// have set, and threads that write meanwhile.
+// Shared by all fuzzed cases: adversarial random numbers, floating-point modes of the caller, and
+// threads that write concurrently.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@
 
 inline const char* program = "";
 inline uint64_t seed = 0;
-inline int64_t number = 0;  // of the case that runs
+inline int64_t number = 0;  // of the running case
 inline std::map<std::string, int64_t> counts;
 
 inline void tell_command() {
@@ -42,7 +42,7 @@ class Case {
   }
   float normal() { return normal_(random_); }
 
-  // One of the ways of selection to be led astray.
+  // One of several distributions that are hard for selection.
   float score(int64_t kind) {
     switch (kind) {
       case 0:
@@ -53,9 +53,9 @@ class Case {
         return of_bits(uint32_t(below(2)) << 31);
       case 3:  // subnormal numbers
         return of_bits(uint32_t(below(2) << 31 | below(3)));
-      case 4:  // about the smallest normal number
+      case 4:  // around the smallest normal number
         return of_bits(uint32_t(0x7ffffe + below(5)));
-      case 5:  // NaN and infinities among them
+      case 5:  // with NaNs and infinities
         return of_bits(uint32_t(random_()));
       case 6:
         return below(10) == 0 ? normal() : kNaN;
@@ -71,7 +71,7 @@ class Case {
       std::sort(values.get(), values.get() + n, [](float a, float b) { return key(a) < key(b); });
     return values;
   }
-  // Mostly few; vectors, blocks and chunks end about the others.
+  // Mostly few; the others are near the ends of vectors, blocks and chunks.
   int64_t size() {
     const int64_t kind = below(2000);
     if (kind < 1600) return 1 + below(300);
@@ -79,10 +79,10 @@ class Case {
     if (kind < 1999) return one_of<int64_t>({16384, 32768, 49152, 65536}) + below(3) - 1;
     return (1 << 22) + below(3) - 1;
   }
-  // How many of n are asked for.
+  // How many of n to select.
   int64_t part(int64_t n) { return one_of({int64_t(0), std::min<int64_t>(1, n), n, below(n + 1)}); }
 
-  // The order of scores as that of numbers.
+  // Numbers whose order is that of the scores.
   static uint32_t key(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
@@ -91,7 +91,7 @@ class Case {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   }
 
-  // Runs `call` under a mode of floats that its caller may have set.
+  // Runs `call` under a floating-point mode that its caller may have set.
   template <class Call>
   auto run(Call&& call) {
     constexpr int kRoundings[] = {FE_TONEAREST, FE_TONEAREST, FE_UPWARD, FE_DOWNWARD};
@@ -115,7 +115,7 @@ class Case {
   int64_t mode_;
 };
 
-// Calls `work` over and over in other threads while `body` runs.
+// Calls `work` repeatedly in other threads while `body` runs.
 template <class Work, class Body>
 void beside(int threads, Work&& work, Body&& body) {
   std::atomic<bool> stop{false};
@@ -135,7 +135,7 @@ EMP_MAY_RACE void overwrite(T* to, const T* from, int64_t n) {
   for (int64_t i = 0; i < n; ++i) *static_cast<volatile T*>(to + i) = from[i];
 }
 
-// What another thread makes of ids or labels: some of them are far out of range.
+// Ids or labels as another thread overwrites them: some are far out of range.
 template <class T>
 std::unique_ptr<T[]> spoilt(Case& c, const T* good, int64_t n) {
   auto bad = exactly<T>(n);

@@ -1,5 +1,5 @@
-// Results under the modes of floats that a caller may have set, at every number of threads: bit for
-// bit those of the standard mode, and the caller's mode is as it was.
+// Results under the floating-point modes that a caller may have set, at every number of threads:
+// bit for bit those of the standard mode, with the caller's mode restored.
 #include <cstring>
 #include <memory>
 #include <random>
@@ -47,12 +47,12 @@ struct Inputs {
     std::mt19937 random(7);
     for (int64_t i = 0; i < kRows * kClasses; ++i) {
       const float unit = float(random() % 65536) / 65536 - 0.5f;
-      const float scale[] = {20.0f, 0x1p-14f, 0x1p-130f};  // the second is of subnormal halves
+      const float scale[] = {20.0f, 0x1p-14f, 0x1p-130f};  // the second gives subnormal halves
       logits[i] = narrow<T>(unit * scale[i / kClasses % 3]);
     }
     for (int64_t i = 0; i < kRows; ++i) labels[i] = int64_t(random() % uint64_t(kClasses));
     for (int64_t i = 0; i < kRows; i += 5) logits[i * kClasses + labels[i]] = narrow<T>(80.0f);
-    for (int64_t i = 0; i < kScores; ++i) {  // subnormal ones, which flushing would make ties of
+    for (int64_t i = 0; i < kScores; ++i) {  // subnormal ones, which flushing would turn into ties
       const uint32_t bits = uint32_t(random() % 2) << 31 | uint32_t(random() % 0x800000);
       std::memcpy(&scores[i], &bits, 4);
     }

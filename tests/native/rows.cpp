@@ -1,6 +1,5 @@
 // Kernels over rows of logits against naive double precision, built for the sanitizers (`make
-// sanitize`), which see every byte read too far and every race. EMP_SIMD chooses the instruction
-// set.
+// sanitize`), which detect out-of-bounds reads and races. EMP_SIMD chooses the instruction set.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -87,7 +86,7 @@ void test_similarities(std::mt19937& random) {
         const auto m = exactly<double>(n), u = exactly<double>(n), t = exactly<double>(n);
         std::fill(m.get(), m.get() + n, -double(kInf));
         const auto add = transposed ? emp::add_tile_columns : emp::add_tile_rows;
-        // The whole tile, then its first part once more.
+        // The whole tile, then its first part again.
         add({z.get(), rows, columns, stride}, {m.get(), u.get(), t.get()}, 2);
         const int64_t half = (terms + 1) / 2;
         add({z.get(), transposed ? half : rows, transposed ? columns : half, stride},
@@ -113,7 +112,7 @@ void test_similarities(std::mt19937& random) {
     }
 }
 
-// Rows in pieces of columns score as whole ones.
+// Rows given in pieces of columns get the scores of whole rows.
 template <class T>
 void test_row_parts(emp::LogitDtype dtype, std::mt19937& random) {
   const int64_t rows = 9;
@@ -181,7 +180,7 @@ template <class T>
 void test_cross_entropy(emp::LogitDtype dtype, double unit, std::mt19937& random) {
   std::normal_distribution<float> normal;
   for (const int64_t classes : {1, 2, 15, 16, 17, 31, 33, 49, 100, 1025, 12000}) {
-    const int64_t rows = 37;  // of 12000 classes enough for more than one thread
+    const int64_t rows = 37;  // enough of 12000 classes for more than one thread
     const auto z = exactly<T>(rows * classes);
     const auto labels = exactly<int16_t>(rows);
     const auto ids = exactly<int64_t>(rows);

@@ -1,5 +1,5 @@
 // Kernels over samples against naive double precision, built for the sanitizers (`make sanitize`),
-// which see every byte read too far and every race. EMP_SIMD chooses the instruction set.
+// which detect out-of-bounds reads and races. EMP_SIMD chooses the instruction set.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

@@ -1,5 +1,5 @@
-// Threads: each task once, exceptions that reach the caller, one thread inside others and in a
-// forked process.
+// Threads: each task runs once, exceptions reach the caller, one thread inside parallel regions and
+// in a forked process.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,7 +13,7 @@
 #include "cpu/scoring.h"
 #include "cpu/threads.h"
 
-// A runtime of this program's own, which notes how many threads it was asked for.
+// A fake runtime that records how many threads were requested.
 namespace {
 std::atomic<unsigned> asked{0};
 thread_local int own_number = 0;
@@ -80,9 +80,9 @@ void test_useful_threads() {
 #endif
 }
 
-// Behind a fork OpenMP's threads are gone: the child works alone, with the same results.
+// After a fork OpenMP's threads are gone: the child works with one thread, with the same results.
 void test_a_forked_process() {
-#if !defined(__SANITIZE_THREAD__)  // which cannot follow a child of many threads
+#if !defined(__SANITIZE_THREAD__)  // which does not support forking from many threads
   const int64_t rows = 4000, classes = 64;
   const auto z = exactly<float>(rows * classes), out = exactly<float>(8 * rows);
   const auto labels = exactly<int32_t>(rows);
@@ -96,7 +96,7 @@ void test_a_forked_process() {
   check(!emp::forked(), "no fork yet", 0);
   const pid_t child = fork();
   if (child == 0) {
-    alarm(60);  // waiting for threads that are gone would never end
+    alarm(60);  // waiting for missing threads would never end
     score(&out[4 * rows]);
     const bool alone = emp::forked() && emp::useful_threads(4, kMuch) == 1;
     const bool same = std::memcmp(&out[0], &out[4 * rows], size_t(4 * rows) * sizeof(float)) == 0;
@@ -109,7 +109,7 @@ void test_a_forked_process() {
 #endif
 }
 
-// Threads come from the runtime that is shared, whatever its file's name.
+// Threads come from the shared runtime, whatever its file name.
 void test_a_shared_runtime() {
   check(!emp::share_openmp_of("libnone.so.1"), "a library that is not loaded", 0);
 #if !defined(__SANITIZE_THREAD__)

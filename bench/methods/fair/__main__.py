@@ -1,8 +1,8 @@
-"""Run what is missing: python -m bench.methods.fair
+"""Run the missing runs: python -m bench.methods.fair
 
 Method by method, full data first: learning rates on the validation split, then the test split with
-other seeds. A finished run is one line of FOLDER/fair-DATA.jsonl, and is not repeated: stop it at
-any time and start it again.
+other seeds. A finished run is one line of FOLDER/fair-DATA.jsonl and is not repeated: stop at any
+time and start again.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from bench.methods.fair import plan
 from bench.methods.fair.plan import KEY, Trial
 from bench.methods.fair.texts import load
 from bench.methods.fair.training import BATCH, steps_of, train
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 Row = dict[str, Any]
 
@@ -63,7 +63,7 @@ def key_of(row: Row) -> tuple[Any, ...]:
 
 
 def missing(rows: list[Row], data: Iterable[str], done: set[tuple[Any, ...]]) -> Iterator[Trial]:
-    """Trials without a row; `rows` and `done` grow while they are run."""
+    """Trials without a row; `rows` and `done` grow during the runs."""
 
     def parts() -> Iterator[Iterator[Trial]]:
         for method in plan.METHODS:
@@ -78,8 +78,8 @@ def missing(rows: list[Row], data: Iterable[str], done: set[tuple[Any, ...]]) ->
 
 
 def tuned(rows: Iterable[Row]) -> dict[tuple[str, str, float], float]:
-    """The rate of the best mean accuracy on the validation split, of each (data, method, epochs)
-    all of whose rates were run."""
+    """The rate with the best mean accuracy on the validation split, for each (data, method, epochs)
+    whose rates were all run."""
     found: dict[tuple[str, str, float], dict[float, list[float]]] = defaultdict(dict)
     for row in rows:
         if row["split"] == "validation" and row["rate"] in plan.RATES:

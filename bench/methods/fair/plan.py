@@ -1,12 +1,12 @@
-"""What is run, and the family of comparisons, named before the test split was looked at.
+"""The runs, and the family of comparisons, fixed before the test split was used.
 
 A method's learning rate is tuned for each length of training, by its accuracy with the tuning seed
-on the validation split; other seeds then look at the test split, once each.
+on the validation split; other seeds then use the test split, once each.
 
-The family: every method of METHODS but the first less full data of as many steps, with the same
-seeds, in accuracy and in macro-F1, for each data set and each of the LENGTHS where it differs from
-full data. Holm's correction counts all of it, run or not. What is compared in EQUAL_TIME is a
-family of its own.
+The family: every method of METHODS but the first, minus full data with as many steps and the same
+seeds, in accuracy and in macro-F1, for each data set and each of the LENGTHS in which it differs
+from full data. Holm's correction counts all of it, whether run or not. The comparisons in
+EQUAL_TIME are a separate family.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,15 +32,15 @@ METHODS: tuple[Method, ...] = (
     Candidates(choose="importance"),
     Sampling("pool"),
 )
-# Steps of full data for one of a method's, where choosing takes time to speak of: more than two
-# candidates cost, a little less than four do (timing.py).
+# Steps of full data per step of a method whose selection takes noticeable time: more than the cost
+# of two candidates, a little less than that of four (timing.py).
 EQUAL_TIME: dict[Method, float] = {Candidates(): 1.4, Candidates(2): 1.4}
-LONGER_AFTER: Method = Candidates(2)  # when those runs have their turn
+LONGER_AFTER: Method = Candidates(2)  # these runs come after that method
 KEY = ("data", "method", "epochs", "rate", "seed", "split")
 
 
 class Trial(NamedTuple):
-    """One run; of `epochs` passes' steps."""
+    """One run, with the steps of `epochs` passes."""
 
     data: str
     method: Method
@@ -51,7 +51,7 @@ class Trial(NamedTuple):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells its row from others, in the order of KEY."""
+        """The key of its row, in the order of KEY."""
         return (self.data, self.method.name, *self[2:])
 
 

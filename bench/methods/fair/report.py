@@ -15,7 +15,7 @@ NOTHING = "–"
 
 
 class Compared(NamedTuple):
-    """A method less full data, on the test split; `clear`: by the corrected p."""
+    """A method minus full data, on the test split; `clear`: by the corrected p."""
 
     data: str
     method: str
@@ -47,7 +47,7 @@ def in_equal_steps(rows: Sequence[Row]) -> list[Compared]:
 
 
 def in_equal_time(rows: Sequence[Row]) -> list[Compared]:
-    """Those of EQUAL_TIME: full data is trained for more steps."""
+    """The comparisons of EQUAL_TIME, in which full data is trained for more steps."""
     pairs = [
         (method.name, epochs, round(times * epochs, 6))
         for method, times in plan.EQUAL_TIME.items()
@@ -59,7 +59,7 @@ def in_equal_time(rows: Sequence[Row]) -> list[Compared]:
 def _compared(
     rows: Sequence[Row], pairs: Iterable[tuple[str, float, float]], number: int
 ) -> list[Compared]:
-    """Of each (method, its epochs, full data's), with the seeds that both have, at least two."""
+    """For each (method, its epochs, full data's), over the common seeds, at least two."""
     found = []
     for data in plan.DATA:
         for name, epochs, of_full in pairs:
@@ -112,7 +112,7 @@ def table(rows: Sequence[Row], folder: str = "") -> str:
 
 
 def short(rows: Sequence[Row], folder: str = "") -> str:
-    """Of each data set and length the candidates by EMP less full data."""
+    """For each data set and length the candidates by EMP minus full data."""
     shown = [method.name for method in plan.METHODS[1:3]]
     heads = ["data", "steps, epochs", "full data, accuracy / macro-F1"]
     heads += [f"{name} − full" for name in shown]

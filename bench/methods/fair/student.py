@@ -54,8 +54,8 @@ def quantile(level: float, degrees: int) -> float:
 
 
 def holm(values: Sequence[float], family: int) -> list[float]:
-    """The p `values` corrected by Holm's method, as the smallest of a `family` of so many: those
-    that are not there count as the largest."""
+    """The p `values` corrected by Holm's method, as the smallest of a `family` of so many: missing
+    ones count as the largest."""
     if len(values) > family:
         raise ValueError(f"holm: family must be at least {len(values)}, got {family}")
     corrected, highest = [0.0] * len(values), 0.0

@@ -1,4 +1,4 @@
-"""Texts as hashed words and pairs of words, and their three splits."""
+"""Texts as hashed words and word pairs, in three splits."""
 
 import functools
 import itertools
@@ -13,10 +13,10 @@ import torch
 from bench.methods.fair.fetch import FOLDER
 
 BUCKETS = 2**16  # of the hash: network.py sorts them as 16 bits
-WORDS = 32  # of a text; later ones are not read
-FEWEST = 30  # texts of a class; smaller classes are left out
+WORDS = 32  # per text; later ones are dropped
+FEWEST = 30  # texts per class; smaller classes are left out
 SPLIT_SEED = 7
-HELD_OUT = 0.1  # of the texts for validation, as many for the test
+HELD_OUT = 0.1  # of the texts for validation, and as many for the test
 
 
 class Texts(NamedTuple):
@@ -50,7 +50,7 @@ def hashed(text: str) -> list[int]:
 
 @functools.cache
 def load(name: str) -> Data:
-    """The data set of build/texts/NAME.tsv; the features are kept beside it.
+    """The data set of build/texts/NAME.tsv; the features are cached next to it.
 
     Raises:
         FileNotFoundError: it was not fetched.

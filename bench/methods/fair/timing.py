@@ -1,7 +1,7 @@
-"""What a step with candidates takes: python -m bench.methods.fair.timing
+"""The time of a step with candidates: python -m bench.methods.fair.timing
 
-Methods take turns, round by round, so that a busy machine slows all alike; a row of
-FOLDER/candidates-time.jsonl is one method's half pass over WordNet's glosses in one round.
+Methods alternate, round by round, so that a busy machine slows all equally; a row of
+FOLDER/candidates-time.jsonl is one method's half pass over the WordNet glosses in one round.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from bench.methods.fair.methods import Candidates, Full
 from bench.methods.fair.texts import load
 from bench.methods.fair.training import steps_of, train
 from bench.tables import markdown
-from emp_kernels.cli import provenance
+from emp_kernels.experiments import provenance
 
 METHODS = (Full(), Candidates(2), Candidates(4))
 ROUNDS = 7

@@ -1,4 +1,4 @@
-"""One run: a fixed number of steps of B samples, and what came of it on another split."""
+"""One run: a fixed number of steps of B samples, evaluated on another split."""
 
 import itertools
 import time
@@ -16,13 +16,13 @@ EVALUATED = 4096  # texts at a time
 
 
 class Result(NamedTuple):
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         accuracy, macro_f1: in percent; the mean of F1 is over the classes of the split.
         loss: mean cross-entropy, nats.
         steps, samples: trained, all batches of one size.
-        seconds: of this process's processor time, choosing included, testing not.
+        seconds: CPU time of this process, including selection but not testing.
     """
 
     accuracy: float
@@ -39,7 +39,8 @@ def steps_of(samples: int, epochs: float) -> int:
 
 
 def train(data: Data, method: Method, rate: float, steps: int, seed: int, split: str) -> Result:
-    """Train with `method` for `steps` at `rate`, which falls linearly to 0, and look at `split`."""
+    """Train with `method` for `steps` at `rate`, which falls linearly to 0, and evaluate on
+    `split`."""
     model = Bags(data.classes, seed)
     state = emp.EMPState(len(data.train.labels), beta=method.beta)
     run = Run(data.train, model, state, BATCH, seed)

@@ -57,6 +57,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("plain_"):  # the native function itself, which is there once it is loaded
+    if name.startswith("plain_"):  # the native function itself, available once the module is loaded
         return getattr(native.module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ from ...similarities import Problem, RowValues, Views, combined, norms, row_valu
 from . import native
 from .native import DEVICE
 
-_ROWS, _COLUMNS = 2048, 512  # of a tile, at which the product runs at its full rate
+_ROWS, _COLUMNS = 2048, 512  # tile size at which the product reaches its full speed
 
 
 def score_contrastive(problem: Problem) -> Scores:
@@ -16,10 +16,10 @@ def score_contrastive(problem: Problem) -> Scores:
 
 
 def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list[RowValues]:
-    """Of each direction, from one tile of similarities at a time. Without a group no product is
+    """The rows of each direction, one tile of similarities at a time. Without a group no product is
     computed twice: a tile's columns are rows of the transposed block."""
     threads = torch.get_num_threads()
-    sums = {}  # by view: m, u, t and the positive's similarity, (4, n)
+    sums = {}  # per view: m, u, t and the positive's similarity, (4, n)
     for v in problem.directions:
         sums[v] = torch.zeros((4, len(views.own[v])), dtype=torch.float64, device=DEVICE)
         sums[v][0] = -torch.inf
@@ -32,7 +32,7 @@ def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list
             continue
         transposed = views.alone and (w, v) in problem.blocks
         for r, c, tile in _tiles(views.own[v], views.all[w], temperature, transposed and v == w):
-            offset = r + views.start - c  # of the diagonal
+            offset = r + views.start - c  # the diagonal's offset
             if -len(tile) < offset < tile.shape[1]:
                 diagonal = tile.diagonal(offset)
                 if v == w:
@@ -49,8 +49,8 @@ def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list
 
 def _tiles(rows, columns, temperature, upper):
     """(first row, first column, similarities) of every tile of rows (n, D) against columns (N, D),
-    in one buffer. With `upper` those below the diagonal are left out: of the others, which have
-    fewer rows, a row's first ones make a square on the diagonal."""
+    in one buffer. With `upper`, tiles below the diagonal are skipped; the first columns of each
+    remaining tile form a square on the diagonal."""
     row_norms = (norms(rows) * temperature).float()[:, None]
     column_norms = norms(columns).float()[:, None]
     height, width = _ROWS // 2 if upper else _ROWS, rows.shape[1]
@@ -66,8 +66,8 @@ def _tiles(rows, columns, temperature, upper):
             yield r, c, torch.mm(these, those.T, out=tile)
 
 
-def _divided(vectors, lengths, start, room):
-    """vectors (n, D) by lengths (n, 1), from row `start` on, as many as there is room (., D) for;
-    there, because fresh memory for each part would grow the process by more than is in use."""
-    part = vectors[start : start + len(room)]
-    return torch.div(part.float(), lengths[start : start + len(part)], out=room[: len(part)])
+def _divided(vectors, lengths, start, buffer):
+    """vectors (n, D) / lengths (n, 1) from row `start` on, as many rows as `buffer` (., D) holds,
+    written into `buffer`: allocating each part anew would fragment memory."""
+    part = vectors[start : start + len(buffer)]
+    return torch.div(part.float(), lengths[start : start + len(part)], out=buffer[: len(part)])

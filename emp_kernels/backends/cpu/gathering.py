@@ -6,7 +6,7 @@ from ...validation import raise_id_out_of_range
 from . import native
 from .native import int64_ids
 
-# What DLPack calls by the same name. Rows of other dtypes are copied as integers of their size.
+# Dtypes that DLPack has too. Rows of other dtypes are copied as integers of the same size.
 _EXCHANGED = frozenset(
     (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64)
     + (torch.complex128, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -16,7 +16,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
-    """Rows `indices` (K,) of each source; written into `outputs` where they are given."""
+    """Rows `indices` (K,) of each source, written into `outputs` if given."""
     indices = int64_ids(indices)
     bad_tensor, bad, found = native.module.gather(
         [
@@ -38,7 +38,8 @@ def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
 
 
 def _readable(source: torch.Tensor) -> torch.Tensor:
-    """Of a dtype that the native module reads, each row contiguous; only their distance is free."""
+    """`source` with a dtype that the native module reads and contiguous rows; only the row stride
+    is free."""
     if source.dtype not in _EXCHANGED:
         source = source.view(_INTEGERS[source.element_size()])
     dense = source.is_contiguous() or source[:1].is_contiguous() or source.shape[1:].numel() <= 1

@@ -1,4 +1,4 @@
-"""Rows of a product that is made and read a tile at a time."""
+"""Scores and gradients of a matrix product, computed one tile at a time."""
 
 import torch
 
@@ -12,9 +12,9 @@ from .native import DEVICE, raise_bad_label, readable_labels
 def score_linear(
     hidden, weight, labels, bias, beta, ignore_index, function="score_linear", kept=None
 ) -> Scores:
-    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...): a tile of the
-    product at a time, whose sums are taken while it is in the cache. `kept` is given the tiles,
-    if it has room."""
+    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...): one tile of the
+    product at a time, reduced while it is in the cache. `kept` stores the tiles if it has the
+    capacity."""
     threads = torch.get_num_threads()
     labels = readable_labels(labels)
     bad = native.module.first_bad_label(labels, ignore_index, weight.shape[0])
@@ -28,7 +28,7 @@ def score_linear(
     parts = parts[:, None].repeat(1, len(trained))
     with torch.no_grad():
         product = Product(hidden, weight, bias, positions, _product_dtype(hidden.dtype))
-        if kept is not None and not kept.make_room(product):
+        if kept is not None and not kept.reserve(product):
             kept = None
         for rows in product.row_tiles():
             hidden_tile = product.hidden_of(rows)
@@ -46,7 +46,7 @@ def score_linear(
     return Scores(
         *(
             torch.full((labels.numel(),), nothing, dtype=torch.float32, device=DEVICE)
-            .index_copy_(0, positions, some)  # put_ is no deterministic algorithm
+            .index_copy_(0, positions, some)  # put_ is not deterministic
             .view(labels.shape)
             for some, nothing in zip(found, (-torch.inf, 0.0, 0.0, 0.0), strict=True)
         )
@@ -56,15 +56,15 @@ def score_linear(
 def linear_cross_entropy_backward(
     hidden, weight, labels, bias, loss, lse, scales, wanted, kept=None
 ):
-    """Gradients of sum scales * loss by hidden, weight and bias, as tiles.gradients says: tiles of
-    the product of the rows whose scale is not 0, or those that are `kept`, become cross_entropy's
-    gradient as those of rows with columns elsewhere."""
+    """Gradients of sum scales * loss with respect to hidden, weight and bias, see tiles.gradients.
+    Tiles of the product (those `kept`, or recomputed for the rows whose scale is not 0) become
+    cross_entropy's gradient of rows whose columns are sharded."""
     threads = torch.get_num_threads()
     dtype = _product_dtype(hidden.dtype)
     positions = scales.nonzero()[:, 0]
     y = labels.reshape(-1).to(torch.int64)[positions]
     loss, lse, scales = (x[positions].to(torch.float32) for x in (loss, lse, scales))
-    scales = torch.where(loss.isnan(), torch.nan, scales)  # where there is no loss
+    scales = torch.where(loss.isnan(), torch.nan, scales)  # invalid rows
     above = torch.zeros_like(lse)
     memory = torch.empty(0, dtype=torch.float32, device=DEVICE)
 
@@ -93,8 +93,8 @@ def linear_cross_entropy_backward(
 
 
 def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index, function):
-    """Terms (N,) of hidden (..., D) @ weight (C, D)ᵀ + bias (C,): a tile of the product at a time,
-    adjusted and reduced while it is in the cache."""
+    """Terms (N,) of hidden (..., D) @ weight (C, D)ᵀ + bias (C,): one tile of the product at a
+    time, adjusted and reduced while it is in the cache."""
     threads = torch.get_num_threads()
     labels = readable_labels(labels)
     bad = native.module.first_bad_label(labels, ignore_index, weight.shape[0])
@@ -113,7 +113,7 @@ def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index
 def linear_terms_backward(
     hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted, add_up=None
 ):
-    """Gradients by hidden, weight and bias: term_tiles."""
+    """Gradients with respect to hidden, weight and bias, see term_tiles."""
     dtype = _product_dtype(hidden.dtype)
     return term_gradients(
         hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted, dtype,
@@ -122,7 +122,7 @@ def linear_terms_backward(
 
 
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which products are fast: the tensors' own where torch has a kernel for it."""
+    """The dtype to multiply in: the tensors' own where torch has a fast kernel for it."""
     supported = {
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
         torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,

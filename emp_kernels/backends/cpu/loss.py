@@ -1,4 +1,4 @@
-"""The cross-entropy that is trained, and its gradient."""
+"""The training cross-entropy and its gradient."""
 
 import torch
 
@@ -24,16 +24,16 @@ def plain_cross_entropy(logits, labels, state, ids, ignore_index, reduction: str
 def cross_entropy(
     logits, labels, state, ids, ignore_index, reduction: str, function: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Loss of logits (..., C) and labels (...), reduced; loss and lse (N,) of all rows; how many
-    rows count. Their scores are written into `state` (or nowhere) at `ids` (N,), row by row
-    without."""
+    """The reduced loss of logits (..., C) and labels (...), loss and lse (N,) of all rows, and the
+    number of rows that count. Scores are written into `state` (if given) at `ids` (N,), or row i at
+    i without `ids`."""
     shape, n = labels.shape, labels.numel()
     labels = readable_labels(labels)
     beta, tensors = 1.0, None
     if state is not None:
         beta, tensors = state.beta, state_tensors(state)
         ids = None if ids is None else int64_ids(ids)
-    # torch's memory here: in a training step its code is in the caches.
+    # Allocated by torch, whose code is already in the caches during a training step.
     result = torch.empty(shape if reduction == "none" else (), dtype=torch.float32, device=DEVICE)
     loss = torch.empty(n, dtype=torch.float32, device=DEVICE)
     lse = torch.empty(n, dtype=torch.float32, device=DEVICE)
@@ -61,11 +61,12 @@ def cross_entropy_backward(
     logits, labels, loss, lse, scales, divisor=1, ignore_index=None, maximum=None
 ) -> torch.Tensor:
     """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i] / divisor,
-    zero where that is 0, whatever the row holds, and where it is ignored. `loss` and `lse` (N,)
-    are those of the forward pass; labels are (...), `scales` has N elements, or one for all.
+    zero where the scale is 0, whatever the row contains, and for ignored rows. `loss` and `lse`
+    (N,) are those of the forward pass; labels are (...), `scales` has N elements, or one for all
+    rows.
 
-    Of rows with columns elsewhere, `maximum` (N,) is the whole row's and `lse` stands above it; a
-    label outside [0, C) is one elsewhere."""
+    For rows whose columns are sharded, `maximum` (N,) is the whole row's and `lse` is relative to
+    it; a label outside [0, C) is on another shard."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
     native.module.cross_entropy_backward(
         logit_rows(logits),

@@ -1,8 +1,8 @@
-"""The native module, and tensors as it takes them.
+"""Loads the native module and prepares tensors for it.
 
-It makes its results itself: their memory asks for huge pages, whose first writing costs half of
-what torch's does where results are large, and torch's default dtype and device do not reach it.
-What does not lie in memory as it is meant, negated or in pieces, it copies (python/tensors.h).
+The module allocates its results itself: it requests huge pages, which halve the cost of first
+writing large results, and torch's default dtype and device do not affect it. Lazily negated and
+non-contiguous tensors are copied (python/tensors.h).
 """
 
 import os
@@ -23,7 +23,7 @@ module: Any = None
 
 
 def require() -> ModuleType:
-    """Load the native module; raise where it was not built or EMP_SIMD asks for the impossible."""
+    """Load the native module; raise if it was not built or EMP_SIMD names an unsupported level."""
     global module
     try:
         import emp_kernels._cpu as _cpu
@@ -39,8 +39,8 @@ def require() -> ModuleType:
             f"EMP_SIMD must name an instruction set of this processor ({levels}), "
             f"got {wanted!r}; unset it or set it to {_cpu.simd_level()}"
         )
-    _cpu.share_openmp_of("libtorch_cpu.so")  # two pools of threads would compete for the cores
-    if forked():  # the library notices only the forks that come after it is loaded
+    _cpu.share_openmp_of("libtorch_cpu.so")  # two thread pools would compete for the cores
+    if forked():  # the library only notices forks that happen after it is loaded
         _cpu.mark_forked()
     _cpu.use_torch(
         torch.Tensor,
@@ -59,14 +59,14 @@ def serves_device(device_type: str) -> bool:
 
 
 def describe() -> str:
-    """What runs: instruction set and threads."""
+    """The instruction set and the number of threads."""
     return f"C++ {require().simd_level()}, {torch.get_num_threads()} threads"
 
 
 def logit_rows(logits: torch.Tensor) -> torch.Tensor:
-    """Logits (..., C) as (N, C), or groups (G, N / G, C) of equally spaced rows, of unit inner
-    stride. Copied where no view is that."""
-    if logits.dim() == 2 and logits.is_contiguous():  # most are; their strides cost more to ask
+    """Logits (..., C) as (N, C), or as groups (G, N / G, C) of equally spaced rows, with unit inner
+    stride; a copy where no such view exists."""
+    if logits.dim() == 2 and logits.is_contiguous():  # most; cheaper than reading strides
         return logits
     if logits.dim() > 2:
         grouped = _as_groups(logits)
@@ -77,7 +77,7 @@ def logit_rows(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _as_groups(logits: torch.Tensor) -> torch.Tensor | None:
-    """A view (groups, rows, classes) of unit inner stride, where there is one."""
+    """A view (groups, rows, classes) with unit inner stride, or None."""
     if logits.shape[-1] > 1 and logits.stride(-1) != 1:
         return None
     try:
@@ -88,7 +88,7 @@ def _as_groups(logits: torch.Tensor) -> torch.Tensor | None:
 
 def readable_labels(labels: torch.Tensor) -> torch.Tensor:
     """Labels (...) as the native module reads them."""
-    if labels.dtype is torch.uint64:  # read as int64, a label from 2^63 on could be ignore_index
+    if labels.dtype is torch.uint64:  # as int64, a label from 2^63 on could equal ignore_index
         signed = labels.resolve_neg().view(torch.int64)
         labels = signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
     return labels
@@ -100,7 +100,7 @@ def int64_ids(ids: torch.Tensor) -> torch.Tensor:
 
 
 def state_tensors(state) -> tuple[torch.Tensor, ...]:
-    """What the native module reads and writes of a state, in its order."""
+    """The tensors of a state that the native module reads and writes, in its order."""
     return (
         state.score,
         state.loss,

@@ -1,4 +1,4 @@
-"""The main call: score, remember, select."""
+"""Scores, updates the state and selects in one call."""
 
 import torch
 
@@ -10,7 +10,7 @@ from .native import int64_ids, logit_rows, raise_bad_label, readable_labels, sta
 
 
 def plain_score_and_select(logits, labels, state, keep, ids, ignore_index):
-    """Of ordinary rows and numbers; `state` is an EMPState or None."""
+    """The fast path for ordinary tensors and numbers; `state` is an EMPState or None."""
     tensors = None if state is None else state_tensors(state)
     samples, beta = (0, 1.0) if state is None else (state.num_samples, state.beta)
     return native.module.plain_score_and_select(
@@ -21,7 +21,7 @@ def plain_score_and_select(logits, labels, state, keep, ids, ignore_index):
 def score_and_select(
     logits, labels, state, keep: Keep, ids, ignore_index, function: str
 ) -> Selection:
-    """Score logits (N, C), write the scores into `state` (or nowhere), select the top rows."""
+    """Score logits (N, C), write the scores into `state` (if given), select the top rows."""
     labels = readable_labels(labels)
     beta, tensors = 1.0, None
     if state is not None:

@@ -1,4 +1,4 @@
-"""The order of an epoch, and the count of what it draws."""
+"""The order of an epoch, and an iterator that counts what it draws."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
     return shuffled
 
 
-def shuffled_at(n: int, seed: int, places: torch.Tensor) -> torch.Tensor:
-    """What `shuffle` of the ids 0 to n - 1 puts at each of `places` (L,) int64, which are in
-    [0, n), without the rest of that order where it is long."""
-    ids: torch.Tensor = native.module.shuffled_at(n, seed, places, torch.get_num_threads())
+def shuffled_at(n: int, seed: int, positions: torch.Tensor) -> torch.Tensor:
+    """The ids that `shuffle` of 0 to n - 1 puts at `positions` (L,) int64, each in [0, n); long
+    orders are not materialised."""
+    ids: torch.Tensor = native.module.shuffled_at(n, seed, positions, torch.get_num_threads())
     return ids
 
 
@@ -31,12 +31,13 @@ def systematic(
     first: int,
     drawn: torch.Tensor,
 ) -> None:
-    """Sets drawn (N,) bool at `left` of the items 0 to N - 1, which lie side by side in the `order`
-    (N,) int64, each units (N,) int64 >= 0 long, `whole` in all: at those that reach over one of the
-    marks that stand whole / left apart, the first at (whole - first) / left.
+    """Systematic sampling: sets drawn (N,) bool for `left` of the items 0 to N - 1. Items are laid
+    side by side in `order` (N,) int64, item i being units[i] (N,) int64 >= 0 long, `whole` in
+    total; drawn are those that contain one of the marks whole / left apart, the first at (whole -
+    first) / left.
 
-    With `first` drawn from [0, whole), an item no longer than whole / left has the probability
-    units * left / whole. whole * (left + 1) must be below 2**63.
+    With `first` uniform in [0, whole), an item no longer than whole / left is drawn with
+    probability units * left / whole. whole * (left + 1) must be below 2**63.
     """
     native.module.systematic(units, order, left, whole, first, drawn)
 
@@ -48,11 +49,11 @@ def draws(
     begin: Callable[[int], torch.Tensor | None],
     end: Callable[[], None],
 ) -> Iterator[int]:
-    """An iterator over ids (K,) int64, which can be weakly referenced and counts what it draws.
+    """A weakly referenceable iterator over ids (K,) int64 that counts the ids it draws.
 
-    It keeps how many are drawn, and whether one more was asked for, in `progress` (two int64).
-    `begin(position)`, called every `chunk` ids, returns the counts (N,) int32 to add 1 to at each
-    id of the chunk, or None; `end()` is called once, by whom asks for one more.
+    `progress` (two int64) holds how many ids have been drawn and whether the iterator was
+    exhausted. `begin(position)`, called every `chunk` ids, returns the counts (N,) int32 to
+    increment at each id of the chunk, or None; `end()` is called once, on exhaustion.
     """
     iterator: Iterator[int] = native.module.draws(ids, progress, chunk, begin, end)
     return iterator

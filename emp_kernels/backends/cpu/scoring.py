@@ -32,11 +32,12 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
 
 
 def row_sums(logits, labels, ignore_index) -> torch.Tensor:
-    """What a row's columns elsewhere need of those here, (4, N) of logits (..., C), labels (...).
+    """Partial sums of rows whose columns are sharded, (4, N), from logits (..., C) and labels
+    (...).
 
-    m = max z and, over all elements but one maximal one, u = sum exp(z - m) and
-    t = sum exp(z - m) (z - m); then z_y, NaN where the label is not in [0, C). A NaN among the
-    logits shows in m, u or t; u and t are 0 where else m is infinite. Ignored rows are 0."""
+    m = max z; over all elements but one maximal one, u = sum exp(z - m) and t = sum exp(z - m) (z -
+    m); and z_y, NaN where the label is not in [0, C). A NaN logit makes m, u or t NaN; otherwise u
+    and t are 0 where m is infinite. Ignored rows are 0."""
     sums: torch.Tensor = native.module.row_sums(
         logit_rows(logits), readable_labels(labels), ignore_index, torch.get_num_threads()
     )

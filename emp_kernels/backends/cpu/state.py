@@ -1,4 +1,4 @@
-"""Scores on their way into the state."""
+"""Writes scores into the state."""
 
 from ...results import Scores
 from ...validation import raise_id_out_of_range

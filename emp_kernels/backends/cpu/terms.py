@@ -8,8 +8,8 @@ from .native import DEVICE, logit_rows, raise_bad_label, readable_labels
 
 
 def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> RowTerms:
-    """Terms of logits (..., C) and labels (...). With probabilities among the targets, labels only
-    say which rows are ignored."""
+    """Terms of logits (..., C) and labels (...). If the targets are probabilities, labels only mark
+    ignored rows."""
     labels = readable_labels(labels)
     bad, *found = native.module.row_terms(
         logit_rows(logits),
@@ -26,8 +26,8 @@ def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> Ro
 
 
 def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets) -> torch.Tensor:
-    """Gradient (..., C) by the raw logits, in their dtype, as terms.py says; zero where all
-    coefficients of a row are, whatever it holds."""
+    """Gradient (..., C) with respect to the raw logits, in their dtype, see terms.py; zero where
+    all coefficients of a row are 0, whatever the row contains."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
     saved = (terms.loss, terms.lse, terms.maximum, terms.above, terms.mean)
     native.module.row_terms_backward(

@@ -1,7 +1,7 @@
 """Pure-PyTorch backend: the oracle that every kernel is tested against.
 
-Plain and exact before fast: float64 inside, a stable sort for selection. It runs on every device
-and, on CUDA, never synchronises with the host except where a size must be read back.
+Clarity and exactness before speed: float64 arithmetic, a stable sort for selection. It runs on
+every device and on CUDA synchronises with the host only to read back a size.
 """
 
 from ...validation import FLOAT_DTYPES as DTYPES
@@ -50,7 +50,7 @@ __all__ = [
 
 
 def require() -> None:
-    """The reference needs nothing but torch."""
+    """The reference needs only torch."""
 
 
 def serves_device(device_type: str) -> bool:
@@ -58,5 +58,5 @@ def serves_device(device_type: str) -> bool:
 
 
 def describe() -> str:
-    """What runs."""
+    """A one-line description."""
     return "pure PyTorch, float64 inside; the oracle of every other backend"

@@ -13,7 +13,7 @@ def score_contrastive(problem: Problem) -> Scores:
 
 
 def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list[RowValues]:
-    """Of each direction, from float64 rows of the similarities, some at a time."""
+    """The rows of each direction, from float64 similarities, a block at a time."""
 
     def unit(vectors):
         return vectors.double() / norms(vectors)[:, None]

@@ -6,7 +6,7 @@ from ...validation import check_id_range
 
 
 def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
-    """Rows `indices` (K,) of each source; written into `outputs` where they are given."""
+    """Rows `indices` (K,) of each source, written into `outputs` if given."""
     indices = indices.to(torch.int64)
     for source in sources:
         check_id_range("gather", indices, len(source))
@@ -18,7 +18,7 @@ def gather_rows(sources, indices, outputs) -> list[torch.Tensor]:
 
 
 def _index_select(source, indices):
-    """torch.index_select, also for the unsigned dtypes that it lacks: by their bits."""
+    """torch.index_select, also for unsigned dtypes that it does not support (viewed as signed)."""
     signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
     if source.dtype not in signed:
         return source.index_select(0, indices)

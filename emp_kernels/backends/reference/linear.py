@@ -31,7 +31,8 @@ def score_linear(
 def linear_cross_entropy_backward(
     hidden, weight, labels, bias, loss, lse, scales, wanted, kept=None
 ):
-    """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients in float64."""
+    """Gradients of sum scales * loss with respect to hidden, weight and bias: tiles.gradients in
+    float64."""
     return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, torch.float64)
 
 
@@ -46,7 +47,7 @@ def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index
 def linear_terms_backward(
     hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted, add_up=None
 ):
-    """Gradients by hidden, weight and bias: term_tiles in float64."""
+    """Gradients with respect to hidden, weight and bias: term_tiles in float64."""
     return term_gradients(
         hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted,
         torch.float64, add_up,

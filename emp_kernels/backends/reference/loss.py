@@ -7,11 +7,11 @@ from .scoring import CHUNK
 
 def cross_entropy_backward(logits, labels, loss, lse, scales, maximum=None) -> torch.Tensor:
     """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
-    that is 0, whatever the row holds, NaN where its loss is. `loss` and `lse` (N,) are what `score`
-    found; labels are (...), `scales` (N,).
+    the scale is 0, whatever the row contains, NaN where the loss is NaN. `loss` and `lse` (N,) come
+    from `score`; labels are (...), `scales` (N,).
 
-    Of rows with columns elsewhere, `maximum` (N,) is the whole row's and `lse` stands above it; a
-    label outside [0, C) is one elsewhere."""
+    For rows whose columns are sharded, `maximum` (N,) is the whole row's and `lse` is relative to
+    it; a label outside [0, C) is on another shard."""
     gradient = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
     if gradient.numel() == 0:
         return gradient
@@ -29,11 +29,12 @@ def cross_entropy_backward(logits, labels, loss, lse, scales, maximum=None) -> t
             m = maximum[part].double()
             above += m - m  # NaN where the row has no softmax
             p = ((z - m[:, None]) - above[:, None]).exp()
-        # p - 1 at the label, from the loss: p itself would round to 1. NaN where a logit is +inf.
+        # p - 1 at the label, computed from the loss: p itself would round to 1. NaN for a +inf
+        # logit.
         at_label = torch.expm1(-loss[part].double()) + (above - above)
         here = trained & (labels[part] >= 0) & (labels[part] < classes)
         y = torch.where(here, labels[part], 0)[:, None]
         p.scatter_(1, y, torch.where(here[:, None], at_label[:, None], p.gather(1, y)))
-        scale = torch.where(loss[part].isnan(), torch.nan, scale)  # where there is no loss
+        scale = torch.where(loss[part].isnan(), torch.nan, scale)  # invalid rows
         out[part] = torch.where(trained[:, None], p * scale[:, None], 0.0).to(out.dtype)
     return gradient

@@ -1,4 +1,4 @@
-"""Scoring, remembering and selecting as one call."""
+"""Scores, updates the state and selects in one call."""
 
 import torch
 
@@ -12,7 +12,7 @@ from .state import update_state, writable
 def score_and_select(
     logits, labels, state, keep: Keep, ids, ignore_index, function: str
 ) -> Selection:
-    """Score logits (N, C), write the scores into `state` (or nowhere), select the top rows."""
+    """Score logits (N, C), write the scores into `state` (if given), select the top rows."""
     n = logits.shape[0]
     beta = 1.0 if state is None else state.beta
     scores = scoring.score(logits, labels, beta, ignore_index, function)

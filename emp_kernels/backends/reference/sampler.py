@@ -1,4 +1,4 @@
-"""The shuffle of an epoch's ids, and the count of what it draws."""
+"""The shuffle of an epoch's ids, and an iterator that counts what it draws."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _FEW = 2**16
 
 
 def shuffle(ids: torch.Tensor, seed: int) -> torch.Tensor:
-    """The ids (K,) int64 in an order that depends on K and `seed` (64 bits) alone; csrc/cpu/
-    shuffle.h says how."""
+    """The ids (K,) int64 in an order that depends on K and `seed` (64 bits) alone; see
+    csrc/cpu/shuffle.h."""
     n = ids.shape[0]
     order = _shuffled(n, seed) if n <= _FEW else _permuted(n, seed, torch.arange(n, device="cpu"))
     return ids[order]
 
 
-def shuffled_at(n: int, seed: int, places: torch.Tensor) -> torch.Tensor:
+def shuffled_at(n: int, seed: int, positions: torch.Tensor) -> torch.Tensor:
     """As :func:`emp_kernels.backends.cpu.shuffled_at`."""
-    return _shuffled(n, seed)[places] if n <= _FEW else _permuted(n, seed, places)
+    return _shuffled(n, seed)[positions] if n <= _FEW else _permuted(n, seed, positions)
 
 
 def _shuffled(n: int, seed: int) -> torch.Tensor:
-    """Places (n,) by Fisher-Yates."""
+    """A permutation (n,) by Fisher-Yates."""
     words = _draws(seed + 1, -(-n // 2))[:, None] >> torch.tensor([0, 32], device="cpu")
     random = (words & (2**32 - 1)).reshape(-1)[:n].tolist()
     order = list(range(n))
@@ -35,9 +35,9 @@ def _shuffled(n: int, seed: int) -> torch.Tensor:
     return torch.tensor(order, dtype=torch.int64, device="cpu")
 
 
-def _permuted(n: int, seed: int, places: torch.Tensor) -> torch.Tensor:
-    """The images of `places` by a Feistel network over a table of rows and columns; csrc/cpu/
-    permuted_places.h says how."""
+def _permuted(n: int, seed: int, positions: torch.Tensor) -> torch.Tensor:
+    """The images of `positions` under a Feistel network over a table of rows and columns; see
+    csrc/cpu/permuted_places.h."""
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
     lanes = (_draws(seed, 6)[:, None] >> torch.tensor([0, 16, 32], device="cpu")) & 0xFFFF
@@ -51,10 +51,10 @@ def _permuted(n: int, seed: int, places: torch.Tensor) -> torch.Tensor:
             x, y, size, other = y, x, other, size
         return x * columns + y
 
-    places = feistel_step(places)
-    while (outside := places >= n).any():
-        places[outside] = feistel_step(places[outside])
-    return places
+    positions = feistel_step(positions)
+    while (outside := positions >= n).any():
+        positions[outside] = feistel_step(positions[outside])
+    return positions
 
 
 def systematic(

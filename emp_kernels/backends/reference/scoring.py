@@ -25,11 +25,12 @@ def sample_statistics(logits, labels, ignore_index) -> SampleStatistics:
 
 
 def row_sums(logits, labels, ignore_index) -> torch.Tensor:
-    """What a row's columns elsewhere need of those here, (4, N) of logits (..., C), labels (...).
+    """Partial sums of rows whose columns are sharded, (4, N), from logits (..., C) and labels
+    (...).
 
-    m = max z and, over all elements but one maximal one, u = sum exp(z - m) and
-    t = sum exp(z - m) (z - m); then z_y, NaN where the label is not in [0, C). A NaN among the
-    logits shows in m, u or t; u and t are 0 where else m is infinite. Ignored rows are 0."""
+    m = max z; over all elements but one maximal one, u = sum exp(z - m) and t = sum exp(z - m) (z -
+    m); and z_y, NaN where the label is not in [0, C). A NaN logit makes m, u or t NaN; otherwise u
+    and t are 0 where m is infinite. Ignored rows are 0."""
     classes = logits.shape[-1]
     rows, labels = logits.detach().reshape(-1, classes), labels.reshape(-1).to(torch.int64)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -72,12 +73,12 @@ def statistics_of(logits, labels, classes, ignore_index) -> SampleStatistics:
 
 
 def row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
-    """All statistics of float64 rows z (N, C), as DESIGN.md's sums over one row.
+    """All statistics of float64 rows z (N, C), by the sums that DESIGN.md defines.
 
     One maximal element is left out of every sum (u = s - 1), so that losses and entropies keep
     their relative accuracy down to the smallest numbers.
     """
-    if z.shape[1] == 0:  # only reached when every row is ignored
+    if z.shape[1] == 0:  # reached only when every row is ignored
         zero = z.new_zeros(len(z))
         return (*[zero] * 6, zero.bool(), zero.long())
     m, u, t, top, e = _exponentials(z)
@@ -99,7 +100,7 @@ def row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
     prediction = (z == m[:, None]).to(torch.uint8).argmax(1)
 
     nan = torch.full_like(m, torch.nan)
-    broken = ~m.isfinite()  # NaN or +inf among the logits, or no finite logit
+    broken = ~m.isfinite()  # a NaN or +inf logit, or no finite logit
     loss = torch.where(broken, m - z_y, loss)
     lse = torch.where(broken, m, lse)
     out_of_range = ~label_in_range
@@ -120,7 +121,7 @@ def row_statistics(z, labels, ignore_index) -> tuple[torch.Tensor, ...]:
 
 
 def _exponentials(z):
-    """Of float64 rows z (N, C), C > 0: m, u, t of `row_sums`, the place of the maximal element
+    """For float64 rows z (N, C), C > 0: m, u, t of `row_sums`, the column of the maximal element
     that is left out, and the other exponentials (N, C)."""
     m, top = z.max(dim=1)
     d = z - m[:, None]

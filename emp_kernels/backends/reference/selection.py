@@ -1,4 +1,4 @@
-"""The exact top of scores, by a stable sort."""
+"""Exact top k of scores, by a stable sort."""
 
 import torch
 
@@ -12,7 +12,7 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch.Tensor:
     """Ascending flat positions (total,) of the counts (B,) highest of each row of scores (B, T);
-    where the sum of counts is below `total`, the rest is B * T."""
+    if the counts sum to less than `total`, the rest is filled with B * T."""
     rows, width = scores.shape
     starts = torch.arange(rows, device=scores.device)[:, None] * width
     order = torch.stack([descending(row) for row in scores]) if rows else starts

@@ -1,4 +1,4 @@
-"""Scores written into the state."""
+"""Writes scores into the state."""
 
 import torch
 

@@ -9,8 +9,8 @@ from .scoring import CHUNK, _exponentials, checked_labels, row_statistics
 
 
 def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> RowTerms:
-    """Terms of logits (..., C) and labels (...). With probabilities among the targets, labels only
-    say which rows are ignored."""
+    """Terms of logits (..., C) and labels (...). If the targets are probabilities, labels only mark
+    ignored rows."""
     classes = logits.shape[-1]
     labels = checked_labels(labels, classes, ignore_index, function).reshape(-1)
     rows = logits.detach().reshape(len(labels), classes)
@@ -29,9 +29,9 @@ def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> Ro
 
 
 def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets) -> torch.Tensor:
-    """Gradient (..., C) by the raw logits, in their dtype, as terms.py says; zero where all
-    coefficients of a row are, whatever it holds. Where the terms have no maximum, sums are found
-    again. A label outside [0, C) is one elsewhere."""
+    """Gradient (..., C) with respect to the raw logits, in their dtype, see terms.py; zero where
+    all coefficients of a row are 0, whatever the row contains. If the terms have no maximum, the
+    sums are recomputed. A label outside [0, C) is on another shard."""
     gradient = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
     if gradient.numel() == 0:
         return gradient
@@ -50,8 +50,8 @@ def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets)
 
 
 def adjusted(z, adjustment, part):
-    """Adjusted logits of rows `part`, z (N, C) float64, and their derivative by z, (N, C) or
-    (N, 1)."""
+    """Adjusted logits of rows `part`, z (N, C) float64, and their derivative with respect to z, (N,
+    C) or (N, 1)."""
     temperature, softcap = adjustment
     if isinstance(temperature, torch.Tensor):
         temperature = temperature[part].double()[:, None]
@@ -64,7 +64,7 @@ def adjusted(z, adjustment, part):
 
 
 def _target_rows(targets, part, like):
-    """q (N, C), or (1, C) where it is alike for all rows."""
+    """q (N, C), or (1, C) if it is the same for all rows."""
     q = like.new_full((1, like.shape[1]), targets.uniform)
     if targets.probabilities is not None:
         q = q + targets.share * targets.probabilities[part].double()
@@ -78,13 +78,13 @@ def _weighted(q, log_p):
 
 def _terms(z, labels, adjustment, targets, part, ignore_index) -> tuple[torch.Tensor | None, ...]:
     nothing = z.new_zeros(len(z))
-    if z.shape[1] == 0 or len(z) == 0:  # only reached when every row is ignored
+    if z.shape[1] == 0 or len(z) == 0:  # reached only when every row is ignored
         target = None if targets is None else nothing
         return (nothing, nothing, nothing, target, target, nothing, nothing, nothing)
     a, _ = adjusted(z, adjustment, part)
     loss, entropy, lse = row_statistics(a, labels, None)[:3]
     m, u, t, top, _ = _exponentials(a)
-    u, t = (x.masked_fill(m.isinf(), 0) for x in (u, t))  # as row_sums; m is NaN for NaN
+    u, t = (x.masked_fill(m.isinf(), 0) for x in (u, t))  # as row_sums; m is NaN if a logit is
     above = u.log1p()
     target = total = None
     if targets is not None:
@@ -103,14 +103,14 @@ def _terms(z, labels, adjustment, targets, part, ignore_index) -> tuple[torch.Te
 
 def _gradient(z, labels, terms, coefficients, adjustment, targets, part):
     a, derivative = adjusted(z, adjustment, part)
-    if terms.maximum is None:  # lent
+    if terms.maximum is None:  # reused from another call
         m, u, t, *_ = _exponentials(a)
         raw, above, mean = z.amax(1), u.log1p(), t / (1 + u)
     else:
         raw, above, mean = (x[part].double() for x in (terms.maximum, terms.above, terms.mean))
         m = adjusted(raw[:, None], adjustment, part)[0][:, 0]
     loss = terms.loss[part].double()
-    above = torch.where(loss.isnan(), torch.nan, above)  # where there is no loss
+    above = torch.where(loss.isnan(), torch.nan, above)  # invalid rows
     d = a - m[:, None]
     p = (d - above[:, None]).exp()
     by: Any = [None if x is None else x[part].double()[:, None] for x in coefficients]
@@ -123,7 +123,7 @@ def _gradient(z, labels, terms, coefficients, adjustment, targets, part):
         q = _target_rows(targets, part, z).expand(z.shape)
         g = g - big_s * q
     if q is not None and targets.probabilities is not None:
-        is_top = z == raw[:, None]  # nowhere, where the maximum is elsewhere
+        is_top = z == raw[:, None]  # all False if another shard has the maximum
         place, at_place, less_one = is_top.int().argmax(1), is_top.any(1), torch.expm1(-above)
         others = q.scatter(1, place[:, None], 0.0).sum(1, keepdim=True)
         rest = rest + big_s * others

@@ -1,8 +1,8 @@
-"""Triton backend: scoring and selection on CUDA, one read of the logits and one write of the
-scores, and nothing that waits for the host.
+"""Triton backend: scoring and selection on CUDA with one read of the logits, one write of the
+scores and no synchronisation with the host.
 
 With TRITON_INTERPRET=1 set before the import, Triton's interpreter runs the same kernels on CPU
-tensors: slowly, for tests.
+tensors, slowly, for tests.
 """
 
 from .contrastive import score_contrastive

@@ -1,4 +1,4 @@
-"""Scores of two views, a launch for each block of their similarities."""
+"""Scores of two views, one launch per block of their similarities."""
 
 import torch
 
@@ -8,13 +8,13 @@ from . import runtime
 
 
 def score_contrastive(problem: Problem) -> Scores:
-    """Scores (n,) of two views; a launch for each of the form's blocks."""
+    """Scores (n,) of two views; one launch per block of the form."""
     runtime.check_capability(problem.projections.own[0].device)
     return combined(problem, _similarity_rows)
 
 
 def _similarity_rows(problem: Problem, views: Views, temperature: float) -> list[RowValues]:
-    """Of each direction."""
+    """The rows of each direction."""
     if len(views.own[0]) == 0:
         nothing = torch.empty(0, dtype=torch.float64, device=views.own[0].device)
         return [RowValues(nothing, nothing, nothing)] * len(problem.directions)

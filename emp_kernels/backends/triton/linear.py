@@ -12,8 +12,8 @@ from . import runtime
 def score_linear(
     hidden, weight, labels, bias, beta, ignore_index, function="score_linear", kept=None
 ) -> Scores:
-    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...); float32 products
-    are exact ones, not TF32."""
+    """Scores of hidden (..., D) @ weight (C, D)ᵀ + bias (C,) and labels (...); float32 products are
+    exact, not TF32."""
     runtime.check_capability(hidden.device)
     check_label_range(function, labels, weight.shape[0], ignore_index)
     if labels.numel() == 0:
@@ -29,14 +29,14 @@ def score_linear(
 def linear_cross_entropy_backward(
     hidden, weight, labels, bias, loss, lse, scales, wanted, kept=None
 ):
-    """Gradients of sum scales * loss by hidden, weight and bias: tiles.gradients. How many rows
-    are trained is read back."""
+    """Gradients of sum scales * loss with respect to hidden, weight and bias, see tiles.gradients.
+    The number of trained rows is read back."""
     return gradients(hidden, weight, bias, labels, loss, lse, scales, wanted, hidden.dtype)
 
 
 def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index, function):
-    """Terms (N,) of hidden (..., D) @ weight (C, D)ᵀ + bias (C,): term_tiles, whose tiles torch
-    makes and reduces. Where rows are ignored, how many count is read back."""
+    """Terms (N,) of hidden (..., D) @ weight (C, D)ᵀ + bias (C,): see term_tiles; torch computes
+    and reduces the tiles. With ignored rows, the number of rows that count is read back."""
     runtime.check_capability(hidden.device)
     check_label_range(function, labels, weight.shape[0], ignore_index)
     return product_terms(
@@ -47,7 +47,8 @@ def linear_terms(hidden, weight, labels, bias, adjustment, targets, ignore_index
 def linear_terms_backward(
     hidden, weight, labels, bias, terms, coefficients, adjustment, targets, wanted, add_up=None
 ):
-    """Gradients by hidden, weight and bias: term_tiles. How many rows are trained is read back."""
+    """Gradients with respect to hidden, weight and bias, see term_tiles. The number of trained rows
+    is read back."""
     return term_gradients(
         hidden, weight, bias, labels, terms, coefficients, adjustment, targets, wanted,
         hidden.dtype, add_up,

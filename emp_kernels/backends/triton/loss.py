@@ -7,11 +7,11 @@ from . import runtime
 
 def cross_entropy_backward(logits, labels, loss, lse, scales, maximum=None) -> torch.Tensor:
     """Gradient (..., C) in the logits' dtype: row i is (softmax - onehot) * scales[i], zero where
-    that is 0, whatever the row holds, NaN where its loss is. `loss` and `lse` (N,) are what `score`
-    found; labels are (...), `scales` (N,).
+    the scale is 0, whatever the row contains, NaN where the loss is NaN. `loss` and `lse` (N,) come
+    from `score`; labels are (...), `scales` (N,).
 
-    Of rows with columns elsewhere, `maximum` (N,) is the whole row's and `lse` stands above it; a
-    label outside [0, C) is one elsewhere."""
+    For rows whose columns are sharded, `maximum` (N,) is the whole row's and `lse` is relative to
+    it; a label outside [0, C) is on another shard."""
     if logits.numel() == 0:
         return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     gradient = runtime.launch.gradient(

@@ -1,4 +1,4 @@
-"""Scoring, remembering and selecting as one call."""
+"""Scores, updates the state and selects in one call."""
 
 import torch
 
@@ -11,10 +11,10 @@ from . import runtime
 def score_and_select(
     logits, labels, state, keep: Keep, ids, ignore_index, function: str
 ) -> Selection:
-    """Score logits (N, C), write the scores into `state` (or nowhere), select the top rows.
+    """Score logits (N, C), write the scores into `state` (if given), select the top rows.
 
-    Where fewer than K rows are valid the indices end in -1 on CUDA; with `ignore_index` the number
-    of valid rows is read back instead.
+    If fewer than K rows are valid, the indices are padded with -1 on CUDA; with `ignore_index` the
+    number of valid rows is read back instead.
     """
     runtime.check_capability(logits.device)
     rows = runtime.launch.rows_of(logits)
@@ -33,7 +33,7 @@ def score_and_select(
         keep=count if fused else None, state=state, ids=ids,
     )  # fmt: skip
     if waits:
-        valid = int((values[0] > -torch.inf).sum())  # the one size that is read back
+        valid = int((values[0] > -torch.inf).sum())  # the only size that is read back
         count = kept_count(keep, valid)
     if n > runtime.launch.FEW:
         if state is not None:
@@ -47,7 +47,7 @@ def score_and_select(
 
 
 def _nothing(device) -> Selection:
-    """The selection from no rows."""
+    """The selection of an empty batch."""
     empty = torch.empty(0, dtype=torch.float32, device=device)
     return Selection(
         indices=empty.long(),

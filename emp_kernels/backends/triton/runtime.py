@@ -1,4 +1,4 @@
-"""What the Triton kernels need: Triton itself, and a GPU that is new enough or the interpreter."""
+"""Checks what the Triton kernels need: Triton and a recent enough GPU or the interpreter."""
 
 import functools
 from collections.abc import Callable
@@ -13,9 +13,9 @@ R = TypeVar("R")
 
 DEVICE = "cuda"
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
-OLDEST = (8, 0)  # the compute capability from which minima and maxima can propagate NaN
+OLDEST = (8, 0)  # the oldest compute capability whose minima and maxima can propagate NaN
 
-# The modules of `kernels` that launch; bound by `require`, for they import Triton.
+# The modules of `kernels` that launch; set by `require`, because they import Triton.
 contrastive: Any = None
 launch: Any = None
 launch_linear: Any = None
@@ -23,7 +23,7 @@ launch_terms: Any = None
 
 
 def require() -> None:
-    """Import the kernels; raise where Triton is missing or no GPU can run them."""
+    """Import the kernels; raise if Triton is missing or no GPU can run them."""
     global contrastive, launch, launch_linear, launch_terms
     try:
         import triton  # noqa: F401
@@ -37,7 +37,7 @@ def require() -> None:
             raise Unavailable(_too_old(newest))
     from ...kernels import contrastive, launch, launch_linear, launch_terms
 
-    if torch.version.hip is not None and not interpreted():  # they are NVIDIA's assembly in part
+    if torch.version.hip is not None and not interpreted():  # they contain NVIDIA assembly
         raise Unavailable(NO_ROCM)
 
 
@@ -51,7 +51,7 @@ def _too_old(capability: tuple[int, int]) -> str:
 
 @functools.cache
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels; decided when they were imported."""
+    """Whether Triton's interpreter runs the kernels; fixed at their import."""
     from triton.runtime.jit import JITFunction
 
     return not isinstance(launch.score_rows.function, JITFunction)
@@ -62,7 +62,7 @@ def serves_device(device_type: str) -> bool:
 
 
 def describe() -> str:
-    """What runs: Triton's version, and the GPU or the interpreter."""
+    """Triton's version, and the GPU or the interpreter."""
     import triton
 
     where = "interpreted on the CPU" if interpreted() else "no GPU"
@@ -73,15 +73,15 @@ def describe() -> str:
 
 @functools.cache
 def check_capability(device: torch.device) -> None:
-    """Of several GPUs this one may be too old."""
+    """Raise if this GPU, of several, is too old."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
         reason = _too_old(torch.cuda.get_device_capability(device))
         raise RuntimeError(f"backend 'triton' does not serve {device}: {reason}")
 
 
 def reading_memory(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, given copies of the tensors among its arguments that torch negates as it reads
-    them: kernels read what lies in memory."""
+    """Wraps `function` to materialise lazily negated tensors among its arguments: kernels read raw
+    memory."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""The exact top of scores, by radix digits or, in rows, by torch's sort."""
+"""Exact top k of scores, by radix digits or, per row, by torch's sort."""
 
 import torch
 
@@ -16,9 +16,9 @@ def select(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 def select_rows(scores: torch.Tensor, counts: torch.Tensor, total: int) -> torch.Tensor:
     """Ascending flat positions (total,) of the counts (B,) highest of each row of scores (B, T);
-    where the sum of counts is below `total`, the rest is B * T.
+    if the counts sum to less than `total`, the rest is filled with B * T.
 
-    Sorting a token's score costs little beside reading its logits: torch sorts, twice.
+    Sorting the scores costs little compared with reading the logits, so torch sorts, twice.
     """
     rows, width = scores.shape
     order = order_keys(scores).argsort(dim=1, descending=True, stable=True)

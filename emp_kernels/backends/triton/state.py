@@ -1,4 +1,4 @@
-"""Scores written into the state."""
+"""Writes scores into the state."""
 
 from ...results import Scores
 from ...validation import check_id_range
@@ -10,7 +10,7 @@ def update_state(state, ids, scores: Scores, function: str) -> None:
     id wins."""
     runtime.check_capability(ids.device)
     check_id_range(function, ids, state.num_samples)
-    # Programs read some rows when others have written theirs: scores must not live in the state.
+    # Programs read rows after others have written theirs, so scores must not alias the state.
     names = ("score", "loss", "entropy")
     own = {getattr(state, name).untyped_storage().data_ptr() for name in names}
     fields = [

@@ -8,8 +8,8 @@ from . import runtime
 
 
 def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> RowTerms:
-    """Terms of logits (..., C) and labels (...). With probabilities among the targets, labels only
-    say which rows are ignored."""
+    """Terms of logits (..., C) and labels (...). If the targets are probabilities, labels only mark
+    ignored rows."""
     runtime.check_capability(logits.device)
     check_label_range(function, labels, logits.shape[-1], ignore_index)
     if labels.numel() == 0:
@@ -24,8 +24,8 @@ def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> Ro
 
 
 def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets) -> torch.Tensor:
-    """Gradient (..., C) by the raw logits, in their dtype, as terms.py says; zero where all
-    coefficients of a row are, whatever it holds."""
+    """Gradient (..., C) with respect to the raw logits, in their dtype, see terms.py; zero where
+    all coefficients of a row are 0, whatever the row contains."""
     if logits.numel() == 0:
         return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     rows = runtime.launch.rows_of(logits)

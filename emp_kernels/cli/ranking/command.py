@@ -1,4 +1,4 @@
-"""The command: logits are scored a block at a time, and ids are chosen from the values."""
+"""The rank command: scores logits one block at a time, then chooses ids by their scores."""
 
 import argparse
 import sys
@@ -20,10 +20,10 @@ from .summary import SHARES, Summary
 
 
 def rank_files(options: argparse.Namespace) -> None:
-    """Write the ids to keep into `options.out` and a picture beside it; print a summary.
+    """Write the ids to keep to `options.out` and a picture next to it; print a summary.
 
     Raises:
-        InputError: what the options name is not what it has to be.
+        InputError: an input is missing or not of the required form.
         CommandError: a package is missing, or the output cannot be written.
     """
     check_out(options.out)
@@ -52,7 +52,7 @@ def rank_files(options: argparse.Namespace) -> None:
 
 
 def _keep(options: argparse.Namespace, rows: int) -> Keep:
-    """--keep, checked against how many rows there are."""
+    """--keep, checked against the number of rows."""
     try:
         keep = check_keep_of("--keep", options.keep, rows)
         return ranking.check_keep_of_classes("--keep", keep, options.per_class)
@@ -61,7 +61,7 @@ def _keep(options: argparse.Namespace, rows: int) -> Keep:
 
 
 def _check_apart(options: argparse.Namespace, files: dict[str, list[Path]]) -> None:
-    """The output is none of the inputs, nor would be with the next call."""
+    """The output must not be an input, of this call or of the next one."""
     out = options.out.resolve()
     folders = [Path(text).resolve() for text in (options.logits, options.labels)]
     if any(out == path.resolve() for paths in files.values() for path in paths):
@@ -90,9 +90,9 @@ class _Run:
         self.dtype = torch.int64 if wide else torch.int32  # of keys
 
     def write(self, keep: Keep) -> Summary:
-        """Score what is not scored yet, choose, and write the ids."""
+        """Score the remaining rows, choose, and write the ids."""
         counts = torch.zeros(self.num_classes, dtype=torch.int64)
-        for first, stop in self._spans("labels"):  # wrong ones are found before anything is written
+        for first, stop in self._spans("labels"):  # find invalid ones before anything is written
             counts += counted_classes(self._classes(first, stop), self.num_classes)
         options, rows = self.options, self.logits.rows
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class _Run:
             write_ids(options.out, summary.noting(ranked.chosen()), ranked.num_kept)
             finished = True
         except InputError:
-            finished = True  # there is nothing to go on with
+            finished = True  # nothing to resume
             raise
         except KeyboardInterrupt:
             print(
@@ -162,7 +162,7 @@ class _Run:
             raise InputError(str(error).replace(": labels", "", 1)) from None
 
     def _identity(self) -> dict[str, Any]:
-        """What the values depend on."""
+        """Everything that the scores depend on."""
         options = self.options
         return {
             "version": __version__,
@@ -175,6 +175,6 @@ class _Run:
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of files, which change where the files do."""
+    """Names, sizes and modification times of files, to detect changes."""
     found = [(file.resolve(), file.stat()) for file in files]
     return [(str(path), about.st_size, about.st_mtime_ns) for path, about in found]

@@ -1,4 +1,4 @@
-"""An array in a file, and how it is found there."""
+"""An array in a file, and which one to take if there are several."""
 
 import itertools
 from collections.abc import Collection
@@ -6,24 +6,24 @@ from pathlib import Path
 
 import torch
 
-from ..requirements import CommandError
+from ...terminal.requirements import CommandError
 
-# Of arrays, where a file holds several.
+# Names of arrays in files that hold several.
 NAMES = {"logits": ("logits",), "labels": ("labels", "label")}
 
 
 class InputError(CommandError):
-    """What the user named is not what it has to be; nothing has been written."""
+    """An input is missing or not of the required form; nothing has been written."""
 
     status = 2
 
 
 class Array:
-    """An array in a file, of which rows can be read.
+    """An array in a file, readable by rows.
 
     Attributes:
         path: the file.
-        shape: of the whole array.
+        shape: the whole array's.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Array:
 
 
 def named(path: Path, kind: str, names: Collection[str]) -> str:
-    """Which of the arrays of a file is the `kind`, "logits" or "labels", that is looked for."""
+    """The name of the array in a file that holds the `kind`, "logits" or "labels"."""
     for name in NAMES[kind]:
         if name in names:
             return name

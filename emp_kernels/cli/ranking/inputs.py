@@ -1,4 +1,4 @@
-"""What LOGITS and LABELS name: files of arrays that follow one another as one."""
+"""LOGITS and LABELS: files whose arrays are read as one."""
 
 import bisect
 import glob
@@ -24,7 +24,7 @@ SUFFIXES = ", ".join(OPENERS)
 
 
 def open_array(path: Path, kind: str) -> Array:
-    """The array of `path`, "logits" or "labels", by its name's ending."""
+    """The array of the `kind`, "logits" or "labels", in `path`, by its suffix."""
     if path.suffix not in OPENERS:
         raise InputError(f"{path} must end in one of {SUFFIXES}")
     try:
@@ -34,8 +34,7 @@ def open_array(path: Path, kind: str) -> Array:
 
 
 def files_of(kind: str, text: str) -> list[Path]:
-    """The files that `text` names: one, those of a folder, or those of a pattern, in the order of
-    their names."""
+    """The files that `text` names: one file, a folder's or a pattern's, sorted by name."""
     path = Path(text)
     if path.is_dir():
         files = [file for file in path.iterdir() if file.is_file() and file.name[0] != "."]
@@ -52,7 +51,8 @@ def files_of(kind: str, text: str) -> list[Path]:
 
 
 def out_of_order(files: list[Path]) -> tuple[Path, Path] | None:
-    """Two files that follow one another by name but not by the numbers in their names."""
+    """Two neighbouring files whose order by name differs from that of the numbers in their
+    names."""
 
     def by_number(file: Path) -> list[int | str]:
         parts = re.split(r"(\d+)", file.name)
@@ -65,10 +65,10 @@ def out_of_order(files: list[Path]) -> tuple[Path, Path] | None:
 
 
 class Shards:
-    """Arrays that follow one another, as one.
+    """Several arrays, concatenated.
 
     Attributes:
-        rows: how many all have.
+        rows: the total number of rows.
         arrays: the arrays.
     """
 
@@ -78,7 +78,7 @@ class Shards:
         self.rows = self.starts[-1]
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Rows from `start` to before `stop`, of as many files as they lie in."""
+        """Rows [start, stop), from as many files as needed."""
         parts = []
         place = max(0, bisect.bisect_right(self.starts, start) - 1)
         for array, first in zip(self.arrays[place:], self.starts[place:], strict=False):
@@ -99,14 +99,15 @@ class Shards:
         return rows
 
     def spans(self, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
-        """First and one-past-last rows, from `start` on, of blocks of up to `size` of one file."""
+        """(start, stop) of blocks of at most `size` rows, each within one file, from row `start`
+        on."""
         for first, stop in itertools.pairwise(self.starts):
             for row in range(max(first, start), stop, size):
                 yield row, min(row + size, stop)
 
 
 def open_shards(kind: str, files: list[Path]) -> Shards:
-    """The arrays of `files`, which must go together: logits (N, C), labels (N,)."""
+    """The arrays of `files`, which must have matching shapes: logits (N, C), labels (N,)."""
     arrays = [open_array(path, kind) for path in files]
     for array in arrays:
         if kind == "labels" and len(array.shape) != 1:

@@ -1,6 +1,7 @@
-"""Arrays that lie in files as they lie in memory: .npy, .npz as np.savez writes it, .safetensors.
+"""Arrays stored uncompressed: .npy, .npz (as np.savez writes it) and .safetensors.
 
-A block is mapped, and unmapped with the last tensor of it, so that what was read does not stay.
+A block is memory-mapped, and unmapped when its last tensor is freed, so that pages that were read
+do not stay resident.
 """
 
 import json
@@ -22,11 +23,11 @@ SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"} |
 }
 
 
-BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)  # what archives raise
+BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)  # of damaged archives
 
 
 class Header(NamedTuple):
-    """What stands in front of an array of NumPy's."""
+    """The header of a .npy array."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -34,7 +35,7 @@ class Header(NamedTuple):
 
 
 class Mapped(Array):
-    """An array at an offset of a file."""
+    """An array at an offset in a file."""
 
     def __init__(self, path: Path, header: Header, offset: int, *, bfloat16: bool = False) -> None:
         self.path, self.shape = path, header.shape
@@ -92,7 +93,7 @@ class Streamed(Array):
 
 
 def read_header(file: IO[bytes], path: Path) -> Header:
-    """The header at the place where `file` stands, which then stands at the numbers."""
+    """Read the header at the current position of `file`, which is then at the data."""
     try:
         version = np.lib.format.read_magic(file)
         reader: Any = {
@@ -130,12 +131,12 @@ def open_npz(path: Path, kind: str) -> Array:
         return Streamed(path, info.filename, header)
     with path.open("rb") as file:
         file.seek(info.header_offset)
-        lengths = struct.unpack("<HH", file.read(30)[26:30])  # of the member's name and extra field
+        lengths = struct.unpack("<HH", file.read(30)[26:30])  # of the name and the extra field
     return Mapped(path, header, info.header_offset + 30 + sum(lengths) + before)
 
 
 def open_safetensors(path: Path, kind: str) -> Array:
-    """The format is a length, so many bytes of JSON, and the numbers."""
+    """The format: a length, a JSON header of that length, and the data."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

@@ -1,4 +1,4 @@
-"""Files of ids, and how a file comes to be there whole or not at all."""
+"""Writes ids to files, atomically."""
 
 import contextlib
 import json
@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..requirements import CommandError, require_packages
+from ...terminal.requirements import CommandError, require_packages
 from .file_arrays import InputError
 
 
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """The path of a new file, which takes the place of `path` when the block ends; where it
-    raises, nothing is left."""
+    """A temporary path, renamed to `path` at the end of the block, or removed if it raises."""
     beside = path.with_name(path.name + ".new")
     try:
         yield beside
@@ -74,7 +73,7 @@ _WRITERS: dict[str, Callable[[Path, Iterable[torch.Tensor], int], None]] = {
 
 
 def check_out(path: Path) -> None:
-    """`path` names a file that ids can be written into."""
+    """Raise unless ids can be written to `path`."""
     if path.suffix not in _WRITERS:
         raise InputError(f"--out must end in one of {', '.join(_WRITERS)}, got {path}")
     if path.is_dir():
@@ -87,6 +86,6 @@ def check_out(path: Path) -> None:
 
 
 def write_ids(path: Path, ids: Iterable[torch.Tensor], count: int) -> None:
-    """Write `count` ids, in blocks, into the file `path`."""
+    """Write `count` ids, given in blocks, to `path`."""
     with written_beside(path) as beside:
         _WRITERS[path.suffix](beside, ids, count)

@@ -1,4 +1,4 @@
-"""Columns of Parquet files, read from front to back a batch at a time."""
+"""Columns of Parquet files, read sequentially in batches."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from ...arrays import as_tensor
-from ..requirements import require_packages
+from ...terminal.requirements import require_packages
 from .file_arrays import NAMES, Array, InputError
 
-BATCH = 1 << 15  # rows that are decoded at a time
+BATCH = 1 << 15  # rows decoded at a time
 
 
 class Columns(Array):
-    """One column, of numbers or of lists of one length, or several columns side by side."""
+    """One column, of numbers or of lists of equal length, or several columns side by side."""
 
     def __init__(self, path: Path, kind: str) -> None:
         require_packages("a .parquet file", "pyarrow")
@@ -32,9 +32,9 @@ class Columns(Array):
         schema = self.file.schema_arrow
         self.columns = _columns(path, kind, schema)
         self.lists = kind == "logits" and _is_list(schema.field(self.columns[0]).type)
-        self.classes: int | None = None  # of lists, once a row was read
+        self.classes: int | None = None  # length of the lists, once a row was read
         self.batches: Iterator[np.ndarray] = iter(())
-        self.left = np.empty(0)  # the rows from `next` on that are decoded
+        self.left = np.empty(0)  # decoded rows from `next` on
         self.next = -1
         rows = self.file.metadata.num_rows
         self.shape = (rows, *self.read(0, min(1, rows)).shape[1:])
@@ -57,7 +57,7 @@ class Columns(Array):
         return found
 
     def _begin(self, start: int) -> None:
-        """Stand at the beginning of the row group that holds row `start`."""
+        """Go to the row group that holds row `start`."""
         groups, first, here = self.file.metadata.num_row_groups, 0, 0
         for first in range(groups):
             size = self.file.metadata.row_group(first).num_rows
@@ -75,7 +75,7 @@ class Columns(Array):
         return found[0] if len(found) == 1 else np.stack(found, axis=1)
 
     def _column(self, column: Any) -> np.ndarray:
-        column = getattr(column, "storage", column)  # of tensors of one shape
+        column = getattr(column, "storage", column)  # tensors of one shape
         numbers = column.flatten() if self.lists else column
         if column.null_count and (self.lists or len(self.columns) == 1):
             raise InputError(f"{self.path} must have a value in every row, got nulls")

@@ -1,4 +1,5 @@
-"""Order keys of the rows scored so far, in a file beside the result, for a later run to go on."""
+"""Order keys of the rows scored so far, in a file next to the result, so that a run can be
+resumed."""
 
 import fcntl
 import hashlib
@@ -11,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..requirements import CommandError
+from ...terminal.requirements import CommandError
 
 MAGIC = b"emp_kernels rank 1\n"
 
 
 class Partial:
-    """The file: what is being ranked, as a digest, and the keys of the first rows.
+    """The file: a digest of what is being ranked, and the keys of the first rows.
 
     Attributes:
-        rows: how many rows have their key; not 0 where an earlier run of the same was stopped.
+        rows: the number of rows with a key; not 0 if an earlier run was interrupted.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -44,7 +45,7 @@ class Partial:
         self.rows = (os.fstat(self.file).st_size - self.begin) // self.dtype.itemsize
 
     def append(self, keys: torch.Tensor) -> None:
-        """The keys (n,) of the next rows, on the disk when this returns."""
+        """Write the keys (n,) of the next rows, flushed to disk on return."""
         content = keys.numpy().astype(self.dtype, copy=False).tobytes()
         self._write(content, self.begin + self.rows * self.dtype.itemsize)
         os.fdatasync(self.file)
@@ -57,7 +58,7 @@ class Partial:
             rest, offset = rest[written:], offset + written
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """The keys of the rows from `start` to before `stop`."""
+        """The keys of rows [start, stop)."""
         keys = np.empty(stop - start, self.dtype)
         rest = memoryview(keys.view(np.uint8).data)
         offset = self.begin + start * self.dtype.itemsize
@@ -69,7 +70,7 @@ class Partial:
         return torch.from_numpy(keys)
 
     def close(self, *, finished: bool) -> None:
-        """Leave the file to a later run, or remove it with the end of this one."""
+        """Close the file; remove it if `finished`, else leave it for a later run."""
         if finished:
             self.path.unlink(missing_ok=True)
         os.close(self.file)

@@ -1,4 +1,5 @@
-"""A ranking as a picture: its values, kept and left out, and the share of each class."""
+"""A picture of a ranking: histograms of kept and dropped scores, and the kept share of each
+class."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def picture(summary: Summary) -> Figure:
-    """Left the values of all valid rows, right the kept share of each class, descending."""
+    """Left: histogram of all valid rows. Right: kept share of each class, descending."""
     ranked, colour = summary.ranked, COLOURS["EMP"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.4, 4.0), dpi=160, layout="constrained")

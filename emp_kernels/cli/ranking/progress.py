@@ -1,4 +1,4 @@
-"""How far a command is: a bar with the time left, or where there is no terminal a line at times."""
+"""Progress of the rank command: a bar on a terminal, otherwise a line every 30 seconds."""
 
 import importlib.util
 import sys
@@ -11,23 +11,17 @@ SECONDS_A_LINE = 30
 
 
 class Progress:
-    """A context; `follow` shows how far a loop has come."""
+    """A context manager; `follow` shows the progress of a loop."""
 
     def __init__(self) -> None:
         self.bar: Any = None
         if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
             return
-        from rich import progress
         from rich.console import Console
 
-        self.bar = progress.Progress(
-            progress.TextColumn("{task.description:<10}"),
-            progress.BarColumn(bar_width=None),
-            progress.TaskProgressColumn(),
-            progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        from ...terminal.progress_bars import progress_bars
+
+        self.bar = progress_bars(Console(stderr=True), transient=True)
 
     def __enter__(self) -> "Progress":
         if self.bar is not None:
@@ -46,7 +40,8 @@ class Progress:
     def follow(
         self, name: str, spans: Iterable[tuple[int, int]], rows: int, begin: int = 0
     ) -> Iterator[tuple[int, int]]:
-        """The spans, of `rows` rows in all, the first `begin` of which were done before."""
+        """Yield the spans; there are `rows` rows in total, of which the first `begin` were done
+        before."""
         task = None
         if self.bar is not None:
             task = self.bar.add_task(name, total=rows, completed=begin)

@@ -1,4 +1,4 @@
-"""What a ranking came to, in words and as a picture."""
+"""The summary of a ranking, as text and as a picture."""
 
 import importlib.util
 import math
@@ -14,11 +14,11 @@ from .outputs import written_beside
 
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BINS = 60
-CLASSES = 20  # a longer table is cut
+CLASSES = 20  # rows of the table, at most
 
 
 class Summary:
-    """Counts and quantiles of a ranking by the measure `by`, some of them counted by `noting`."""
+    """Counts and quantiles of a ranking by the measure `by`; `noting` counts the kept rows."""
 
     def __init__(self, ranked: RankedRows, by: str, rows: int) -> None:
         self.ranked, self.by, self.rows = ranked, by, rows
@@ -30,10 +30,10 @@ class Summary:
         self.low, self.high = min(ends), max(ends)
         if self.low == self.high:
             self.low, self.high = self.low - 0.5, self.high + 0.5
-        self.bins = torch.zeros(2, BINS, dtype=torch.int64)  # of all rows, of those kept
+        self.bins = torch.zeros(2, BINS, dtype=torch.int64)  # all rows, kept rows
 
     def noting(self, chosen: Iterable[Chosen]) -> Iterator[torch.Tensor]:
-        """The ids kept, block by block."""
+        """Yield the ids kept, block by block, and count them."""
         for first, keys, kept in chosen:
             ids = kept.nonzero()[:, 0]
             for row, counted in enumerate((keys, keys[ids])):
@@ -41,13 +41,14 @@ class Summary:
             yield ids + first
 
     def _binned(self, values: torch.Tensor) -> torch.Tensor:
-        """(BINS,) int64: how many of `values` lie in each bin, what is outside in the last ones."""
+        """Histogram (BINS,) int64 of `values`; those outside the range count in the outermost
+        bins."""
         place = ((values - self.low) * (BINS / (self.high - self.low))).clamp_(0, BINS - 1)
         place = place.nan_to_num_(nan=BINS).to(torch.int32)
         return torch.bincount(place, minlength=BINS + 1)[:BINS]
 
     def text(self) -> str:
-        """Lines of at most 40 columns, but for numbers that are longer."""
+        """Lines of at most 40 columns, unless a number is longer."""
         ranked = self.ranked
         counted = int(ranked.rows_of_class.sum())
         invalid = counted - int(ranked.valid_of_class.sum())
@@ -76,7 +77,7 @@ class Summary:
         return "\n".join([*lines, *self._classes()])
 
     def _classes(self) -> Iterator[str]:
-        """A line a class; of many those of the highest and of the lowest shares."""
+        """One line per class; if there are many, only the highest and lowest shares."""
         kept, rows = self.ranked.kept_of_class.tolist(), self.ranked.rows_of_class.tolist()
         classes = [c for c, n in enumerate(rows) if n]
         left_out = len(classes) - CLASSES

@@ -11,7 +11,7 @@ from .file_arrays import Array, InputError, named
 
 
 class Saved(Array):
-    """A tensor, mapped anew with each block; one in torch's old format is held."""
+    """A tensor, mapped anew for each block; torch's old format is loaded into memory."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind = path, kind

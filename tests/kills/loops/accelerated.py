@@ -1,4 +1,4 @@
-"""An Accelerate loop with accumulation; save_state as the gradients are used."""
+"""An Accelerate loop with accumulation; save_state after each optimiser step."""
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader

@@ -1,4 +1,4 @@
-"""Lightning's Trainer; checkpoints behind steps and at an epoch's end."""
+"""Lightning's Trainer; checkpoints after steps and at an epoch's end."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""A plain loop. With worker processes it says itself how many ids it has trained."""
+"""A plain loop. With worker processes it passes the number of ids trained itself."""
 
 import torch
 from torch.nn.parallel import DistributedDataParallel

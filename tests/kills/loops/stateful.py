@@ -1,4 +1,4 @@
-"""A plain loop around torchdata's loader, which keeps the sampler's place with its own."""
+"""A plain loop around torchdata's loader, which saves the sampler's position with its own."""
 
 import torch
 from torch.nn.parallel import DistributedDataParallel

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer with EMPTrainerMixin; a checkpoint behind each step."""
+"""Hugging Face's Trainer with EMPTrainerMixin; a checkpoint after each step."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The small network that the demo trains; its weights depend on a seed alone."""
+"""The small network that the demo trains; its initial weights depend only on a seed."""
 
 import torch
 from torch import nn

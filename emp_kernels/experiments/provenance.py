@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def package_version(name: str) -> str | None:
-    """Version of an installed distribution, without importing it; None when it is absent."""
+    """Version of an installed distribution, without importing it; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -26,7 +26,7 @@ def package_version(name: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what a result depends on; None where a package is not installed."""
+    """Versions of everything that results depend on; None for packages that are not installed."""
     return {
         "emp_kernels": __version__,
         "python": platform.python_version(),
@@ -42,7 +42,7 @@ def usable_cpus() -> int:
 
 
 def cpu_model() -> str:
-    """The processor's name, as the operating system words it."""
+    """The processor's name, as reported by the operating system."""
     if sys.platform == "linux":
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         if found:
@@ -63,9 +63,9 @@ def machine() -> dict[str, Any]:
 
 
 def commit(*also: str) -> str | None:
-    """Commit of the checkout that the package runs from, with ``-dirty`` when the package, its
-    native sources or the paths `also` differ from it; None outside a checkout. EMP_COMMIT goes
-    before: it names the commit of files that were copied elsewhere."""
+    """Commit of the checkout that the package runs from, with ``-dirty`` if the package, its native
+    sources or the paths `also` differ from it; None outside a checkout. EMP_COMMIT overrides it,
+    for files that were copied elsewhere."""
     copied = os.environ.get("EMP_COMMIT")
     if copied:
         return copied

@@ -1,4 +1,4 @@
-"""The image sets that the commands train on, as normalised tensors in memory."""
+"""The image sets that experiments train on, as normalised tensors in memory."""
 
 import io
 import pickle
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from .requirements import CommandError, require_packages
+from ..terminal.requirements import CommandError, require_packages
 
 DIGITS = Path(__file__).with_name("digits.npz")
 CIFAR_CLASSES = 100
@@ -21,11 +22,12 @@ class Images(NamedTuple):
 
     Attributes:
         name: the name of the set.
-        train_images: (N, channels, H, W) float32, each channel of mean 0 and deviation 1.
+        train_images: (N, channels, H, W) float32, each channel with mean 0 and standard deviation
+            1.
         train_labels: (N,) int64 in [0, num_classes).
-        test_images, test_labels: (M, ...), normalised with the training split's numbers.
+        test_images, test_labels: (M, ...), normalised with the training split's statistics.
         num_classes: C.
-        shift: random shift in augmentation, at most so many pixels each way.
+        shift: largest random shift in augmentation, in pixels.
         flip: whether augmentation mirrors images left to right.
     """
 
@@ -43,7 +45,7 @@ def load(name: str, directory: Path | None = None) -> Images:
     """Image set `name`: "digits" (part of the package) or "cifar100" (from `directory`).
 
     Raises:
-        CommandError: a package or a file is missing, or a file is not what it should be.
+        CommandError: a package or a file is missing, or a file has the wrong format.
     """
     return digits() if name == "digits" else cifar100(directory)
 
@@ -52,7 +54,8 @@ def digits() -> Images:
     """Handwritten digits, 8x8, 10 classes: 1,297 train and 500 test images, a fixed split.
 
     The test set of E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI
-    Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0); scikit-learn has the same.
+    Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0); the same data as in
+    scikit-learn.
     """
     with np.load(DIGITS) as file:
         train, train_labels = file["train"], file["train_labels"]
@@ -61,7 +64,8 @@ def digits() -> Images:
 
 
 def cifar100(directory: Path | None) -> Images:
-    """CIFAR-100 (Krizhevsky, 2009) at 16x16, halved by averaging so that a CPU can train on it.
+    """CIFAR-100 (Krizhevsky, 2009) at 16x16, downsampled by averaging so that a CPU can train on
+    it.
 
     `directory` is ``cifar-100-python`` or its tar.gz, the folder that holds either, or a folder
     with the mosaics ``train.jpg`` and ``test.jpg`` (32x32 tiles, row-major) and ``labels.npz``.
@@ -93,7 +97,7 @@ Split = tuple[np.ndarray, np.ndarray]  # uint8 images (N, 3, 32, 32), labels (N,
 
 
 def _archive(directory: Path) -> tuple[Split, Split] | None:
-    """Both splits of the python version's pickles, or None where there are none."""
+    """Both splits of the Python version's pickles, or None if there are none."""
     for folder in (directory / "cifar-100-python", directory):
         train, test = folder / "train", folder / "test"
         if train.is_file() and test.is_file():
@@ -125,7 +129,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) not in _ARRAY_PARTS:
             raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
         if name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]  # wherever this NumPy keeps it
+            return np.empty(0).__reduce__()[0]  # wherever this NumPy version keeps it
         return super().find_class(module, name)
 
 
@@ -133,7 +137,7 @@ _ARRAY_PARTS = frozenset(
     {
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),  # the archive's own, written by NumPy 1
+        ("numpy.core.multiarray", "_reconstruct"),  # in the original archive, written by NumPy 1
         ("numpy._core.multiarray", "_reconstruct"),
         ("_codecs", "encode"),  # bytes, as Python 3 writes them for Python 2
     }
@@ -146,12 +150,12 @@ def _pickled(content: bytes) -> Split:
         entries = {key.decode() if isinstance(key, bytes) else key: entries[key] for key in entries}
         images = np.asarray(entries["data"], dtype=np.uint8).reshape(-1, 3, TILE, TILE)
         return images, np.asarray(entries["fine_labels"], dtype=np.int64)
-    except Exception as error:  # unpickling foreign bytes can raise nearly anything
+    except Exception as error:  # unpickling arbitrary bytes can raise almost anything
         raise CommandError(f"--data-dir: not a CIFAR-100 file: {error}") from None
 
 
 def _mosaic(directory: Path) -> tuple[Split, Split] | None:
-    """Both splits of the mosaic layout, or None where there are none."""
+    """Both splits of the mosaic layout, or None if there are none."""
     files = [directory / name for name in ("train.jpg", "test.jpg", "labels.npz")]
     if not all(file.is_file() for file in files):
         return None
@@ -189,10 +193,11 @@ def normalised(
     shift: int,
     flip: bool,
 ) -> Images:
-    """The set of these splits, (N, channels, H, W) and (N,), by the training split's numbers.
+    """Images from these splits, (N, channels, H, W) and (N,), normalised by the training split's
+    statistics.
 
     Raises:
-        CommandError: images and labels do not belong together, or a label is out of range.
+        CommandError: images and labels do not match, or a label is out of range.
     """
     for split, images, labels in (("train", train, train_labels), ("test", test, test_labels)):
         if len(images) != len(labels) or len(images) == 0:
@@ -219,3 +224,19 @@ def normalised(
         shift,
         flip,
     )
+
+
+def augmented(
+    images: torch.Tensor, shift: int, flip: bool, generator: torch.Generator
+) -> torch.Tensor:
+    """Images (B, channels, H, W), each shifted by up to `shift` pixels and, if `flip`, randomly
+    mirrored."""
+    b, _, height, width = images.shape
+    down, across = torch.randint(0, 2 * shift + 1, (2, b, 1), generator=generator)
+    rows, columns = down + torch.arange(height), across + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(b, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = nn.functional.pad(images, [shift] * 4).permute(0, 2, 3, 1)
+    shifted = padded[torch.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return shifted.permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""What a command needs from its user's machine, and the one line that says what is missing."""
+"""Errors of commands, and checks for the optional packages that they need."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ PIP_NAMES = {"PIL": "pillow"}
 
 
 class CommandError(Exception):
-    """A command cannot go on; the message is one line for its user, `status` what it exits with."""
+    """A command fails; the message is one line for the user, `status` the exit status."""
 
     status = 1
 

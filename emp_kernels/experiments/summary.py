@@ -1,4 +1,4 @@
-"""Tables of mean and deviation over seeds, from the demo's rows alone."""
+"""Tables of mean and standard deviation over seeds, from the demo's rows."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,8 @@ Row = Mapping[str, Any]
 
 
 class Cell(NamedTuple):
-    """One method at one keep, over its seeds: `std` is the sample deviation, None for one seed."""
+    """One method at one keep, over its seeds: `std` is the sample standard deviation, None for one
+    seed."""
 
     mean: float
     std: float | None
@@ -23,7 +24,7 @@ def cell(values: Sequence[float]) -> Cell:
 
 
 def title(method: str, beta: float | None) -> str:
-    """How tables call a method."""
+    """The name of a method in tables."""
     if beta is None:
         return method
     return "loss only (LFL)" if method == "LFL" else f"{method} (β = {beta:g})"
@@ -32,10 +33,10 @@ def title(method: str, beta: float | None) -> str:
 def table(
     rows: Sequence[Row], titles: Mapping[str, str] | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines: one line a keep, test accuracy in percent one column a method.
+    """Headings and lines: one line per keep, with the test accuracy in percent of each method.
 
     The steps are equal for every method at a keep; the last column is the mean wall time of the
-    last method's runs. `titles` are the columns, by method; those of the rows when None.
+    last method's runs. `titles` are the column headings by method, by default those of the rows.
     """
     titles = titles or {row["method"]: title(row["method"], row["beta"]) for row in rows}
     timed = list(titles)[-1]
@@ -61,7 +62,7 @@ def table(
 
 
 def narrow(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """The table as one line a cell, below a line for each keep."""
+    """The table as one line per cell, below a heading for each keep."""
     width = max(map(len, headings))
     blocks = []
     for keep, steps, *cells in lines:
@@ -84,7 +85,7 @@ def _at(rows: Sequence[Row], keep: float, method: str) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table, and one line that says where its numbers come from."""
+    """The table, and a line with the origin of its numbers."""
     headings, lines = table(rows)
     marks = ["---:"] * len(headings)
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))
@@ -92,7 +93,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def origin(rows: Sequence[Row]) -> str:
-    """Machine, versions, commit and seeds of the rows, which must agree on all but the seed."""
+    """Machine, versions, commit and seeds of the rows, which must agree on everything but the
+    seed."""
     first = rows[0]
     for name in ("data", "machine", "versions", "commit", "epochs", "threads"):
         if any(row[name] != first[name] for row in rows):

@@ -1,4 +1,4 @@
-"""The demo's terminal: a table that fills up above two progress bars; elsewhere a line a run."""
+"""The demo's output: on a terminal a table above two progress bars, elsewhere one line per run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,41 +7,25 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from ..terminal.progress_bars import progress_bars
 from . import summary
-from .experiment import Method, Recipe
 from .images import Images
+from .methods import Method, Recipe
 
-WIDE = 100  # columns; narrower terminals get fewer of the progress bars' columns
 TITLE = "Test accuracy in percent, mean ± standard deviation over seeds:"
 
 
 class Display:
-    """A context in which runs are announced with `start` and results shown with `show`."""
+    """A context manager: announce runs with `start`, show results with `show`."""
 
     def __init__(
         self, data: Images, recipe: Recipe, plan: Sequence[tuple[Method, float, int]]
     ) -> None:
         self.console = Console()
         self.num_samples, self.recipe, self.runs = len(data.train_labels), recipe, len(plan)
-        wide = self.console.width >= WIDE
-        columns: list[ProgressColumn] = [TaskProgressColumn(), TimeRemainingColumn()]
-        if wide:
-            columns[1:1] = [MofNCompleteColumn(), TimeElapsedColumn()]
-            columns.insert(0, BarColumn(bar_width=30))
-        label = TextColumn("{task.description:<28}" if wide else "{task.description}")
-        self.progress = Progress(label, *columns, console=self.console)
+        self.progress = progress_bars(self.console)
         total = sum(recipe.steps(self.num_samples, keep) for _, keep, _ in plan)
         self.all = self.progress.add_task(f"{len(plan)} runs, steps", total=total)
         self.current = self.progress.add_task("", total=None)
@@ -85,8 +69,8 @@ class Display:
         return step
 
     def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the table by that of `rows`; with the last run the progress bars go. Without a
-        terminal, a line for the last run; the table stands at the end."""
+        """Show the table of `rows`, without the progress bars after the last run. Without a
+        terminal, print a line for the last run, and the table at the end."""
         done = len(rows) == self.runs
         if not self.console.is_terminal:
             self.console.print(summary.run(rows[-1], len(rows), self.runs), highlight=False)
@@ -95,7 +79,7 @@ class Display:
         self.live.update(Group(*parts), refresh=done)
 
     def _table(self, headings: list[str], lines: list[list[str]]) -> RenderableType:
-        """A line a keep, or where that is too wide for the terminal a line a cell."""
+        """One line per keep, or one line per cell if that is too wide for the terminal."""
         table = Table()
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
@@ -106,9 +90,9 @@ class Display:
         return table if needed <= self.console.width else summary.narrow(headings, lines)
 
     def close(self, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
-        """After the context: say where the numbers come from and what was written."""
+        """After the context: print where the numbers come from and which files were written."""
         if not self.console.is_terminal:
-            self.console.line()  # which Live ends with on terminals only
+            self.console.line()  # Live ends with a newline only on terminals
         self.console.print(summary.origin(rows), highlight=False)
         for file in files:
             self.console.print(f"wrote {file}", highlight=False, soft_wrap=True)
