@@ -49,7 +49,7 @@ build: $(VENV)/base
 
 # Two processes of one thread each: the tests that are about threads set their own number.
 test: $(VENV)/test build
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal
 
 # What `make test` leaves out for its time: losses with options and torch's switches in Triton's
 # interpreter, and the machine code of every variant of the kernels.

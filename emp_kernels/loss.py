@@ -18,7 +18,7 @@ from .results import Scores, Selection
 from .row_ids import check_ids_of_rows
 from .state import EMPState, recomputing
 from .terms import Adjustment
-from .tracing import records, running
+from .tracing import records, running, transforming
 from .trained_rows import check_reduction, check_rows, check_unremembered, lent_scores, only
 from .validation import check_ignore_index, check_logits, check_strided
 from .weighted_loss import loss_with_options
@@ -225,7 +225,7 @@ def _plain_loss(
 ) -> torch.Tensor | None:
     """The loss where arguments are what most calls pass, see :func:`backends.plain`."""
     function = "cross_entropy"
-    if not running() or recomputing() or backends.forward_mode():
+    if not running() or transforming() is not None or recomputing() or backends.forward_mode():
         return None
     plain = backends.plain(function)
     found: Forward | None = plain and plain(logits, labels, state, indices, ignore_index, reduction)

@@ -5,7 +5,7 @@ import torch
 from . import backends, ops
 from .arrays import as_tensor
 from .keep import Keep, check_ignored, check_keep, check_keep_of, kept_count
-from .tracing import check_recordable, records
+from .tracing import check_recordable, records, running
 from .validation import check_scores
 
 
@@ -39,6 +39,11 @@ def select(
         ValueError: scores is not 1-D, keep is out of range, ignored has another shape or device.
         RuntimeError: the named backend is not available.
     """
+    if ignored is None and backend is None and running():
+        plain = backends.plain("select")
+        served: torch.Tensor | None = plain and plain(scores, keep)
+        if served is not None:
+            return served
     scores = as_tensor("select", "scores", scores)
     check_scores("select", scores)
     recorded = records("select")

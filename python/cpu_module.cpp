@@ -155,8 +155,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("row_sums", &bindings::row_sums);
   module.def("score_and_select", &bindings::score_and_select);
   module.attr("plain_score_and_select") =
-      bindings::plain_function<bindings::plain_score_and_select, 9>("plain_score_and_select");
+      bindings::plain_function<bindings::plain_score_and_select, 8>("plain_score_and_select");
   module.def("select", &bindings::select);
+  module.attr("plain_select") = bindings::plain_function<bindings::plain_select, 2>("plain_select");
   module.def("select_rows", &bindings::select_rows);
   module.def("shuffle", &bindings::shuffle);
   module.def("shuffled_at", &bindings::shuffled_at);

@@ -45,7 +45,7 @@ inline py::object plain_cross_entropy(PyObject* const* arguments) {
   const bool each = emp::Reduction(reduction) == emp::Reduction::kNone;
   Result<float> result = each ? Result<float>(rows.y) : Result<float>();
   Result<float> loss(rows.y), lse(rows.y);
-  const int threads = settings.threads();
+  const int threads = rows.threads();
   emp::CountedRows counted;
   {
     py::gil_scoped_release released;

@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "cpu/threads.h"
+
 namespace bindings {
 
 namespace py = pybind11;
@@ -47,6 +49,8 @@ struct Settings {
   py::handle get_num_threads, is_grad_enabled, forward_ad;
 
   int threads() const { return get_num_threads().cast<int>(); }
+  // For work that touches so many bytes.
+  int threads(int64_t bytes) const { return bytes < 2 * emp::kBytesPerThread ? 1 : threads(); }
   // Whether autograd is recording.
   bool grad() const { return is_grad_enabled().cast<bool>(); }
   // Like backends.forward_mode.

@@ -7,6 +7,7 @@
 
 #include "arguments.h"
 #include "cpu/pruning.h"
+#include "cpu/selection.h"
 #include "results.h"
 #include "scoring.h"
 #include "tensors.h"
@@ -66,6 +67,25 @@ inline bool is_keep_of(PyObject* keep, int64_t rows, emp::KeepRule& rule) {
   return overflow == 0 && rule.count >= 1 && rule.count <= rows;
 }
 
+// (scores, keep): the positions of the highest of float32 scores (N,) in one piece.
+inline py::object plain_select(PyObject* const* arguments) {
+  Tensor scores;
+  emp::KeepRule keep{};
+  if (!is_plain(arguments[0], scores) || scores.dims() != 1 || !scores.is_contiguous(0)) return {};
+  const dlpack::DataType dtype = scores.dtype();
+  const int64_t rows = scores.size(0);
+  if (dtype.code != dlpack::kFloat || dtype.bits != 32 || !is_keep_of(arguments[1], rows, keep))
+    return {};
+  const int64_t count = keep.of(rows);
+  Result<int64_t> out(count);
+  const int threads = settings.threads(rows * int64_t(sizeof(float)));
+  {
+    py::gil_scoped_release released;
+    emp::select(scores.data<const float>(), rows, count, out, threads);
+  }
+  return out.tensor();
+}
+
 // Where scores are remembered, as most calls pass it: a state's tensors on the CPU or None, its
 // samples, its beta, and int64 ids of the rows or None.
 class PlainState {
@@ -102,20 +122,18 @@ class PlainState {
 };
 
 // (logits, labels, a state's tensors or None, its samples, its beta, keep, ids or None,
-// ignore_index or None, threads): a Selection of logits (N, C) of at least one column, unless a
+// ignore_index or None): a Selection of logits (N, C) of at least one column, unless a
 // label or id is out of range.
 inline py::object plain_score_and_select(PyObject* const* arguments) {
   PlainRows rows;
   if (!rows.look_at(arguments[0], arguments[1], arguments[7])) return {};
   PlainState state;
   if (!state.look_at(arguments[2], arguments[3], arguments[4], arguments[6], rows)) return {};
-  const int threads = int(PyLong_AsLong(arguments[8]));
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
   emp::KeepRule keep{};
   if (!is_keep_of(arguments[5], rows.count(), keep)) return {};
   emp::BadValues bad;
   return select_scored({rows.logits(), rows.labels(), keep, state.beta(), state.get(), state.ids()},
-                       rows.y, threads, bad);
+                       rows.y, rows.threads(), bad);
 }
 
 }  // namespace bindings

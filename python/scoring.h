@@ -85,6 +85,7 @@ class PlainRows {
   }
 
   int64_t count() const { return z_.size(0); }
+  int threads() const { return settings.threads(logits().bytes()); }
   emp::Logits logits() const { return logits_of(z_); }
   emp::Labels labels() const { return labels_of(y, ignored_); }
 
@@ -104,7 +105,7 @@ inline py::object plain_score(PyObject* const* arguments) {
   constexpr double kLargestBeta = 1e29;  // of emp_kernels/validation.py
   if (!(std::fabs(beta) <= kLargestBeta)) return {};
   int64_t bad = -1;
-  return scores_of(rows.logits(), rows.labels(), float(beta), rows.y, settings.threads(), bad);
+  return scores_of(rows.logits(), rows.labels(), float(beta), rows.y, rows.threads(), bad);
 }
 
 // (logits, labels, ignore_index): SampleStatistics, unless a label is out of range.
@@ -112,7 +113,7 @@ inline py::object plain_sample_statistics(PyObject* const* arguments) {
   PlainRows rows;
   if (!rows.look_at(arguments[0], arguments[1], arguments[2])) return {};
   int64_t bad = -1;
-  return statistics_of(rows.logits(), rows.labels(), rows.y, settings.threads(), bad);
+  return statistics_of(rows.logits(), rows.labels(), rows.y, rows.threads(), bad);
 }
 
 }  // namespace bindings

@@ -221,7 +221,7 @@ def test_the_main_call_without_checks_does_what_it_does_with_them(way, dtype, la
             )
             assert same(first, second)
             assert same(cpu.native.state_tensors(states[0]), cpu.native.state_tensors(states[1]))
-            without = plain(logits, labels, None, 0, 0.5, keep, given, ignored, 2)
+            without = plain(logits, labels, None, 0, 0.5, keep, given, ignored)
             assert (without is None) == (way == "capsules")
 
 
@@ -286,6 +286,8 @@ def test_what_is_served_without_checks_leaves_the_rest_alone(way):
         + [(fields[0][:11], *fields[1:]), (fields[0].double(), *fields[1:])]
         + [(*fields[:3], fields[0], *fields[4:])],
         "samples": [11, 13],
+        "scores": [logits, logits[:, 0], logits[0].double(), logits[0].half(), logits[0].to("meta")]
+        + [labels, None, torch.nn.Parameter(logits[0])],
         "beta": [torch.nan, 2e29, -2e29, 1, True, None, "text"],
         "keep": [True, 0, 13, -1, 2**70, 0.0, -0.5, 1.5, torch.nan, None, "all"]
         + [torch.tensor(0.5)],
@@ -295,10 +297,11 @@ def test_what_is_served_without_checks_leaves_the_rest_alone(way):
     native = cpu.native.module
     checked_before = {("score_and_select", "beta"), ("cross_entropy", "beta")}
     for name, usual in {
+        "select": {"scores": logits.flatten()[:12], "keep": 0.5},
         "score": {"logits": logits, "labels": labels, "beta": 1.0, "ignored": None},
         "sample_statistics": {"logits": logits, "labels": labels, "ignored": None},
         "score_and_select": {"logits": logits, "labels": labels, "fields": fields, "samples": 12}
-        | {"beta": 1.0, "keep": 0.5, "ids": ids, "ignored": None, "threads": 1},
+        | {"beta": 1.0, "keep": 0.5, "ids": ids, "ignored": None},
         "cross_entropy": {"logits": logits, "labels": labels, "fields": fields, "samples": 12}
         | {"beta": 1.0, "ids": ids, "ignored": None, "reduction": 0},
     }.items():
@@ -314,7 +317,7 @@ def test_what_is_served_without_checks_leaves_the_rest_alone(way):
             without_ids = usual | {"fields": small, "samples": 11, "ids": None}
             assert plain(*without_ids.values()) is None
         if way == "exchange":
-            for argument in usual.keys() & {"samples", "threads", "reduction"}:
+            for argument in usual.keys() & {"samples", "reduction"}:
                 with pytest.raises(TypeError):
                     plain(*(usual | {argument: "a number"}).values())
     assert same(fields, cpu.native.state_tensors(emp.EMPState(12)))

@@ -61,7 +61,7 @@ def together(ranks):
 
 @pytest.mark.parametrize(
     ("before", "after", "stop", "sampling"),
-    [(1, 3, 3, "top"), (2, 4, 6, "gumbel"), (4, 2, 7, "top"), (3, 1, 5, "gumbel")],
+    [(1, 3, 3, "top"), (4, 2, 7, "gumbel")],
 )
 def test_any_number_of_ranks_resumes(before, after, stop, sampling, tmp_path):
     """In the warm-up, at its end and in mid-epoch after it: exactly the rest is drawn."""
@@ -99,7 +99,7 @@ def crossing(rank, world, folder, n):
     return wrong
 
 
-@pytest.mark.parametrize(("world", "n"), [(1, 5), (2, 0), (4, 9), (7, 9), (3, 60)])
+@pytest.mark.parametrize(("world", "n"), [(2, 0), (7, 9), (3, 60)])
 def test_a_state_of_either_kind_loads_into_the_other(world, n, tmp_path):
     """Also of uneven and empty parts."""
     assert on_ranks(world, crossing, str(tmp_path), n) == [[]] * world
@@ -111,7 +111,7 @@ def resharded(rank, world, folder, n):
     return state.updates.tolist(), state.epoch
 
 
-@pytest.mark.parametrize(("before", "after"), [(7, 2), (2, 7), (4, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 7), (4, 3)])
 def test_parts_of_other_sizes(before, after, tmp_path):
     on_ranks(before, crossing, str(tmp_path), 9)
     loaded = on_ranks(after, resharded, str(tmp_path), 9)

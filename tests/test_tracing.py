@@ -194,9 +194,15 @@ def test_transforms_say_what_to_do_instead(name, function, transform):
 
 
 def test_a_call_on_constants_within_a_transform():
+    """What a transform does not follow is right in it, or an error before anything is written."""
     state = emp.EMPState(4)
-    with pytest.raises(TypeError, match=r"^select: .*torch.func"):
-        torch.func.grad(lambda x: x * state.select(0.5).sum())(torch.ones(()))
+    logits = torch.randn(4, 3, requires_grad=True)
+    labels = torch.arange(4) % 3
+    found = torch.func.grad(lambda x: x * state.select(0.5).sum())(torch.ones(()))
+    assert found == state.select(0.5).sum()
+    with pytest.raises(TypeError, match=r"^cross_entropy: .*torch.func"):
+        torch.func.grad(lambda x: x * emp.cross_entropy(logits, labels, state))(torch.ones(()))
+    assert not state.updates.any()
 
 
 def test_a_recorded_call_checks_values():

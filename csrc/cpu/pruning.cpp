@@ -11,6 +11,7 @@ namespace emp {
 
 int64_t KeepRule::of(int64_t n) const {
   if (n == 0) return 0;
+  const StandardFloats mode;  // a half goes to the even neighbour, whatever the caller's rounding
   if (share < 0) return std::min(n, count);
   return std::max<int64_t>(1, int64_t(std::nearbyint(share * double(n))));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "racing.h"
 
@@ -20,6 +21,8 @@ struct SelectKernels {
   Collected (*collect)(const float* scores, int64_t n, float low, float high, float* candidates);
   // Number of scores >= bound.
   int64_t (*count_at_least)(const float* scores, int64_t n, float bound);
+  // The lowest score >= bound, +inf where there is none; +0 for -0.
+  float (*lowest_at_least)(const float* scores, int64_t n, float bound);
   // Writes first + i to out for each of the n scores above the threshold, and with Ties::kAll also
   // for those equal to it, and returns the number written, at most `room`. n < 2^31.
   int64_t (*compact)(const float* scores, int64_t n, float threshold, Ties ties, int64_t first,
@@ -32,7 +35,7 @@ SelectKernels select_kernels_portable();
 
 namespace plain {
 
-// Branchless scalar loops, compiled once per target below AVX-512. `Target` makes the copies
+// Branchless scalar loops, compiled once per target that uses them. `Target` makes the copies
 // distinct.
 template <int kTarget>
 struct Kernels {
@@ -52,6 +55,22 @@ struct Kernels {
     for (int64_t i = 0; i < n; ++i) count += scores[i] >= bound;
     return count;
   }
+  // By integers that compare as floats do: their minimum is vectorised.
+  static float lowest_at_least(const float* scores, int64_t n, float bound) {
+    int32_t lowest = 0x7f800000;  // +inf
+    for (int64_t i = 0; i < n; ++i) {
+      int32_t key;
+      std::memcpy(&key, scores + i, 4);
+      key ^= (key >> 31) & 0x7fffffff;
+      key = scores[i] >= bound ? key : 0x7f800000;
+      lowest = key < lowest ? key : lowest;
+    }
+    if (lowest == -1) return 0.0f;  // -0
+    lowest ^= (lowest >> 31) & 0x7fffffff;
+    float found;
+    std::memcpy(&found, &lowest, 4);
+    return found;
+  }
   EMP_MAY_RACE static int64_t compact(const float* scores, int64_t n, float threshold, Ties ties,
                                       int64_t first, int64_t* out, int64_t room) {
     int64_t written = 0;
@@ -62,7 +81,7 @@ struct Kernels {
     }
     return written;
   }
-  static SelectKernels all() { return {collect, count_at_least, compact}; }
+  static SelectKernels all() { return {collect, count_at_least, lowest_at_least, compact}; }
 };
 
 }  // namespace plain

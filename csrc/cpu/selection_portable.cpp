@@ -79,7 +79,8 @@ EMP_MAY_RACE int64_t compact(const float* scores, int64_t n, float threshold, Ti
 }  // namespace
 
 SelectKernels select_kernels_portable() {
-  return {collect, plain::Kernels<0>::count_at_least, compact};
+  using Plain = plain::Kernels<0>;
+  return {collect, Plain::count_at_least, Plain::lowest_at_least, compact};
 }
 
 }  // namespace emp

@@ -35,9 +35,10 @@ bool forked();
 // Sets it, for forks that came before the library was loaded.
 void mark_forked();
 
+constexpr int64_t kBytesPerThread = 128 * 1024;  // about 10 us of reading, twice a wake-up
+
 // Number of threads, at most `limit`, for work that touches `bytes` bytes.
 inline int useful_threads(int limit, int64_t bytes) {
-  constexpr int64_t kBytesPerThread = 128 * 1024;  // about 10 us of reading, twice a wake-up
   if (limit <= 1 || bytes < 2 * kBytesPerThread || forked()) return 1;
   const OpenMP& runtime = openmp();
   if (runtime.parallel == nullptr || runtime.in_parallel()) return 1;

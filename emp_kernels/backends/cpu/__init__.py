@@ -36,6 +36,7 @@ __all__ = [
     "plain_sample_statistics",
     "plain_score",
     "plain_score_and_select",
+    "plain_select",
     "require",
     "row_sums",
     "row_terms",

@@ -14,8 +14,7 @@ def plain_score_and_select(logits, labels, state, keep, ids, ignore_index):
     tensors = None if state is None else state_tensors(state)
     samples, beta = (0, 1.0) if state is None else (state.num_samples, state.beta)
     return native.module.plain_score_and_select(
-        *(logits, labels, tensors, samples, beta, keep, ids, ignore_index),
-        torch.get_num_threads(),
+        *(logits, labels, tensors, samples, beta, keep, ids, ignore_index)
     )
 
 
