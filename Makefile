@@ -88,7 +88,7 @@ demo: $(if $(BUILDS),build,$(VENV)/demo)
 PYTHONS ?= $(PYTHON)
 wheels: $(VENV)/wheels build
 	rm -rf dist
-	PIP_CONSTRAINT=constraints.txt $(RUN)/python -m build --sdist
+	PIP_CONSTRAINT=constraints.txt $(RUN)/python -m build --quiet --sdist
 	for python in $(PYTHONS); do PIP_CONSTRAINT=$(abspath constraints.txt) $$python -m pip wheel -qq \
 	    --no-deps --wheel-dir dist/linux dist/*.tar.gz || exit 1; done
 	$(RUN)/auditwheel repair --wheel-dir dist dist/linux/*.whl

@@ -64,12 +64,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_source_archive_holds_what_a_build_needs(tmp_path: Path) -> None:
     tree = tmp_path / "tree"  # without the file lists that earlier builds left
-    for name in ("emp_kernels", "csrc", "python"):
+    for name in ("emp_kernels", "csrc", "python", "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
     for path in ROOT.glob("*"):
         if path.is_file():
             shutil.copy(path, tree)
     needed = {path.relative_to(tree) for path in tree.glob("*/**/*") if path.is_file()}
+    needed = {path for path in needed if path.parts[0] != "tests"}
     needed |= {Path(name) for name in ("CMakeLists.txt", "LICENSE", "README.md", "setup.py")}
     needed |= {Path(name) for name in ("CHANGELOG.md", "CITATION.cff", "SECURITY.md")}
     run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path, cwd=tree)
@@ -77,6 +78,7 @@ def test_the_source_archive_holds_what_a_build_needs(tmp_path: Path) -> None:
     with tarfile.open(archive) as content:
         inside = {Path(*Path(name).parts[1:]) for name in content.getnames()}
     assert needed - inside == set()
+    assert not [path for path in inside if path.parts[:1] == ("tests",)]  # they need the clone
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:

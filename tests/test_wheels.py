@@ -25,7 +25,7 @@ WHEELS = sorted(Path(DIST).resolve().glob("*.whl")) if DIST else []
 pytestmark = pytest.mark.skipif(DIST is None, reason="make wheels runs it, on what it built")
 
 LOOP = """
-import pathlib, sys
+import pathlib, re, sys
 {loop}
 assert pathlib.Path(emp.__file__).is_relative_to(sys.prefix), emp.__file__
 assert state.updates.sum() == 2000 + 2 * 600, state.updates.sum()
@@ -33,7 +33,7 @@ torch.set_num_threads(2)
 scores = emp.score(torch.zeros(20000, 100), torch.arange(20000) % 100, backend="cpu")
 torch.testing.assert_close(scores.loss, torch.full((20000,), 100.0).log())
 maps = pathlib.Path("/proc/self/maps").read_text().split()
-print(*sorted({{name for name in maps if "libgomp" in name or "libomp" in name}}), sep="\\n")
+print("runtimes", *{{name for name in maps if re.search("lib(gomp|omp|iomp5)", name)}})
 """
 
 NATIVE = """
@@ -113,7 +113,9 @@ def test_the_loop_of_the_readme_runs_in_a_bare_environment(tmp_path):
     *_, loop = re.findall(r"^```python\n(.*?)^```$", readme, re.M | re.S)
     script = tmp_path / "loop.py"
     script.write_text(LOOP.format(loop=loop))
-    (runtime,) = output(python, "-I", script, cwd=tmp_path).splitlines()
+    printed = output(python, "-I", script, cwd=tmp_path)
+    assert [int(count) for count in re.findall(r"\d: (\d+) samples", printed)] == [2000, 2600, 3200]
+    _, runtime = printed.splitlines()[-1].split()
     assert "/torch/lib/" in runtime or "/libgomp" in runtime
     report = output(python, "-I", "-m", "emp_kernels", "doctor", cwd=tmp_path)
     assert re.search(r"^ +score +cpu +cpu +", report, re.M), report
