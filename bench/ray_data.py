@@ -98,7 +98,10 @@ def right(folder: str, rows: int) -> bool:
     score = torch.empty(rows)
     for first in range(0, rows, READ_ROWS):
         batch = samples({"id": np.arange(first, min(first + READ_ROWS, rows))})
-        hidden, labels = torch.from_numpy(batch["hidden"]), torch.tensor(batch["labels"].astype(int))
+        hidden, labels = (
+            torch.from_numpy(batch["hidden"]),
+            torch.tensor(batch["labels"].astype(int)),
+        )
         found = emp.score_linear(hidden, head.weight.detach(), labels, bias=head.bias.detach())
         score[first : first + len(labels)] = found.score
     files = sorted(Path(folder).glob("*.parquet"))
@@ -134,7 +137,7 @@ def measured(rows: int, folder: str) -> dict[str, object]:
         "classes": CLASSES,
         "seconds_of": seconds,
         "peak_bytes": memory.highest,
-        "kept": kept.count,
+        "kept": kept.num_kept,
         "ray": ray.__version__,
     }
 

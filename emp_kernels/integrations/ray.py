@@ -135,13 +135,13 @@ class Kept(NamedTuple):
     Attributes:
         rows: the rows kept as a data set that is read when it is asked for, with all their columns
             and in the order that they had.
-        count: how many they are.
+        num_kept: how many they are.
         threshold: the lowest score kept; NaN where nothing is kept.
         num_invalid: how many scores are NaN.
     """
 
     rows: ray.data.Dataset
-    count: int
+    num_kept: int
     threshold: float
     num_invalid: int
 
@@ -275,9 +275,7 @@ def _count(
     }
 
 
-def _kept(
-    block: pyarrow.Table, by: str, id_column: str, key: int, last_id: int
-) -> pyarrow.Table:
+def _kept(block: pyarrow.Table, by: str, id_column: str, key: int, last_id: int) -> pyarrow.Table:
     """The rows of a block that are above the cut, or at it and not behind the last id."""
     ids, keys = _ids_and_keys(block, by, id_column)
     kept = (keys > key) | ((keys == key) & (ids <= last_id))
