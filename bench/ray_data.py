@@ -119,7 +119,9 @@ def measured(rows: int, folder: str) -> dict[str, object]:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 32 * 2**20
     seconds = {}
     with Memory() as memory:
         begin = time.perf_counter()

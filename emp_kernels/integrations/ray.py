@@ -23,7 +23,7 @@ from ..validation import check_beta, check_ignore_index, check_size
 
 # What scores a batch: logits (n, C) or (n, T, C), or with a head the hidden states (n, [T,] D).
 Model = Callable[[Mapping[str, np.ndarray]], torch.Tensor]
-KEYS_AT_ONCE = 1 << 20
+ROWS_AT_ONCE = 1 << 20  # that a task counts: blocks have many more
 
 
 def write_scores(
@@ -153,7 +153,7 @@ def select(
 
     Tasks count the leading 16 bits of all scores as integers of the same order, where the blocks
     are, and then the next 16 bits of those that may be the last one kept (of float64 four times):
-    what travels are the counts, at most 65,536 a block and never more than it has rows. Where
+    what travels are the counts, at most 65,536 of a million rows. Where
     several scores equal the last one kept, those of the lowest ids are: two more passes count ids
     below 2^32 in the same way.
 
@@ -188,7 +188,7 @@ def select(
     rows = scores.map_batches(
         _kept,
         fn_kwargs={"by": by, "id_column": id_column, "key": key, "last_id": last_id},
-        batch_size=None,
+        batch_size=ROWS_AT_ONCE,
         batch_format="pyarrow",
     )
     threshold = values_of_keys(cut.keys).item() if count else float("nan")
@@ -238,7 +238,7 @@ class _Counted:
         found = self.scores.map_batches(
             _count,
             fn_kwargs=what | self.columns | tied,
-            batch_size=None,
+            batch_size=ROWS_AT_ONCE,
             batch_format="pyarrow",
         )
         counts, ids = torch.zeros(1, 1 << bits, dtype=torch.int64), []
@@ -264,8 +264,8 @@ def _count(
     bounds = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
     if tied is not None:
         keys = highest_id - ids[keys == tied]
-    parts = (Block(part, None) for part in keys.split(KEYS_AT_ONCE))
-    counts = count_digits(parts, torch.from_numpy(lowest.copy()), bits, shift, grouped=False)[0]
+    begin = torch.from_numpy(lowest.copy())
+    counts = count_digits([Block(keys, None)], begin, bits, shift, grouped=False)[0]
     digits = counts.nonzero()[:, 0]
     return {
         "digit": digits.numpy(),
