@@ -62,25 +62,19 @@ def write_scores(
         ``entropy``, float32. Invalid rows have score NaN.
 
     Raises:
-        TypeError: a wrong type; on the actors also ids or labels that are no integers.
-        ValueError: a column is missing, a number is out of range, `path` exists; on the actors a
-            label out of range or a wrong shape.
+        TypeError: a wrong type; on the actors ids or labels that are no integers, too.
+        ValueError: a column is missing, a number is out of range, `path` exists; on the actors
+            a label out of range or a wrong shape.
     """
     function = "write_scores"
     _check_columns(function, dataset, id_column, label_column)
-    scorer = (
-        make,
-        id_column,
-        label_column,
-        check_beta(function, beta),
-        check_ignore_index(function, ignore_index),
-    )
+    beta, ignore_index = check_beta(function, beta), check_ignore_index(function, ignore_index)
     for name, size in (("batch_size", batch_size), ("actors", actors)):
         if check_size(function, name, size) < 1:
             raise ValueError(f"{function}: {name} must be at least 1, got {size}")
     scored = dataset.map_batches(
         Scorer,
-        fn_constructor_args=scorer,
+        fn_constructor_args=(make, id_column, label_column, beta, ignore_index),
         batch_size=batch_size,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=actors),
@@ -133,8 +127,7 @@ class Kept(NamedTuple):
     """Result of :func:`select`.
 
     Attributes:
-        rows: the rows kept as a data set that is read when it is asked for, with all their columns
-            and in the order that they had.
+        rows: the rows kept, with all their columns: a data set that is read when it is asked for.
         num_kept: how many they are.
         threshold: the lowest score kept; NaN where nothing is kept.
         num_invalid: how many scores are NaN.
@@ -216,8 +209,8 @@ class _Counted:
 
     def __call__(self, lowest: torch.Tensor, bits: int, shift: int) -> torch.Tensor:
         """As :data:`emp_kernels.counted_cuts.CountDigits` says."""
-        whole = shift + bits == self.width
-        self.last = self.first if whole else self._pass(lowest, bits, shift)[0]
+        known = shift + bits == self.width
+        self.last = self.first if known else self._pass(lowest, bits, shift)[0]
         self.last_begin = int(lowest)
         return self.last
 
@@ -235,12 +228,8 @@ class _Counted:
     ) -> tuple[torch.Tensor, int, int]:
         """The counts (1, 2^bits), and the bounds of the ids of the blocks that had any."""
         what = {"lowest": lowest.numpy(), "bits": bits, "shift": shift}
-        found = self.scores.map_batches(
-            _count,
-            fn_kwargs=what | self.columns | tied,
-            batch_size=ROWS_AT_ONCE,
-            batch_format="pyarrow",
-        )
+        options = {"batch_size": ROWS_AT_ONCE, "batch_format": "pyarrow"}
+        found = self.scores.map_batches(_count, fn_kwargs=what | self.columns | tied, **options)
         counts, ids = torch.zeros(1, 1 << bits, dtype=torch.int64), []
         for part in found.iter_batches(batch_size=None, batch_format="numpy"):
             ids += [*part["lowest_id"][:1], *part["highest_id"][:1]]
