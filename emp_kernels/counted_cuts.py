@@ -39,6 +39,11 @@ class Cut(NamedTuple):
     ties: torch.Tensor
 
 
+# How often each digit of `bits` bits, which ends at bit `shift`, follows in the keys on each of the
+# ranges that begin at `lowest` (U,), those ascending: (U, 2^bits) int64. Called once a pass.
+CountDigits = Callable[[torch.Tensor, int, int], torch.Tensor]
+
+
 def find_cut(
     blocks: Callable[[], Iterable[Block]], ranks: torch.Tensor, dtype: torch.dtype, *, grouped: bool
 ) -> Cut:
@@ -50,8 +55,19 @@ def find_cut(
         dtype: of the keys.
         grouped: whether the blocks have groups.
     """
-    shift = width = torch.iinfo(dtype).bits
-    left = ranks.clone()  # ranks within a target's range
+
+    def count(lowest: torch.Tensor, bits: int, shift: int) -> torch.Tensor:
+        return count_digits(blocks(), lowest, bits, shift, grouped=grouped)
+
+    return find_counted_cut(count, ranks, dtype, torch.iinfo(dtype).bits, grouped=grouped)
+
+
+def find_counted_cut(
+    count: CountDigits, ranks: torch.Tensor, dtype: torch.dtype, width: int, *, grouped: bool
+) -> Cut:
+    """`find_cut` of keys that only `count` reads, all of them in [-2^(width-1), 2^(width-1))."""
+    shift = width
+    left = ranks.clone()  # of the scores in a target's range
     slots = torch.arange(len(ranks), device=ranks.device) if grouped else torch.zeros_like(ranks)
     # The leading digits of the threshold found so far.
     digits = ranks.new_zeros(len(ranks) if grouped else 1, dtype=dtype)
@@ -62,7 +78,7 @@ def find_cut(
         first = shift == width  # the leading digit is signed
         lowest = digits - (1 << (bits - 1)) if first else digits << bits
         shift -= bits
-        counts = _count(blocks, lowest, bits, shift, grouped)
+        counts = count(lowest, bits, shift)
         above = counts.flip(1).cumsum(1)[slots]  # (T, 2^bits), from the highest digit on
         down = (above < left[:, None]).sum(1)
         passed = above.gather(1, (down - 1).clamp(min=0)[:, None])[:, 0]
@@ -76,18 +92,14 @@ def find_cut(
             digits, slots = found.unique(return_inverse=True)
 
 
-def _count(
-    blocks: Callable[[], Iterable[Block]],
-    lowest: torch.Tensor,
-    bits: int,
-    shift: int,
-    grouped: bool,
+def count_digits(
+    blocks: Iterable[Block], lowest: torch.Tensor, bits: int, shift: int, *, grouped: bool
 ) -> torch.Tensor:
-    """Histogram (U, 2^bits) of the next digit in each of the ranges that begin at `lowest` (U,)."""
+    """What `blocks` add to a pass: (U, 2^bits) int64 as :data:`CountDigits` says."""
     size = 1 << bits
     # Each range also has bins below and above it.
     counts = torch.zeros(len(lowest) * (size + 2), dtype=torch.int64, device=lowest.device)
-    for keys, groups in blocks():
+    for keys, groups in blocks:
         leading = keys >> shift
         slots = groups if grouped else None
         if not grouped and len(lowest) > 1:  # disjoint ranges, ascending

@@ -64,7 +64,7 @@ def select_tokens(
     scores = chosen.score(logits.detach(), labels, beta, ignore_index, function)
     ranked = Scores(*(field.reshape(-1) for field in scores))
     if per == "sequence":
-        ranked = _means(scores)
+        ranked = sequence_means(scores)
     ids = indices
     if state is not None:
         ids = torch.arange(n, device=labels.device) if indices is None else indices
@@ -117,9 +117,9 @@ def _counts(score: torch.Tensor) -> torch.Tensor:
     return score > -torch.inf
 
 
-def _means(scores: Scores) -> Scores:
-    """The means (B,) over each sequence's tokens that count, computed in float64; score NaN if none
-    counts, -inf if all are ignored."""
+def sequence_means(scores: Scores) -> Scores:
+    """Of each sequence the means (B,) over its tokens that count, taken in float64: score NaN
+    where none counts, -inf where all are ignored."""
     counted = _counts(scores.score)
     number = counted.sum(1)
     means = [

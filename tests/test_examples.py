@@ -23,6 +23,8 @@ EXPECTED = {
     "huggingface_stream.py": "48 steps; the same when stopped at step 23: True",
     "huggingface.py": "45 steps; shares [1.0, 0.3, 0.3, 0.3, 1.0]",
     "causal_lm.py": "25 steps; shares [1.0, 0.5, 0.5, 0.5]",
+    "grpo.py": "the weights are those of TRL's own head: True",
+    "ray_data.py": "those that one process selects: True",
     "vocab_parallel.py": "rank 1: state restored True",
     "sequence_parallel.py": "rank 1, per row: as one process on whole sequences: True",
     "simclr.py": "| EMP | 0.3 |",
@@ -32,9 +34,11 @@ EXPECTED = {
 NEEDS = {
     "accelerate_loop.py": ("accelerate",),
     "causal_lm.py": ("accelerate", "transformers"),
+    "grpo.py": ("trl",),
     "huggingface.py": ("accelerate", "transformers"),
     "huggingface_stream.py": ("datasets", "torchdata"),
     "mosaicml_stream.py": ("streaming", "torchvision"),  # which streaming imports
+    "ray_data.py": ("ray",),
     "webdataset_stream.py": ("webdataset",),
     "lightning_module.py": ("lightning",),
     "torchtnt_loop.py": ("torchtnt", "pkg_resources"),  # nothing installs it

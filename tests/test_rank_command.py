@@ -328,6 +328,61 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
         assert not shown.bar.tasks
 
 
+def scored_files(folder, ids, values, dtype=np.float32, **columns):
+    """Three files of scores, as Ray Data names and writes them."""
+    Path(folder).mkdir()
+    for i, rows in enumerate(np.array_split(np.arange(len(ids)), 3)):
+        table = {"id": ids[rows], "score": values[rows].astype(dtype)}
+        table |= {name: column[rows].astype(dtype) for name, column in columns.items()}
+        parquet_file(f"{folder}/0a_{i:06}-0.parquet", table, row_group_size=70)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("keep", [0.3, 250, 1.0])
+def test_files_of_scores(dtype, keep):
+    """Ids that have gaps; of equal scores the lowest are kept, invalid ones never."""
+    found = emp.score(LOGITS, LABELS)
+    score = found.score.numpy().astype(dtype)
+    score[5:9] = np.nan
+    ids = np.sort(np.random.default_rng(0).permutation(9 * N)[:N])
+    scored_files("scored", ids, score, dtype, loss=found.loss.numpy())
+    for by, values in (("emp", score), ("loss", found.loss.numpy())):
+        kept = ranked("scored", "--keep", keep, "--by", by)
+        valid = int((~np.isnan(values)).sum())
+        count = min(round(keep * N) if isinstance(keep, float) else keep, valid)
+        order = np.argsort(-values, kind="stable")[:count]  # NaN comes last
+        assert kept.tolist() == sorted(ids[order].tolist())
+
+
+@pytest.mark.parametrize(
+    ("ids", "arguments", "words"),
+    [
+        ([0, 1, 3, 2], [], "scored must hold ids that ascend from 0 on, got 2 behind 3"),
+        ([0, 1, 1, 2], [], "scored must hold ids that ascend from 0 on, got 1 behind 1"),
+        ([-3, 1, 2, 3], [], "scored must hold ids that ascend from 0 on, got -3 first"),
+        ([0, 1, 2, 3], ["--by", "margin"], "--by must be one of emp, loss, entropy without LABELS"),
+        ([0, 1, 2, 3], ["--by", "entropy"], "0.parquet must hold a column named entropy, got id, "),
+        ([0, 1, 2, 3], ["--beta", "2"], "--beta needs LOGITS with LABELS"),
+        ([0, 1, 2, 3], ["--per-class"], "--per-class needs LOGITS with LABELS"),
+        ([0.0, 1.0, 2.0, 3.0], [], "0.parquet must hold id in integers, got"),
+    ],
+)
+def test_faults_of_files_of_scores(ids, arguments, words, capsys):
+    scored_files("scored", np.array(ids), np.ones(4))
+    before = content_of(".")
+    assert main(["rank", "scored", *arguments, "--out", "out/ids.npy"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("emp_kernels rank: ")
+    assert words in said
+    assert content_of(".") == before
+
+
+def test_scores_are_in_parquet_files(capsys):
+    npy_file("z.npy", LOGITS)
+    assert main(["rank", "z.npy"]) == 2
+    assert "z.npy must end in .parquet where LABELS are not given" in capsys.readouterr().err
+
+
 # Errors
 
 

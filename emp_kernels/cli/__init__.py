@@ -145,12 +145,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Ranks the rows of logits (N, C) in files by their labels (N,) and writes the "
         "ids of those to keep, ascending, and a picture. Files end in .npy, .npz, "
         ".pt, .safetensors or .parquet and are read a block at a time; a run that was stopped goes "
-        "on where it was.",
+        "on where it was. Alone, LOGITS names .parquet files of ids and scores.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for name, shape in (("logits", "(N, C)"), ("labels", "(N,)")):
         rank.add_argument(
             name,
+            nargs="?" if name == "labels" else None,
             metavar=name.upper(),
             help=f"{shape}: a file, a quoted pattern, or a folder of files in the order of names",
         )

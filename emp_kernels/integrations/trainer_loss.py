@@ -17,7 +17,7 @@ from ..loss import cross_entropy
 from ..results import Scores, Selection
 from ..selection import select
 from ..state import EMPState
-from ..tokens import _means
+from ..tokens import sequence_means
 from .trainer_logits import IGNORED, Logits, OutputHead, Product
 from .trainer_model import balance_of, logits_of, shifts_labels
 
@@ -133,7 +133,7 @@ class BatchLoss:
         if scores.score.dim() > 1:
             if self.lengths is not None:  # (1, T) to (B, longest)
                 scores = Scores(*(self._apart(field, name) for name, field in _named(scores)))
-            scores = _means(scores)
+            scores = sequence_means(scores)
         if self.state.device != scores.score.device:
             self.state.to(scores.score.device)
         self.state.update(self.ids, scores)

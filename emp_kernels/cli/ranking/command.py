@@ -11,8 +11,9 @@ import torch
 from ... import __version__, ranking
 from ...keep import Keep, check_keep_of
 from ...ranked_rows import RankedRows, Rows, classes_of, counted_classes
+from . import scored
 from .file_arrays import InputError
-from .inputs import Shards, files_of, open_shards, out_of_order
+from .inputs import files_of, open_shards, out_of_order
 from .outputs import check_out, write_ids
 from .partial import Partial
 from .progress import Progress
@@ -27,21 +28,19 @@ def rank_files(options: argparse.Namespace) -> None:
         CommandError: a package is missing, or the output cannot be written.
     """
     check_out(options.out)
-    files = {name: files_of(name.upper(), getattr(options, name)) for name in ("logits", "labels")}
+    names = [name for name in ("logits", "labels") if getattr(options, name) is not None]
+    files = {name: files_of(name.upper(), getattr(options, name)) for name in names}
     _check_apart(options, files)
-    logits, labels = (open_shards(name, paths) for name, paths in files.items())
-    if logits.rows != labels.rows:
-        raise InputError(
-            f"LABELS must have as many rows as LOGITS ({logits.rows:,}), got {labels.rows:,}"
-        )
+    alone = options.labels is None
+    run = scored.Run(options, files["logits"]) if alone else _Run(options, files)
     for paths in files.values():
         turned = out_of_order(paths)
         if turned is not None:
             first, second = turned
             print(f"in the order of names: {first.name} before {second.name}", file=sys.stderr)
-    keep = _keep(options, logits.rows)
+    keep = _keep(options, run.rows)
     with Progress() as progress:
-        summary = _Run(options, files, logits, labels, progress).write(keep)
+        summary = run.write(keep, progress)
     print(summary.text())
     print(f"wrote {options.out}")
     drawing = options.out.with_suffix(".png")
@@ -63,7 +62,7 @@ def _keep(options: argparse.Namespace, rows: int) -> Keep:
 def _check_apart(options: argparse.Namespace, files: dict[str, list[Path]]) -> None:
     """The output must not be an input, of this call or of the next one."""
     out = options.out.resolve()
-    folders = [Path(text).resolve() for text in (options.logits, options.labels)]
+    folders = [Path(getattr(options, name)).resolve() for name in files]
     if any(out == path.resolve() for paths in files.values() for path in paths):
         raise InputError(f"--out must be none of the files that are read, got {options.out}")
     if out.parent in folders:
@@ -71,30 +70,33 @@ def _check_apart(options: argparse.Namespace, files: dict[str, list[Path]]) -> N
 
 
 class _Run:
-    """One ranking of files."""
+    """One ranking of files of logits and labels.
 
-    def __init__(
-        self,
-        options: argparse.Namespace,
-        files: dict[str, list[Path]],
-        logits: Shards,
-        labels: Shards,
-        progress: Progress,
-    ) -> None:
-        self.options, self.files, self.progress = options, files, progress
-        self.logits, self.labels = logits, labels
+    Attributes:
+        rows: how many they have.
+    """
+
+    def __init__(self, options: argparse.Namespace, files: dict[str, list[Path]]) -> None:
+        self.options, self.files = options, files
+        logits, labels = (open_shards(name, paths) for name, paths in files.items())
+        if logits.rows != labels.rows:
+            raise InputError(
+                f"LABELS must have as many rows as LOGITS ({logits.rows:,}), got {labels.rows:,}"
+            )
+        self.logits, self.labels, self.rows = logits, labels, logits.rows
         self.num_classes = logits.arrays[0].shape[1]
         samples = [array.read(0, min(1, array.shape[0])) for array in logits.arrays]
         self.size = min(map(ranking.rows_at_once, samples))
         wide = any(sample.dtype == torch.float64 for sample in samples)
         self.dtype = torch.int64 if wide else torch.int32  # of keys
 
-    def write(self, keep: Keep) -> Summary:
+    def write(self, keep: Keep, progress: Progress) -> Summary:
         """Score the remaining rows, choose, and write the ids."""
+        self.progress = progress
         counts = torch.zeros(self.num_classes, dtype=torch.int64)
         for first, stop in self._spans("labels"):  # find invalid ones before anything is written
             counts += counted_classes(self._classes(first, stop), self.num_classes)
-        options, rows = self.options, self.logits.rows
+        options, rows = self.options, self.rows
         options.out.parent.mkdir(parents=True, exist_ok=True)
         beside = options.out.with_name(options.out.name + ".partial")
         partial = Partial(beside, self._identity(), self.dtype)
@@ -151,7 +153,7 @@ class _Run:
             partial.append(keys)
 
     def _spans(self, name: str) -> Iterator[tuple[int, int]]:
-        rows = self.logits.rows
+        rows = self.rows
         return self.progress.follow(name, ranking.spans(rows, ranking.BLOCK_ROWS), rows)
 
     def _classes(self, first: int, stop: int) -> torch.Tensor:

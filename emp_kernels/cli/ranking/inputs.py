@@ -24,7 +24,7 @@ SUFFIXES = ", ".join(OPENERS)
 
 
 def open_array(path: Path, kind: str) -> Array:
-    """The array of the `kind`, "logits" or "labels", in `path`, by its suffix."""
+    """The array of `path` by its name's ending: "logits", "labels" or a column's own name."""
     if path.suffix not in OPENERS:
         raise InputError(f"{path} must end in one of {SUFFIXES}")
     try:
@@ -92,9 +92,9 @@ class Shards:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _checked(self, array: Array, rows: torch.Tensor) -> torch.Tensor:
-        logits = self.kind == "logits"
-        if len(rows) and rows.dtype not in (FLOAT_DTYPES if logits else INTEGER_DTYPES):
-            wanted = "float32, float16, bfloat16 or float64" if logits else "integers"
+        floats = self.kind not in ("labels", "id")
+        if len(rows) and rows.dtype not in (FLOAT_DTYPES if floats else INTEGER_DTYPES):
+            wanted = "float32, float16, bfloat16 or float64" if floats else "integers"
             raise InputError(f"{array.path} must hold {self.kind} in {wanted}, got {rows.dtype}")
         return rows
 
@@ -107,10 +107,10 @@ class Shards:
 
 
 def open_shards(kind: str, files: list[Path]) -> Shards:
-    """The arrays of `files`, which must have matching shapes: logits (N, C), labels (N,)."""
+    """The arrays of `files`, which must go together: logits (N, C), others (N,)."""
     arrays = [open_array(path, kind) for path in files]
     for array in arrays:
-        if kind == "labels" and len(array.shape) != 1:
+        if kind != "logits" and len(array.shape) != 1:
             column = " (as labels[:, 0] has)" if array.shape[1:] == (1,) else ""
             raise InputError(f"{array.path} must have shape (N,){column}, got {array.shape}")
         if kind == "logits" and (len(array.shape) != 2 or array.shape[1] == 0):

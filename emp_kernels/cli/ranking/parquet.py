@@ -98,12 +98,14 @@ def _is_list(kind: Any) -> bool:
 
 
 def _columns(path: Path, kind: str, schema: Any) -> list[str]:
-    """Names of the columns that hold the `kind`, "logits" or "labels"."""
+    """Names of the columns that hold the `kind`, "logits", "labels" or a column's own name."""
     import pyarrow.types as types
 
-    for name in NAMES[kind]:
+    for name in NAMES.get(kind, (kind,)):
         if name in schema.names:
             return [name]
+    if kind not in NAMES:
+        raise InputError(f"{path} must hold a column named {kind}, got {', '.join(schema.names)}")
     if kind == "labels":
         integers = [field.name for field in schema if types.is_integer(field.type)]
         if len(integers) == 1:

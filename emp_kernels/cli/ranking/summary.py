@@ -73,8 +73,9 @@ class Summary:
             f"{share:>6.0%}  {value:.6g}"
             for share, value in zip(SHARES, self.quantiles, strict=True)
         ]
-        lines += ["", f"{'class':>7} {'kept':>11} {'of':>11} {'share':>6}"]
-        return "\n".join([*lines, *self._classes()])
+        if len(ranked.rows_of_class) > 1:
+            lines += ["", f"{'class':>7} {'kept':>11} {'of':>11} {'share':>6}", *self._classes()]
+        return "\n".join(lines)
 
     def _classes(self) -> Iterator[str]:
         """One line per class; if there are many, only the highest and lowest shares."""
