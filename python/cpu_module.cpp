@@ -157,6 +157,15 @@ int64_t update_state(const emp::State& state, const Dense& ids, const Dense& sco
   return emp::update_state(state, {scores, losses, entropies, id, rows}, 1);
 }
 
+// Writes ids to log (n,) int32 or int64 from `start` on, where there is room for them. The first
+// position of an id outside [0, size), or -1.
+int64_t log_ids(const Dense& ids, const Written& log, int64_t start, int64_t size) {
+  const emp::Labels from = labels_of(ids, {});
+  const int64_t rows = ids.size(0);
+  if (log.dtype().bits == 32) return emp::log_ids(from, rows, size, log.data<int32_t>() + start);
+  return emp::log_ids(from, rows, size, log.data<int64_t>() + start);
+}
+
 // Writes result, loss and lse. (rows that count, -1, -1), or (0, the first row with a bad label,
 // the first position of a bad id).
 py::tuple cross_entropy(const Tensor& z, const Dense& y, Ignored ignored, int reduction, float beta,
@@ -224,6 +233,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("gather", &bindings::gather);
   module.attr("plain_gather") = bindings::plain_function<bindings::plain_gather, 2>("plain_gather");
   module.def("update_state", &bindings::update_state);
+  module.def("log_ids", &bindings::log_ids);
   module.def("cross_entropy", &bindings::cross_entropy);
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);
   module.def("row_terms", &bindings::row_terms);

@@ -14,7 +14,7 @@ from .owners import Message, exchange_messages, messages, raise_counts, write_en
 if TYPE_CHECKING:
     from .sharded import ShardedState
 
-_DRAWN = 1 << 20  # drawn ids that a rank sends at a time
+_DRAWN = 1 << 18  # drawn ids that a rank sends at a time
 
 
 def sync_shared(state: ShardedState, function: str) -> None:
@@ -25,18 +25,23 @@ def sync_shared(state: ShardedState, function: str) -> None:
     and nothing is sent from there on: where a rank fails, the others raise with state and log as
     they were.
     """
-    drawn = state.drawn_ids().split(_DRAWN)
-    rounds = max(state.num_blocks, len(drawn) if len(drawn[0]) else 0)
-    clock, epoch, _, rounds = agreed(function, state, state.group, rounds)
-    logged, heard = state.logged(), []
-    for turn in range(rounds):
-        piece = drawn[turn] if turn < len(drawn) else drawn[0][:0]
+    drawn = state.drawn_ids(_DRAWN)
+    clock, epoch, _, rounds = agreed(
+        function, state, state.group, max(state.num_blocks, len(drawn))
+    )
+    logged, none = state.logged(), torch.empty(0, dtype=torch.int64, device=state.device)
+    pieces, heard = iter(drawn), []
+    for _ in range(rounds):
+        piece = next(pieces, none).to(state.device)
         sent = messages(state.owners, next(logged, None), piece)
         heard.append(exchange_messages(function, sent, state.group))
     if rounds:
         max_equal(function, torch.zeros(1, dtype=torch.int32, device=state.device), state.group)
-        _merge(state, heard)
+    # Nothing is left to fail: what was heard needs no log beside it while it is merged.
+    del drawn, logged, pieces
     state.forget_logged()
+    if heard:
+        _merge(state, heard)
     state.clock.fill_(clock)
     state.epoch = epoch
     state.synced_at = clock

@@ -7,13 +7,17 @@ and a call makes no tensor but a view.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-_FEWEST, _MOST = 1 << 12, 1 << 20  # rows of a block; only one call's rows may be more
+from .. import backends
+from ..validation import as_int64, raise_id_out_of_range
+
+# Rows of a block; only one call's rows may be more. A sync sends a block at a time.
+_FEWEST, _MOST = 1 << 12, 1 << 18
 
 
 class Entries(NamedTuple):
@@ -46,6 +50,7 @@ class Rows:
 class _Block:
     ids: torch.Tensor
     rows: Rows
+    size: int
     used: int = 0
     selects: bool = False  # whether rows.selections is its own
 
@@ -55,12 +60,16 @@ class WriteLog:
     copied; 4 more where calls select."""
 
     def __init__(self, num_samples: int, device: torch.device) -> None:
+        self._num_samples = num_samples
         self._id_dtype = torch.int32 if num_samples < 2**31 else torch.int64
         self._device = device
         self._blocks: list[_Block] = []
         self._rows = 0
         self._places = torch.empty(0, dtype=torch.int64, device=device)
         self._scratch = torch.empty(0, dtype=torch.int32, device=device)
+        self._logs: Callable[[torch.Tensor, torch.Tensor, int, int], int] | None = None
+        if device.type == "cpu":
+            self._logs = backends.resolve("ShardedState", None, self._scratch).log_ids
 
     def __len__(self) -> int:
         """Rows that calls have brought, also those that were not valid."""
@@ -71,23 +80,32 @@ class WriteLog:
         return len(self._blocks)
 
     def append(
-        self, ids: torch.Tensor, clock: torch.Tensor, beta: float, selects: bool
+        self, ids: torch.Tensor, clock: torch.Tensor, beta: float, function: str
     ) -> tuple[Rows, torch.Tensor]:
-        """The block that a call with the sample ids (N,) writes into, and where in it, (N,) int64.
-        The call ticks `clock` and, if it `selects`, counts what it returns."""
-        n = len(ids)
-        if not self._blocks or self._blocks[-1].used + n > len(self._blocks[-1].ids):
-            self._add_block(n, clock, beta)
-        block = self._blocks[-1]
+        """The block that a call of `function` with the sample ids (N,) writes into, and where in
+        it, (N,) int64. The call ticks `clock` and, if it selects, counts what it returns.
+
+        Raises:
+            ValueError: an id on the CPU is out of range; no row is written.
+        """
+        n = ids.shape[0]
+        block = self._blocks[-1] if self._blocks else None
+        if block is None or block.used + n > block.size:
+            block = self._add_block(n, clock, beta)
         start, block.used = block.used, block.used + n
+        if self._logs is None:
+            block.ids.narrow(0, start, n).copy_(ids)
+        else:  # small batches: each of torch's operations would cost as much as the call
+            bad = self._logs(ids, block.ids, start, self._num_samples)
+            if bad >= 0:
+                raise_id_out_of_range(function, bad, int(as_int64(ids)[bad]), self._num_samples)
         self._rows += n
-        block.ids.narrow(0, start, n).copy_(ids)
-        if selects and not block.selects:
+        if not block.selects and function == "score_and_select":
             block.rows.selections = torch.zeros_like(block.rows.seen_at)
             block.selects = True
         return block.rows, self._places.narrow(0, start, n)
 
-    def _add_block(self, n: int, clock: torch.Tensor, beta: float) -> None:
+    def _add_block(self, n: int, clock: torch.Tensor, beta: float) -> _Block:
         size = max(n, min(_MOST, max(_FEWEST, self._rows)))
         with torch.inference_mode(False):
             ids = torch.empty(size, dtype=self._id_dtype, device=self._device)
@@ -101,7 +119,8 @@ class WriteLog:
             counts = self._scratch[:size]  # which nobody reads
             claims = counts[:0] if self._device.type == "cpu" else torch.empty_like(seen_at)
         fields = score, loss, entropy, counts, counts, seen_at, clock, claims
-        self._blocks.append(_Block(ids, Rows(*fields, beta=beta, num_samples=size)))
+        self._blocks.append(_Block(ids, Rows(*fields, beta=beta, num_samples=size), size))
+        return self._blocks[-1]
 
     def entries(self) -> Iterator[Entries]:
         """The rows of each block that were written. No call's rows are in two blocks."""
@@ -112,14 +131,14 @@ class WriteLog:
             written = used.seen_at > 0
             yield used if written.all() else Entries(*(field[written] for field in used))
 
-    def picked(self) -> torch.Tensor:
-        """The ids that calls selected, as often as they did, (M,) int64."""
-        found = [self._places[:0]]
+    def picked(self) -> list[torch.Tensor]:
+        """The ids that calls selected, as often as they did, (M,) int64 of each block."""
+        found = []
         for block in self._blocks:
             if block.selects:
                 picked = block.rows.selections[: block.used] > 0
                 found.append(block.ids[: block.used][picked].long())
-        return torch.cat(found)
+        return found
 
     def clear(self) -> None:
         """Forget everything."""
