@@ -24,7 +24,7 @@ class Epoch:
 
     def __init__(self, order: AnyOrder, ids: torch.Tensor, older: Epoch | None = None) -> None:
         self.order, self.ids, self.older = order, ids, older
-        self.progress = array("q", [0, 0])
+        self.progress = array("q", [0, 0, 0])
         self.hold: Hold | None = None
 
     def held_by(self, hold: Hold) -> None:
@@ -107,6 +107,14 @@ class Epochs:
         """The running epoch while its loop holds it, else the coming one."""
         running = self.running
         return running.order.number if running is not None and running.held else self.coming
+
+    def fixed(self, number: int) -> AnyOrder | None:
+        """The order of epoch `number`, if nothing draws it anew: it is being drawn, or resumed."""
+        running = self.running
+        if running is None or running.order.number != number:
+            return None
+        resumed = running.order.resumed and not running.over
+        return running.order if running.held or resumed else None
 
     def name(self, number: int) -> None:
         """What set_epoch does."""

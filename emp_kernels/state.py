@@ -169,6 +169,7 @@ class EMPState(Whole):
         """
         growth.grow(self, num_samples)
         self._make_claims()
+        self.fields_moved()
         return self
 
     def select(self, keep: Keep) -> torch.Tensor:
@@ -219,6 +220,7 @@ class EMPState(Whole):
             moved = {name: getattr(self, name).to(device) for name in _FIELDS}
             vars(self).update(moved | {"rooms": {}})
             self._make_claims()
+        self.fields_moved()
         return self
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from .sharded import ShardedState
 from .sharing import own_part, sharded_tensor, sync_shared
 
 _FUNCTION = "EMPSampler"
-_PIECE = 1 << 20  # ids that a rank asks for at a time
+_PIECE = 1 << 18  # ids that a rank asks for at a time
 
 
 class SharedOrder(NamedTuple):
@@ -192,8 +192,9 @@ def saved_order(order: AnyOrder | None, state: EMPState) -> dict[str, Any]:
     entries are the same ones whatever there is to save."""
     if not isinstance(state, ShardedState):
         assert order is None or isinstance(order, Order)
-        return whole_saved_order(order)
-    entries = whole_saved_order(order if isinstance(order, Order) else None)
+        return whole_saved_order(order, state.num_samples)
+    whole = order if isinstance(order, Order) else None
+    entries = whole_saved_order(whole, state.num_samples)
     kept, shared = None, None
     if isinstance(order, SharedOrder):
         kept, shared = order.kept, (order.length, order.stream, order.kept is None)
