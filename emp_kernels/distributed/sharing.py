@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .group import agreed, max_equal
-from .owners import Message, exchange_messages, messages, raise_counts, write_entries
+from .owners import Memory, Message, exchange_messages, messages, raise_counts, write_entries
 
 if TYPE_CHECKING:
     from .sharded import ShardedState
 
-_DRAWN = 1 << 18  # drawn ids that a rank sends at a time
+_DRAWN = 1 << 17  # drawn ids that a rank sends at a time
 
 
 def sync_shared(state: ShardedState, function: str) -> None:
@@ -26,19 +26,17 @@ def sync_shared(state: ShardedState, function: str) -> None:
     they were.
     """
     drawn = state.drawn_ids(_DRAWN)
-    clock, epoch, _, rounds = agreed(
-        function, state, state.group, max(state.num_blocks, len(drawn))
-    )
+    clock, epoch, _, rounds = agreed(function, state, state.group, max(state.num_parts, len(drawn)))
     logged, none = state.logged(), torch.empty(0, dtype=torch.int64, device=state.device)
-    pieces, heard = iter(drawn), []
+    pieces, heard, memory = iter(drawn), [], Memory(state.device)
     for _ in range(rounds):
         piece = next(pieces, none).to(state.device)
         sent = messages(state.owners, next(logged, None), piece)
-        heard.append(exchange_messages(function, sent, state.group))
+        heard.append(exchange_messages(function, sent, memory, state.group))
     if rounds:
         max_equal(function, torch.zeros(1, dtype=torch.int32, device=state.device), state.group)
     # Nothing is left to fail: what was heard needs no log beside it while it is merged.
-    del drawn, logged, pieces
+    del drawn, logged, pieces, memory
     state.forget_logged()
     if heard:
         _merge(state, heard)
