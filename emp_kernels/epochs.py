@@ -141,6 +141,8 @@ class Epochs:
         if last is not None and last.order.resumed and not last.over:
             order = last.order
         else:
+            if last is not None and last.over and not last.held:
+                self._next, self._epoch, last = self.coming, None, None  # its memory is needed
             order = draw(self.coming)
         beside = last is not None and last.held and last.order.number == order.number
         ids = order.share(self.ranks, self.rank, self.drop_last)

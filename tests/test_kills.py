@@ -90,7 +90,7 @@ def test_ranks_killed_under_torchrun(tmp_path):
     assert [epochs[i].total() for i in range(len(epochs))] == sizes
     moments = Counter()
     chance = random.Random(2)
-    for run in launching.killed("shared", "restarts", tmp_path / "run", 2, 1.0, chance, (3, 2)):
+    for run in launching.killed("shared", "restarts", tmp_path / "run", 2, chance, (3, 2)):
         moments += run.moments
         assert elastic_compare.differences(whole, run.folder) == []
         assert len(elastic_compare.lives(run.folder)) <= 1 + run.moments.total()

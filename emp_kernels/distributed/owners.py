@@ -1,6 +1,6 @@
 """Who owns which samples, and the messages that bring entries and counts to their owners.
 
-A rank's round of messages is a part of its log and one piece of what it drew. To each owner go
+A rank's round of messages is a block of its log and one piece of what it drew. To each owner go
 20 bytes for an entry and 4 for a drawn id, and, of ids that were written or drawn more than once,
 8 bytes that say how often more.
 """
@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 
 from .group import exchange, exchange_counts
-from .write_log import Entries
+from .write_log import Entries, Memory
 
-_WORDS = 10 << 20  # int32 of memory at a time
 _WIDTHS = (5, 2, 1, 2)  # int32 a row of each field of Message
 
 
@@ -58,7 +57,7 @@ class Message(NamedTuple):
 
 
 def messages(owners: Owners, entries: Entries | None, drawn: torch.Tensor) -> list[Message]:
-    """To each rank what it owns of a part of the log, and of ids drawn (M,)."""
+    """To each rank what it owns of a block of the log, and of ids drawn (M,)."""
     fields = []
     if entries is None:
         empty = torch.empty(0, dtype=torch.int32, device=drawn.device)
@@ -113,22 +112,6 @@ def _shared_out(
     return [list(rows.split(owners.counts(ids))), list(more.split(more_counts))]
 
 
-class Memory:
-    """Where what is heard waits: in pieces of more than 32 MB, which the C library gives back to
-    the system when they are freed. (Small ones would lie between what is freed and what stays.)"""
-
-    def __init__(self, device: torch.device) -> None:
-        self._free = torch.empty(0, dtype=torch.int32, device=device)
-
-    def keep(self, words: torch.Tensor) -> torch.Tensor:
-        """A copy of `words` (N,) int32."""
-        n = len(words)
-        if n > len(self._free):
-            self._free = words.new_empty(max(n, _WORDS))
-        kept, self._free = self._free[:n], self._free[n:]
-        return kept.copy_(words)
-
-
 def exchange_messages(
     function: str, sent: list[Message], memory: Memory, group: dist.ProcessGroup | None
 ) -> list[Message]:
@@ -140,7 +123,8 @@ def exchange_messages(
     widths = torch.tensor(_WIDTHS, device=sizes.device)
     lengths = (sizes * widths).sum(1).tolist(), (heard * widths).sum(1).tolist()
     words = torch.cat([field.reshape(-1) for message in sent for field in message])
-    received = memory.keep(exchange(function, words, *lengths, group))
+    received = memory.take(sum(lengths[1]))
+    received.copy_(exchange(function, words, *lengths, group))
     pieces = iter(received.split((heard * widths).reshape(-1).tolist()))
     return [Message(*(next(pieces).view(-1, width) for width in _WIDTHS)) for _ in range(len(sent))]
 

@@ -148,13 +148,12 @@ class ShardedState(EMPState):
         """The ranks closed it together as their shares were made."""
 
     def logged(self) -> Iterator[Entries]:
-        """What is written and not yet with its owners, a part at a time."""
+        """What is written and not yet with its owners, a block at a time."""
         return self._log.entries()
 
     @property
-    def num_parts(self) -> int:
-        """In how many parts `logged` comes."""
-        return self._log.num_parts
+    def num_blocks(self) -> int:
+        return self._log.num_blocks
 
     def drawn_ids(self, most: int) -> list[torch.Tensor]:
         """The ids that were drawn or selected since the last sync, as often, in pieces (M,) int64

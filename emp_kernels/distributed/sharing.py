@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .group import agreed, max_equal
-from .owners import Memory, Message, exchange_messages, messages, raise_counts, write_entries
+from .owners import Message, exchange_messages, messages, raise_counts, write_entries
+from .write_log import Memory
 
 if TYPE_CHECKING:
     from .sharded import ShardedState
@@ -26,7 +27,8 @@ def sync_shared(state: ShardedState, function: str) -> None:
     they were.
     """
     drawn = state.drawn_ids(_DRAWN)
-    clock, epoch, _, rounds = agreed(function, state, state.group, max(state.num_parts, len(drawn)))
+    rounds = max(state.num_blocks, len(drawn))
+    clock, epoch, _, rounds = agreed(function, state, state.group, rounds)
     logged, none = state.logged(), torch.empty(0, dtype=torch.int64, device=state.device)
     pieces, heard, memory = iter(drawn), [], Memory(state.device)
     for _ in range(rounds):

@@ -7,11 +7,8 @@ and a call makes no tensor but a view.
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,10 +16,27 @@ import torch
 from .. import backends
 from ..validation import as_int64, raise_id_out_of_range
 
-# Rows of a block: few at first, and from `_MANY` on so many that it takes more than 32 MB, which
-# the C library gives back to the system when they are freed. (What is not written takes no memory.)
-_FEWEST, _MANY, _MOST = 1 << 12, 1 << 16, 1 << 21
-_PART = 1 << 17  # rows that a sync sends at a time; only one call's may be more
+_FEWEST, _MOST = 1 << 12, 1 << 17  # rows of a block, which a sync sends at a time;
+# only one call's rows may be more
+_WORDS = 10 << 20  # int32 of memory at a time, on the CPU
+
+
+class Memory:
+    """Memory for what waits until a sync has succeeded: on the CPU in pieces of more than 32 MB,
+    which the C library gives back to the system when they are freed (small ones would lie between
+    what is freed and what stays), and of which what is not written takes none."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._least = _WORDS if device.type == "cpu" else 0
+        self._free = torch.empty(0, dtype=torch.int32, device=device)
+
+    def take(self, words: int) -> torch.Tensor:
+        """(words,) int32, of any content."""
+        if words > len(self._free):
+            with torch.inference_mode(False):
+                self._free = self._free.new_empty(max(words, self._least))
+        taken, self._free = self._free[:words], self._free[words:]
+        return taken
 
 
 class Entries(NamedTuple):
@@ -56,20 +70,8 @@ class _Block:
     ids: torch.Tensor
     rows: Rows
     size: int
-    starts: array[int]  # the first row of each call
     used: int = 0
     selects: bool = False  # whether rows.selections is its own
-
-    def parts(self) -> list[range]:
-        """Its rows in parts of about `_PART`, none of which has a call's rows in part."""
-        ends = [0]
-        while ends[-1] < self.used:
-            at = bisect_right(self.starts, ends[-1] + _PART) - 1
-            start = self.starts[at] if ends[-1] + _PART < self.used else self.used
-            if start <= ends[-1]:  # one call's rows are more
-                start = self.starts[at + 1] if at + 1 < len(self.starts) else self.used
-            ends.append(start)
-        return [range(start, stop) for start, stop in pairwise(ends)]
 
 
 class WriteLog:
@@ -82,6 +84,7 @@ class WriteLog:
         self._device = device
         self._blocks: list[_Block] = []
         self._rows = 0
+        self._memory = Memory(device)
         self._places = torch.empty(0, dtype=torch.int64, device=device)
         self._scratch = torch.empty(0, dtype=torch.int32, device=device)
         self._logs: Callable[[torch.Tensor, torch.Tensor, int, int], int] | None = None
@@ -93,8 +96,8 @@ class WriteLog:
         return self._rows
 
     @property
-    def num_parts(self) -> int:
-        return sum(len(block.parts()) for block in self._blocks)
+    def num_blocks(self) -> int:
+        return len(self._blocks)
 
     def append(
         self, ids: torch.Tensor, clock: torch.Tensor, beta: float, function: str
@@ -110,7 +113,6 @@ class WriteLog:
         if block is None or block.used + n > block.size:
             block = self._add_block(n, clock, beta)
         start, block.used = block.used, block.used + n
-        block.starts.append(start)
         if self._logs is None:
             block.ids.narrow(0, start, n).copy_(ids)
         else:  # small batches: each of torch's operations would cost as much as the call
@@ -124,13 +126,14 @@ class WriteLog:
         return block.rows, self._places.narrow(0, start, n)
 
     def _add_block(self, n: int, clock: torch.Tensor, beta: float) -> _Block:
-        size = max(n, _MOST if self._rows >= _MANY else max(_FEWEST, self._rows))
+        size = max(n, min(_MOST, max(_FEWEST, self._rows)))
         with torch.inference_mode(False):
             words = 1 if self._id_dtype is torch.int32 else 2
-            memory = torch.zeros((4 + words) * size, dtype=torch.int32, device=self._device)
+            memory = self._memory.take((4 + words) * size)
             ids = memory[: words * size].view(self._id_dtype)
             seen_at, *values = memory[words * size :].split(size)
             score, loss, entropy = (part.view(torch.float32) for part in values)
+            seen_at.zero_()
             if len(self._places) < size:
                 self._places = torch.arange(size, device=self._device)
                 self._scratch = torch.zeros_like(seen_at)
@@ -138,18 +141,17 @@ class WriteLog:
             claims = counts[:0] if self._device.type == "cpu" else torch.empty_like(seen_at)
         fields = score, loss, entropy, counts, counts, seen_at, clock, claims
         rows = Rows(*fields, beta=beta, num_samples=size)
-        self._blocks.append(_Block(ids, rows, size, array("q")))
+        self._blocks.append(_Block(ids, rows, size))
         return self._blocks[-1]
 
     def entries(self) -> Iterator[Entries]:
-        """The rows of each part of a block that were written. No call's rows are in two parts."""
+        """The rows of each block that were written. No call's rows are in two blocks."""
         for block in self._blocks:
             rows = block.rows
             fields = Entries(block.ids, rows.score, rows.loss, rows.entropy, rows.seen_at)
-            for part in block.parts():
-                used = Entries(*(field[part.start : part.stop] for field in fields))
-                written = used.seen_at > 0
-                yield used if written.all() else Entries(*(field[written] for field in used))
+            used = Entries(*(field[: block.used] for field in fields))
+            written = used.seen_at > 0
+            yield used if written.all() else Entries(*(field[written] for field in used))
 
     def picked(self) -> list[torch.Tensor]:
         """The ids that calls selected, as often as they did, (M,) int64 of each block."""
@@ -162,4 +164,4 @@ class WriteLog:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._blocks, self._rows = [], 0
+        self._blocks, self._rows, self._memory = [], 0, Memory(self._device)

@@ -9,7 +9,6 @@ import argparse
 import random
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,22 +17,15 @@ from .launching import WAYS, Training, killed
 from .training import KINDS, MOMENTS, WORLDS
 
 
-def undisturbed(kind: str, folder: Path) -> float:
-    """The training that nobody kills, on the most ranks; the seconds that it trained."""
+def undisturbed(kind: str, folder: Path) -> None:
+    """The training that nobody kills, on the most ranks."""
     training = Training(kind, folder, random.Random(0))
     training.start("--nnodes", "1", "--nproc-per-node", str(WORLDS[0]))
     try:
-        while not (folder / "journal").exists() and training.torchruns[0].poll() is None:
-            time.sleep(0.01)
-        began = time.monotonic()
-        while not (folder / "result").exists() and training.torchruns[0].poll() is None:
-            time.sleep(0.01)
-        seconds = time.monotonic() - began
         if not training.end():
             raise RuntimeError((folder / "log").read_text()[-4000:])
     finally:
         training.stop()
-    return seconds
 
 
 def kill_all(kills: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
@@ -44,9 +36,9 @@ def kill_all(kills: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
     for number, (kind, way) in enumerate(cases):
         whole = folder / kind / "whole"
         if not whole.exists():
-            seconds = undisturbed(kind, whole)
+            undisturbed(kind, whole)
         share = (number + 1) * kills // len(cases) - number * kills // len(cases)
-        for run in killed(kind, way, folder / kind / way, share, seconds, chance):
+        for run in killed(kind, way, folder / kind / way, share, chance):
             for found in (run.moments, run.worlds):
                 hit.update({(kind, way, name): n for name, n in found.items()})
             wrong += [f"{run.folder}: {words}" for words in compare.differences(whole, run.folder)]
@@ -54,7 +46,7 @@ def kill_all(kills: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
                 lives = len(compare.lives(run.folder))
                 if lives > 1 + sum(run.moments.values()):
                     wrong.append(f"{run.folder}: {lives} lives, {dict(run.moments)} kills")
-            print(f"{kind}, {way}: {sum(run.moments.values())} kills", file=sys.stderr)
+            print(f"{kind}, {way}: {dict(run.moments)}, {len(wrong)} differences", file=sys.stderr)
     return hit, wrong
 
 

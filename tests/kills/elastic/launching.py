@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from .training import MOMENTS, WORLDS
+from .training import MOMENTS, STEPS, WORLDS
 
-TIMEOUT = 300.0  # seconds that a launch may take
+TIMEOUT = 900.0  # seconds that a launch may take
+STARTING = 5.0  # in which a rank that starts is killed
 ROOT = Path(__file__).parents[3]
 
 
@@ -60,23 +61,23 @@ class Training:
                 )
             )
 
-    def kill(self, seconds: float, with_node: bool = False) -> bool:
-        """SIGKILL to a rank, and, `with_node`, to its torchrun before: in its first `seconds`, or,
-        once all train, in so many, or in a moment drawn by its name. False where the training came
-        to its end before."""
-        kind = self.chance.random()
-        if kind < 0.15:
+    def kill(self, with_node: bool = False) -> bool:
+        """SIGKILL to a rank, and, `with_node`, to its torchrun before: while they start, or behind
+        a step drawn at random, there at any time or in a moment that is drawn, too. False where the
+        training came to its end before."""
+        chance = self.chance.random()
+        if chance < 0.1 and not with_node:  # torchrun cannot do without one that is lost so early
             self._wait(lambda: bool(self._ranks()))
-            self._wait(_passed(self.chance.random() * seconds))
+            self._wait(_passed(self.chance.random() * STARTING))
         else:
             self._wait(self._all_begun)
-            if kind < 0.5:
-                self._wait(_passed(self.chance.random() * seconds))
-            else:
-                at = self.chance.choice(MOMENTS[1:])
-                pids = list(self._ranks())
-                self._wait(lambda: not pids or _moment(self.folder, pids[0]) == at, 0.0002)
-                time.sleep(self.chance.random() * 0.003)
+            step, pids = self.chance.randrange(STEPS), list(self._ranks())
+            at = self.chance.choice(MOMENTS[1:]) if chance < 0.6 else None
+            if pids and at in (None, *MOMENTS[3:]):
+                self._wait(lambda: _at(self.folder, pids[0])[1] >= step, 0.001)
+            if pids and at is not None:
+                self._wait(lambda: _at(self.folder, pids[0])[0] == at, 0.0002)
+            time.sleep(self.chance.random() * (0.1 if at is None else 0.003))
         ranks = self._ranks()
         if not ranks or any(torchrun.poll() is not None for torchrun in self.torchruns):
             return False
@@ -87,7 +88,7 @@ class Training:
             self.torchruns.remove(ranks[pid])
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        self.moments[_moment(self.folder, pid)] += 1
+        self.moments[_at(self.folder, pid)[0]] += 1
         self.worlds[len(ranks)] += 1
         self._gone |= set(ranks)
         return True
@@ -119,10 +120,11 @@ class Training:
         return {pid: torchrun for pid, torchrun in found.items() if pid not in self._gone}
 
     def _all_begun(self) -> bool:
-        """Whether there are ranks, and all of them run the training's own code."""
+        """Whether all torchruns have ranks, which run the training's own code."""
         ranks = self._ranks()
         begun = [pid for pid in ranks if (self.folder / f"moment-{pid}").exists()]
-        return bool(begun) and len(begun) == len(ranks)
+        started = {torchrun.pid for torchrun in ranks.values()}
+        return len(started) == len(self.torchruns) and len(begun) == len(ranks)
 
     def _wait(self, reached: Callable[[], bool], pause: float = 0.005) -> None:
         """Return as something is reached, or as all torchruns have ended."""
@@ -141,19 +143,21 @@ def _passed(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() > until
 
 
-def _moment(folder: Path, pid: int) -> str:
-    """What a rank does; before it runs the training's own code, it starts."""
+def _at(folder: Path, pid: int) -> tuple[str, int]:
+    """What a rank does, and behind how many steps; before it runs the training's own code, it
+    starts."""
     try:
-        return MOMENTS[(folder / f"moment-{pid}").read_bytes()[0]]
+        moment, steps = (folder / f"moment-{pid}").read_bytes()
     except FileNotFoundError:
-        return MOMENTS[0]
+        return MOMENTS[0], 0
+    return MOMENTS[moment], steps
 
 
 def _log(training: Training) -> str:
     return (training.folder / "log").read_text()[-4000:]
 
 
-def restarted(training: Training, worlds: tuple[int, ...], kills: int, seconds: float) -> None:
+def restarted(training: Training, worlds: tuple[int, ...], kills: int) -> None:
     """Of each number of ranks a torchrun, which starts all ranks anew behind a first kill and ends
     behind a second one: the next goes on with fewer ranks. At most `kills`."""
     for world in worlds:
@@ -164,14 +168,14 @@ def restarted(training: Training, worlds: tuple[int, ...], kills: int, seconds: 
         )
         for _ in range(1 if last else 2):
             left = kills - sum(training.moments.values())
-            if left > 0 and not training.kill(seconds):
+            if left > 0 and not training.kill():
                 break
         if training.end():
             return
     raise RuntimeError(f"{training.folder}: the training did not come to its end\n{_log(training)}")
 
 
-def shrunk(training: Training, worlds: tuple[int, ...], kills: int, seconds: float) -> None:
+def shrunk(training: Training, worlds: tuple[int, ...], kills: int) -> None:
     """As many torchruns of a rank each as there are ranks, as on so many machines: with one that is
     killed its rank is, and the others go on without it, until there are `worlds[-1]`."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -183,7 +187,7 @@ def shrunk(training: Training, worlds: tuple[int, ...], kills: int, seconds: flo
             *("--rdzv-id", "killed", "--rdzv-conf", options),
         )
     for _ in range(min(kills, worlds[0] - worlds[-1])):
-        if not training.kill(seconds, with_node=True):
+        if not training.kill(with_node=True):
             break
     if not training.end():
         raise RuntimeError(f"{training.folder}: torchruns failed\n{_log(training)}")
@@ -197,7 +201,6 @@ def killed(
     way: str,
     folder: Path,
     kills: int,
-    seconds: float,
     chance: random.Random,
     worlds: tuple[int, ...] = WORLDS,
 ) -> Iterator[Training]:
@@ -206,7 +209,7 @@ def killed(
     while kills > 0:
         training = Training(kind, folder / str(number), chance)
         try:
-            WAYS[way](training, worlds, kills, seconds)
+            WAYS[way](training, worlds, kills)
         finally:
             training.stop()
         kills -= sum(training.moments.values())

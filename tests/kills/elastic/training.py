@@ -25,8 +25,10 @@ KINDS = ("whole", "shared")  # an EMPState on each rank, with sync; a ShardedSta
 WORLDS = (4, 3, 2)  # ranks
 # Each of WORLDS divides an epoch's length and a step's samples; an epoch's last step has fewer.
 SAMPLES, CLASSES, FEATURES, KEEP, BATCH_SIZE, EPOCHS = 60, 3, 6, 36, 24, 10
+# The first epoch draws everything.
+STEPS = -(-SAMPLES // BATCH_SIZE) + (EPOCHS - 1) * -(-KEEP // BATCH_SIZE)
 SAMPLINGS = {"whole": "gumbel", "shared": "top"}
-PATIENCE = 60.0  # seconds that ranks wait for one another
+PATIENCE = 600.0  # seconds that ranks wait for one another
 
 MOMENTS = (
     *("start", "meeting", "resuming", "an epoch's start", "in a batch", "in sync", "saving"),
@@ -71,18 +73,18 @@ class Weights:
 class Rank:
     """What a rank tells of itself in files that outlive it.
 
-    `moment-PID` says what it does now. `journal` has a line for each step and rank, written before
-    the step is taken; a life that goes on behind step b says so, and takes back what earlier ones
-    trained beyond b.
+    `moment-PID` says what it does now, and behind how many steps. `journal` has a line for each
+    step and rank, written before the step is taken; a life that goes on behind step b says so, and
+    takes back what earlier ones trained beyond b.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         moment = folder / f"moment-{os.getpid()}"
-        moment.with_suffix(".new").write_bytes(bytes([MOMENTS.index("meeting")]))
+        moment.with_suffix(".new").write_bytes(bytes([MOMENTS.index("meeting"), 0]))
         os.replace(moment.with_suffix(".new"), moment)
         with moment.open("r+b") as file:
-            self._moment = mmap.mmap(file.fileno(), 1)
+            self._moment = mmap.mmap(file.fileno(), 2)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._journal = os.open(folder / "journal", flags)
 
@@ -91,11 +93,13 @@ class Rank:
 
     def begin(self, steps: int) -> None:
         """All ranks have come to the same step."""
+        self._moment[1] = steps
         if dist.get_rank() == 0:
             os.write(self._journal, f"begin {steps} {dist.get_world_size()}\n".encode())
         dist.barrier()
 
     def trained(self, step: int, epoch: int, ids: torch.Tensor) -> None:
+        self._moment[1] = step
         numbers = " ".join(str(i) for i in ids.tolist())
         os.write(self._journal, f"step {step} {epoch} {numbers}\n".encode())
 
