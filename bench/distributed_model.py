@@ -30,7 +30,7 @@ FITTED = 10**6
 BANDWIDTH, LATENCY = 10.0, 10.0  # GB/s, microseconds
 FAR = [(10**8, 8), (10**9, 64), (10**10, 512), (10**11, 1024), (10**12, 4096)]  # samples, ranks
 STATE, ENTRY = 29, 20  # bytes of a sample, and of an entry on its way
-BASE = 15e6  # bytes of a process's first calls: what libraries load and keep
+BASE = 5e6  # bytes of what is small
 _KEY_BITS, _VOTES = 32, 68  # of scores, and of the terms that the ranks agree on
 
 
@@ -147,7 +147,9 @@ def megabytes(kind: str, epoch: Epoch) -> float:
         return (BASE + held + max(bringing, ordering) + round_) / 1e6
     ranks, all_kept = epoch.ranks, n * epoch.ranks
     held = STATE * epoch.samples + 8 * all_kept + (8 * n if ranks > 1 else 0)
-    bringing = 28 * all_kept + 4 * epoch.samples + 8 * n if ranks > 1 else 0
+    piece = min(n, states._ROWS)  # of which gloo gathers a copy, and which is packed and merged
+    bringing = 28 * (all_kept + piece * ranks) + 90 * piece + 4 * epoch.samples + 8 * n
+    bringing = bringing if ranks > 1 else 0
     ordering = 8 * all_kept * 2 + (8 * n if ranks > 1 else 0)
     return (BASE + held + max(bringing, ordering)) / 1e6
 
@@ -191,15 +193,17 @@ def against_measured(rows: Sequence[dict[str, Any]]) -> str:
         sent = sends(kind, epoch)
         lines.append(
             [
-                f"{row['samples']:.0e}, {row['ranks']} ranks, {_NAMES[kind]}",
+                f"{row['samples']:.0e} samples, ranks: {row['ranks']}, {_NAMES[kind]}",
                 *_beside(row["sent_bytes"] / 1e6, sent.bytes / 1e6),
                 *_beside(row["sent_messages"], sent.messages),
                 *_beside(row["megabytes"], megabytes(kind, epoch)),
                 *_beside(row["start_cpu_seconds"], seconds(kind, epoch, fitted(rows, kind))),
+                f"{row['step_cpu_us']:.1f}" if "step_cpu_us" in row else "–",
             ]
         )
     names = ("MB sent", "messages", "MB of memory", "processor's seconds")
     headings = ["epoch's start", *(part for name in names for part in (name, "model"))]
+    headings.append("training step, µs")
     return tables.markdown(headings, lines)
 
 
@@ -209,7 +213,7 @@ _NAMES = {"shared": "ShardedState", "whole": "EMPState"}
 def _beside(measured: float, modelled: float) -> tuple[str, str]:
     if measured == 0:
         return "0", "0" if modelled == 0 else f"{modelled:.3g}"
-    return f"{measured:.4g}", f"{100 * (modelled / measured - 1):+.1f} %"
+    return f"{measured:.4g}", f"{round(100 * (modelled / measured - 1), 1) + 0.0:+.1f} %"
 
 
 def far(
@@ -229,7 +233,7 @@ def far(
             network = sent.bytes / gigabytes / 1e9 + sent.messages * microseconds / 1e6
             lines.append(
                 [
-                    f"{samples:.0e}, {ranks} ranks, {_NAMES[kind]}",
+                    f"{samples:.0e} samples, ranks: {ranks}, {_NAMES[kind]}",
                     f"{sent.bytes / 1e6:,.0f}",
                     f"{sent.bytes / (keep * samples / ranks):.1f}",
                     f"{sent.messages:,}",
