@@ -253,6 +253,7 @@ def table(rows: list[dict[str, Any]], folder: str = "") -> str:
         [
             against_measured(rows),
             far(rows),
+            f"Modelled for {BANDWIDTH:g} GB/s a rank and {LATENCY:g} µs a message.",
             f"{first['machine']['cpu']}, {first['machine']['cpus']} cores, commit "
             f"{first['commit'][:12]}, torch {first['versions']['torch']}.",
         ]

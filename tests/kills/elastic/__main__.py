@@ -28,11 +28,13 @@ def undisturbed(kind: str, folder: Path) -> None:
         training.stop()
 
 
-def kill_all(kills: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
+def kill_all(
+    kills: int, seed: int, folder: Path, kinds: list[str], ways: list[str]
+) -> tuple[Counter, list[str]]:
     """Share out `kills` among states and ways: how many hit each (kind, way, moment or number of
     ranks), and what went wrong."""
     chance, hit, wrong = random.Random(seed), Counter(), []
-    cases = [(kind, way) for kind in KINDS for way in WAYS]
+    cases = [(kind, way) for kind in kinds for way in ways]
     for number, (kind, way) in enumerate(cases):
         whole = folder / kind / "whole"
         if not whole.exists():
@@ -74,10 +76,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kills.elastic", description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--folder", type=Path, help="keeps what the trainings wrote")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        hit, wrong = kill_all(options.kills, options.seed, options.folder or Path(temporary))
+        hit, wrong = kill_all(
+            options.kills,
+            options.seed,
+            options.folder or Path(temporary),
+            options.kinds,
+            options.ways,
+        )
     print(table(hit))
     print("\n".join(wrong) or "Each went on as if nothing had been: ids, scores, weights.")
     return bool(wrong)

@@ -179,7 +179,7 @@ def shrunk(training: Training, worlds: tuple[int, ...], kills: int) -> None:
     """As many torchruns of a rank each as there are ranks, as on so many machines: with one that is
     killed its rank is, and the others go on without it, until there are `worlds[-1]`."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    options = "is_host=0,keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=2"
+    options = "is_host=0,keep_alive_interval=2,keep_alive_max_attempt=8,last_call_timeout=2"
     for _ in range(worlds[0]):
         training.start(
             *("--nnodes", f"{worlds[-1]}:{worlds[0]}", "--nproc-per-node", "1"),
