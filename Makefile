@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := build
-.PHONY: venv build test thorough kill-test lint format docs demo wheels sanitize fuzz portability \
+.PHONY: venv build test thorough kill-test kill-test-ranks lint format docs demo wheels sanitize fuzz portability \
         bench peers evidence-quick evidence evidence-texts audit gpu-check clean
 
 # The environment grows with what is asked of it, and is made anew when either description changes.
@@ -61,6 +61,10 @@ thorough: $(VENV)/test build
 # it is in `make test`; KILLS sets the count.
 kill-test: $(VENV)/test build
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN)/python -m kills --kills $(or $(KILLS),200)
+
+# The same on ranks under torchrun, which go on on 4, 3 and 2 of them.
+kill-test-ranks: $(VENV)/test build
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN)/python -m kills.elastic --kills $(or $(KILLS),50)
 
 lint: $(VENV)/dev
 	$(RUN)/ruff check .

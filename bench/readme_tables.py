@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import tables
+from bench import distributed_model, tables
 from bench.methods import report, time_to_accuracy
 from bench.methods.fair import report as fair
 from bench.methods.fair import timing
@@ -21,6 +21,7 @@ from emp_kernels.experiments import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
+    "distributed": distributed_model.table,
     "demo": lambda rows, folder: summary.markdown(rows),
     "cpu": tables.readme,
     "gpu": tables.gpu,

@@ -24,7 +24,7 @@ class Epoch:
 
     def __init__(self, order: AnyOrder, ids: torch.Tensor, older: Epoch | None = None) -> None:
         self.order, self.ids, self.older = order, ids, older
-        self.progress = array("q", [0, 0])
+        self.progress = array("q", [0, 0, 0])
         self.hold: Hold | None = None
 
     def held_by(self, hold: Hold) -> None:
@@ -109,6 +109,14 @@ class Epochs:
         running = self.running
         return running.order.number if running is not None and running.held else self.coming
 
+    def fixed(self, number: int) -> AnyOrder | None:
+        """The order of epoch `number`, if nothing draws it anew: it is being drawn, or resumed."""
+        running = self.running
+        if running is None or running.order.number != number:
+            return None
+        resumed = running.order.resumed and not running.over
+        return running.order if running.held or resumed else None
+
     def name(self, number: int) -> None:
         """Implements set_epoch."""
         number = self._meant(number)
@@ -134,6 +142,8 @@ class Epochs:
         if last is not None and last.order.resumed and not last.over:
             order = last.order
         else:
+            if last is not None and last.over and not last.held:
+                self._next, self._epoch, last = self.coming, None, None  # its memory is needed
             order = draw(self.coming)
         beside = last is not None and last.held and last.order.number == order.number
         ids = order.share(self.ranks, self.rank, self.drop_last)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,10 @@ import torch
 import torch.distributed as dist
 
 from .cautions import caution
+
+# The iterators that count in a state, beside it: a state is pickled without them.
+_drawing: weakref.WeakKeyDictionary[Whole, weakref.WeakKeyDictionary[Iterator[int], array[int]]]
+_drawing = weakref.WeakKeyDictionary()
 
 
 class Whole:
@@ -37,7 +42,13 @@ class Whole:
         raise NotImplementedError
 
     def follow(self, ids: torch.Tensor, progress: array[int], iterator: Iterator[int]) -> None:
-        """Register `iterator`, which will draw `ids` (L,) and count them in `progress`."""
+        """`iterator` will draw `ids` (L,), and says how many in `progress`."""
+        _drawing.setdefault(self, weakref.WeakKeyDictionary())[iterator] = progress
+
+    def fields_moved(self) -> None:
+        """The fields are other tensors now: iterators ask anew for what they count in."""
+        for progress in _drawing.get(self, {}).values():
+            progress[2] = 0
 
     def counts_of(self, ids: torch.Tensor) -> torch.Tensor | None:
         """Selections (num_samples,) in which an iterator counts the next `ids`; None if they are

@@ -72,15 +72,21 @@ def share_size(order: AnyOrder, ranks: int, drop_last: bool) -> int:
     return left // ranks if drop_last else -(-left // ranks)
 
 
-def saved_order(order: Order | None) -> dict[str, Any]:
-    """An order in a checkpoint."""
+def grown_weights(weights: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """An order's weights, with 1 for each sample that came after it was made: it draws none."""
+    new = num_samples - len(weights)
+    return weights if new == 0 else torch.cat([weights, weights.new_ones(new)])
+
+
+def saved_order(order: Order | None, num_samples: int) -> dict[str, Any]:
+    """An order in a checkpoint, of a state that holds `num_samples` now."""
     entries: dict[str, Any] = {
         # In a tuple, so that torch.distributed.checkpoint need not know the length when it loads.
         "order": None if order is None else (order.ids,),
         "start": 0 if order is None else order.start,
     }
     if order is not None and order.weights is not None:
-        entries["weights"] = (order.weights,)
+        entries["weights"] = (grown_weights(order.weights, num_samples),)
     return entries
 
 

@@ -15,7 +15,7 @@ from .drawing import SHUFFLED, iterator_of, shuffled, stream_of
 from .epochs import Epochs
 from .keep import Keep, check_keep_of, kept_count
 from .loop_checks import Writes, check_keep_of_one, check_not_wrapped, check_position
-from .orders import AnyOrder, Order
+from .orders import AnyOrder, Order, grown_weights
 from .state import EMPState
 from .validation import check_int, check_size, check_snapshot
 
@@ -151,13 +151,15 @@ class EMPSampler(Sampler[int]):
         state's device; 1 unless the sampling method has weights. Read-only."""
         running = self._epochs.running
         if running is not None and running.order.weights is not None:
-            return running.order.weights.to(self.state.device)
+            weights = grown_weights(running.order.weights, self.state.num_samples)
+            return weights.to(self.state.device)
         one = torch.ones((), dtype=torch.float32, device=self.state.device)
         return one.expand(self.state.num_samples)
 
     def __len__(self) -> int:
-        """Number of ids that this rank draws in the running epoch (all of them, also if it was
-        resumed), as long as its iterator or its loader's is held; else in the coming epoch.
+        """How many ids this rank draws in the running epoch, as long as its iterator or its
+        loader's is held (also of a resumed one all of them), else in the coming one. The running
+        epoch's order stays as it is where the state grows; later ones draw of what there is then.
 
         A loader with ``persistent_workers`` holds its iterator between epochs; :meth:`epoch_length`
         gives any epoch's length.
@@ -237,8 +239,11 @@ class EMPSampler(Sampler[int]):
         return self.anneal_epochs > 0 and epoch >= (self.epochs or 0) - self.anneal_epochs
 
     def _length(self, epoch: int) -> int:
-        n = self.state.num_samples
-        count = n if self._draws_all(epoch) else kept_count(self.keep, n)
+        n, order = self.state.num_samples, self._epochs.fixed(epoch)
+        if order is not None:  # the state may have grown since
+            count = order.length
+        else:
+            count = n if self._draws_all(epoch) else kept_count(self.keep, n)
         return (count if self.drop_last else count + self.num_replicas - 1) // self.num_replicas
 
     def state_dict(self, *, position: int | None = None) -> dict[str, Any]:

@@ -167,6 +167,7 @@ class EMPState(Whole):
         """
         growth.grow(self, num_samples)
         self._make_claims()
+        self.fields_moved()
         return self
 
     def select(self, keep: Keep) -> torch.Tensor:
@@ -218,6 +219,7 @@ class EMPState(Whole):
             moved = {name: getattr(self, name).to(device) for name in _FIELDS.values()}
             vars(self).update(moved | {"_buffers": {}})
             self._make_claims()
+        self.fields_moved()
         return self
 
     def state_dict(self) -> dict[str, Any]:

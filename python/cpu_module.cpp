@@ -125,6 +125,15 @@ int64_t update_state(const emp::State& state, const Dense& ids, const Dense& sco
   return emp::update_state(state, {scores, losses, entropies, id, rows}, 1);
 }
 
+// Writes ids to log (n,) int32 or int64 from `start` on, where there is room for them. The first
+// position of an id outside [0, size), or -1.
+int64_t log_ids(const Dense& ids, const Written& log, int64_t start, int64_t size) {
+  const emp::Labels from = labels_of(ids, {});
+  const int64_t rows = ids.size(0);
+  if (log.dtype().bits == 32) return emp::log_ids(from, rows, size, log.data<int32_t>() + start);
+  return emp::log_ids(from, rows, size, log.data<int64_t>() + start);
+}
+
 // Adds a tile (rows, columns) to the sums of its rows or of its columns.
 void add_tile(const Tensor& tile, const Written& sums, bool columns, int threads) {
   py::gil_scoped_release released;
@@ -166,6 +175,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("gather", &bindings::gather);
   module.attr("plain_gather") = bindings::plain_function<bindings::plain_gather, 2>("plain_gather");
   module.def("update_state", &bindings::update_state);
+  module.def("log_ids", &bindings::log_ids);
   module.def("cross_entropy", &bindings::cross_entropy);
   module.attr("plain_cross_entropy") =
       bindings::plain_function<bindings::plain_cross_entropy, 8>("plain_cross_entropy");

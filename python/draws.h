@@ -24,18 +24,19 @@ struct DrawsOf {
   py::object ids_owner;
   const int64_t* ids;  // (size,)
   int64_t size;
-  py::buffer_info progress;  // int64: number of ids drawn, and whether it was exhausted
-  int64_t chunk;             // ids between two calls of begin
-  py::object begin, end;     // begin(position) returns the counts (N,) int32, or None
+  // int64: how many are drawn, whether one more was asked for, and the position up to which the
+  // counts are good, which others set to 0 where counts have moved.
+  py::buffer_info progress;
+  int64_t chunk;          // ids between two calls of begin
+  py::object begin, end;  // begin(position) returns the counts (N,) int32, or None
   py::object counts_owner;
   int32_t* counts = nullptr;  // (samples,), of the running chunk
   uint64_t samples = 0;
-  int64_t stop = 0;  // the position at which it ends
 
   // The next id, or null at the end or with an error set.
   PyObject* next() {
     int64_t& position = static_cast<int64_t*>(progress.ptr)[0];
-    if (position >= stop && !turn(position)) return nullptr;
+    if (position >= static_cast<int64_t*>(progress.ptr)[2] && !turn(position)) return nullptr;
     const int64_t* const id = ids + position;
     if (counts != nullptr) {
       if (uint64_t(*id) >= samples)
@@ -66,7 +67,7 @@ struct DrawsOf {
       samples = uint64_t(tensor.size(0));
     }
     counts_owner = std::move(found);
-    stop = std::min(position + chunk, size);
+    static_cast<int64_t*>(progress.ptr)[2] = std::min(position + chunk, size);
     return position < size;
   }
 };

@@ -71,6 +71,7 @@ def random_calls(draw, n, world):
 def travel_in_pieces():
     """Blocks, rounds and requests of a few samples, as if there were millions."""
     write_log._FEWEST = write_log._MOST = 4
+    write_log._WORDS = 70
     sharing._DRAWN = states._ROWS = 3
     shared_orders._PIECE = 5
 

@@ -83,6 +83,47 @@ def test_new_samples_are_selected_first():
     assert len(sampler) == 7
 
 
+@pytest.mark.parametrize("size", [11, 5000])
+@pytest.mark.parametrize("sampling", ["top", "importance"])
+def test_growth_in_mid_epoch(sampling, size):
+    """The running epoch keeps its order, length, counts and weights; the next one has all samples.
+    A checkpoint of it draws its rest, also into a state that grows once more."""
+    state = emp.EMPState(10)
+    state.update(torch.arange(10), scored(10))
+    state.grow(10)  # fields fill their tensors
+    sampler = emp.EMPSampler(state, 0.5, sampling=sampling, warmup_epochs=0, seed=3)
+    iterator = iter(sampler)
+    drawn, weights = [next(iterator), next(iterator)], sampler.weights.tolist()
+    state.grow(size)
+    assert len(sampler) == sampler.epoch_length(0) == 5
+    assert sampler.epoch_length(1) == round(size / 2)
+    assert sampler.weights.tolist() == weights + [1.0] * (size - 10)
+
+    file = io.BytesIO()
+    torch.save([state.state_dict(), sampler.state_dict(position=2)], file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other = emp.EMPState(size)
+    other.load_state_dict(saved[0])
+    resumed = emp.EMPSampler(other, 0.5, sampling=sampling, warmup_epochs=0, seed=3)
+    resumed.load_state_dict(saved[1])
+    other.grow(size + 3)
+    assert len(resumed) == 5
+    assert resumed.weights.tolist() == weights + [1.0] * (size - 7)
+
+    rest = list(iterator)
+    assert list(resumed) == rest
+    assert len({*drawn, *rest}) == 5
+    for counted in (state, other):
+        assert counted.selections[[*drawn, *rest]].tolist() == [1] * 5
+        assert int(counted.selections.sum()) == 5
+    del iterator
+    assert len(sampler) == round(size / 2)
+    assert len(resumed) == round((size + 3) / 2)
+    state.update(torch.tensor(rest), scored(3))
+    assert len(set(sampler)) == round(size / 2)
+
+
 def test_growing_by_one_copies_seldom():
     state, addresses = emp.EMPState(0), set()
     for size in range(1, 30_001, 3):

@@ -2,14 +2,18 @@
 
 import random
 import shutil
+from collections import Counter
 from importlib.util import find_spec
 from itertools import count
 
 import pytest
 from kills import compare, loops
 from kills.__main__ import kill_all, table
+from kills.elastic import compare as elastic_compare
+from kills.elastic import launching, training
 from kills.killing import Killed, undisturbed
 from kills.life import Training
+from ranks import on_ranks
 
 SHARE = [  # of all loops, workers, ranks and accumulations
     Training("plain", 0, 2, 1),
@@ -69,3 +73,32 @@ def test_what_it_finds(tmp_path):
         shutil.rmtree(checkpoint)
     run.live()
     assert compare.differences(training, whole.folder, run.folder) == []
+
+
+def alone(rank, world, kind, folder):
+    training.train(kind, training.Rank(folder))
+
+
+def test_ranks_killed_under_torchrun(tmp_path):
+    """A share of `make kill-test-ranks`: torchrun starts three ranks anew, then two. They train
+    what one process does that nobody kills, bit for bit."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    on_ranks(1, alone, "shared", whole)
+    epochs = elastic_compare.epochs(whole)
+    sizes = [training.SAMPLES] + [training.KEEP] * (training.EPOCHS - 1)
+    assert [epochs[i].total() for i in range(len(epochs))] == sizes
+    moments = Counter()
+    chance = random.Random(2)
+    for run in launching.killed("shared", "restarts", tmp_path / "run", 2, chance, (3, 2)):
+        moments += run.moments
+        assert elastic_compare.differences(whole, run.folder) == []
+        assert len(elastic_compare.lives(run.folder)) <= 1 + run.moments.total()
+    assert moments.total() == 2
+
+    journal = (whole / "journal").read_text().splitlines()
+    spoilt = shutil.copytree(whole, tmp_path / "spoilt")
+    (spoilt / "journal").write_text("\n".join([*journal[:5], *journal[6:]]))
+    ids = sorted(map(int, journal[5].split()[3:]))
+    words = f"epoch 1: not trained {ids}, trained too often []"
+    assert elastic_compare.differences(whole, spoilt) == [words]

@@ -71,7 +71,25 @@ EMP_MAY_RACE int64_t write_at_ids(const State& state, int32_t now, const ScoredR
   return bad;
 }
 
+template <class Id>
+int64_t log_each(const Labels& ids, int64_t rows, int64_t size, Id* log) {
+  int64_t bad = -1;
+  for_each_label(ids, 0, rows, [&](int64_t row, int64_t id) {
+    if (uint64_t(id) >= uint64_t(size) && bad < 0) bad = row;
+    log[row] = Id(id);
+  });
+  return bad;
+}
+
 }  // namespace
+
+int64_t log_ids(const Labels& ids, int64_t rows, int64_t size, int32_t* log) {
+  return log_each(ids, rows, size, log);
+}
+
+int64_t log_ids(const Labels& ids, int64_t rows, int64_t size, int64_t* log) {
+  return log_each(ids, rows, size, log);
+}
 
 int64_t update_state(const State& state, const ScoredRows& scored, int threads) {
   const StandardFloats mode;

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "labels.h"
+
 namespace emp {
 
 // The state's arrays, each (size,), and its clock, which counts the calls that wrote into it.
@@ -27,7 +29,12 @@ struct ScoredRows {
 // skipped, or -1. `threads` are used only without ids; with ids one thread works in order.
 int64_t update_state(const State& state, const ScoredRows& scored, int threads);
 
-// Counts the selection of rows `indices` (count,); ids out of range are skipped.
+// Writes ids (rows,) of any integer type, each in [0, size), to log (rows,). The first position of
+// one that is not, behind which anything may have been written, or -1.
+int64_t log_ids(const Labels& ids, int64_t rows, int64_t size, int32_t* log);
+int64_t log_ids(const Labels& ids, int64_t rows, int64_t size, int64_t* log);
+
+// Counts the selection of rows `indices` (count,); ids out of range are left out.
 void count_selections(const State& state, const int64_t* indices, int64_t count,
                       const int64_t* ids);
 

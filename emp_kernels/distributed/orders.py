@@ -34,7 +34,7 @@ from .sharded import ShardedState
 from .sharing import own_part, sharded_tensor, sync_shared
 
 _FUNCTION = "EMPSampler"
-_PIECE = 1 << 20  # ids requested at a time
+_PIECE = 1 << 17  # ids that a rank asks for at a time
 
 
 class SharedOrder(NamedTuple):
@@ -193,8 +193,9 @@ def saved_order(order: AnyOrder | None, state: EMPState) -> dict[str, Any]:
     entries does not depend on the order."""
     if not isinstance(state, ShardedState):
         assert order is None or isinstance(order, Order)
-        return whole_saved_order(order)
-    entries = whole_saved_order(order if isinstance(order, Order) else None)
+        return whole_saved_order(order, state.num_samples)
+    whole = order if isinstance(order, Order) else None
+    entries = whole_saved_order(whole, state.num_samples)
     kept, shared = None, None
     if isinstance(order, SharedOrder):
         kept, shared = order.kept, (order.length, order.stream, order.kept is None)

@@ -1,8 +1,8 @@
 """Ownership of samples, and the messages that bring entries and counts to their owners.
 
-A round of messages is one block of a rank's log and one piece of its drawn ids. Each owner gets 20
-bytes per entry and 4 per drawn id and, for ids written or drawn more than once, 8 bytes with the
-additional count.
+A rank's round of messages is a block of its log and one piece of what it drew. To each owner go
+20 bytes for an entry and 4 for a drawn id, and, of ids that were written or drawn more than once,
+8 bytes that say how often more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from .group import exchange, exchange_counts
-from .write_log import Entries
+from .write_log import Entries, Memory
 
 _WIDTHS = (5, 2, 1, 2)  # int32 per row of each field of Message
 
@@ -112,9 +112,9 @@ def _shared_out(
 
 
 def exchange_messages(
-    function: str, sent: list[Message], group: dist.ProcessGroup | None
+    function: str, sent: list[Message], memory: Memory, group: dist.ProcessGroup | None
 ) -> list[Message]:
-    """Send sent[r] to rank r and return the messages received."""
+    """What the ranks tell this one, in `memory`; sent[r] goes to rank r."""
     sizes = torch.tensor(
         [[len(field) for field in message] for message in sent], device=sent[0].drawn.device
     )
@@ -122,7 +122,8 @@ def exchange_messages(
     widths = torch.tensor(_WIDTHS, device=sizes.device)
     lengths = (sizes * widths).sum(1).tolist(), (heard * widths).sum(1).tolist()
     words = torch.cat([field.reshape(-1) for message in sent for field in message])
-    received = exchange(function, words, *lengths, group)
+    received = memory.take(sum(lengths[1]))
+    received.copy_(exchange(function, words, *lengths, group))
     pieces = iter(received.split((heard * widths).reshape(-1).tolist()))
     return [Message(*(next(pieces).view(-1, width) for width in _WIDTHS)) for _ in range(len(sent))]
 

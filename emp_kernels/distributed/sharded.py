@@ -14,15 +14,14 @@ from ..compiling import outside_compiler
 from ..keep import Keep, check_keep_of
 from ..state import EMPState
 from ..tracing import records
-from ..validation import check_beta, check_id_range, check_size
+from ..validation import check_beta, check_size
 from . import sharing
 from .group import check_group, max_equal, named, sum_equal
 from .owners import Owners
 from .selection import select
 from .write_log import Entries, WriteLog
 
-_ORDERED = frozenset({torch.int64, torch.int32})  # id dtypes with a fast min and max
-_LARGEST_SHARE = 2**31  # an owner's ids are sent as int32
+_LARGEST_SHARE = 2**31  # an owner's ids travel as int32
 
 
 class ShardedState(EMPState):
@@ -126,27 +125,17 @@ class ShardedState(EMPState):
             )
         if indices is None:
             indices = torch.arange(n, device=self.device)
-        if indices.is_cpu:
-            if n and not self._holds(indices):
-                check_id_range(function, indices, self.num_samples)
-        elif torch.cuda.is_current_stream_capturing():
+        on_cpu = indices.is_cpu
+        if not on_cpu and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{function}: state must be an EMPState in a CUDA graph (the log of a ShardedState "
                 "goes on with each call), got a ShardedState"
             )
-        selects = function == "score_and_select"
-        rows, places = self._log.append(indices, self.clock, self.beta, selects)
-        if not indices.is_cpu:  # ids out of range make invalid rows there
+        rows, places = self._log.append(indices, self.clock, self.beta, function)
+        if not on_cpu:  # where ids out of range make invalid rows
             outside = (indices < 0) | (indices >= self.num_samples)
             places = places.masked_fill(outside, -1)
         return rows, places
-
-    def _holds(self, indices: torch.Tensor) -> bool:
-        """Whether ids on the CPU are certainly in range."""
-        if indices.dtype not in _ORDERED:
-            return False
-        lowest, highest = indices.aminmax()
-        return lowest.item() >= 0 and highest.item() < self.num_samples
 
     def follow(self, ids: torch.Tensor, progress: array[int], iterator: Iterator[int]) -> None:
         """Draws are counted at the next sync."""
@@ -166,10 +155,12 @@ class ShardedState(EMPState):
     def num_blocks(self) -> int:
         return self._log.num_blocks
 
-    def drawn_ids(self) -> torch.Tensor:
-        """The ids (M,) int64 drawn or selected since the last sync, with repetitions."""
+    def drawn_ids(self, most: int) -> list[torch.Tensor]:
+        """The ids that were drawn or selected since the last sync, as often, in pieces (M,) int64
+        of at most `most`."""
         found = [draw.ids[draw.taken[0] : draw.progress[0]] for draw in self._draws]
-        return torch.cat([self._log.picked(), *(ids.to(self.device) for ids in found)])
+        found += self._log.picked()
+        return [piece for ids in found if len(ids) for piece in ids.split(most)]
 
     def forget_logged(self) -> None:
         """Clear the log, after its entries have reached their owners."""
@@ -220,7 +211,7 @@ class ShardedState(EMPState):
             TypeError: `device` is no device; a state's dtypes are fixed.
             RuntimeError: the log holds entries; :func:`emp_kernels.distributed.sync` empties it.
         """
-        if self.pending or len(self.drawn_ids()):
+        if self.pending or self.drawn_ids(1):
             raise RuntimeError(
                 f"ShardedState.to: the log must be empty (call emp.distributed.sync(state) first), "
                 f"got {self.pending} rows in it"

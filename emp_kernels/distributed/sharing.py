@@ -9,11 +9,12 @@ import torch
 
 from .group import agreed, max_equal
 from .owners import Message, exchange_messages, messages, raise_counts, write_entries
+from .write_log import Memory
 
 if TYPE_CHECKING:
     from .sharded import ShardedState
 
-_DRAWN = 1 << 20  # drawn ids sent at a time
+_DRAWN = 1 << 17  # drawn ids that a rank sends at a time
 
 
 def sync_shared(state: ShardedState, function: str) -> None:
@@ -23,18 +24,22 @@ def sync_shared(state: ShardedState, function: str) -> None:
     Nothing is written before a last message confirms that every rank has received everything, and
     nothing is sent after it: if a rank fails, the others raise with state and log unchanged.
     """
-    drawn = state.drawn_ids().split(_DRAWN)
-    rounds = max(state.num_blocks, len(drawn) if len(drawn[0]) else 0)
+    drawn = state.drawn_ids(_DRAWN)
+    rounds = max(state.num_blocks, len(drawn))
     clock, epoch, _, rounds = agreed(function, state, state.group, rounds)
-    logged, heard = state.logged(), []
-    for turn in range(rounds):
-        piece = drawn[turn] if turn < len(drawn) else drawn[0][:0]
+    logged, none = state.logged(), torch.empty(0, dtype=torch.int64, device=state.device)
+    pieces, heard, memory = iter(drawn), [], Memory(state.device)
+    for _ in range(rounds):
+        piece = next(pieces, none).to(state.device)
         sent = messages(state.owners, next(logged, None), piece)
-        heard.append(exchange_messages(function, sent, state.group))
+        heard.append(exchange_messages(function, sent, memory, state.group))
     if rounds:
         max_equal(function, torch.zeros(1, dtype=torch.int32, device=state.device), state.group)
-        _merge(state, heard)
+    # Nothing is left to fail: what was heard needs no log beside it while it is merged.
+    del drawn, logged, pieces, memory
     state.forget_logged()
+    if heard:
+        _merge(state, heard)
     state.clock.fill_(clock)
     state.epoch = epoch
     state.synced_at = clock

@@ -51,9 +51,10 @@ def draws(
 ) -> Iterator[int]:
     """A weakly referenceable iterator over ids (K,) int64 that counts the ids it draws.
 
-    `progress` (two int64) holds how many ids have been drawn and whether the iterator was
-    exhausted. `begin(position)`, called every `chunk` ids, returns the counts (N,) int32 to
-    increment at each id of the chunk, or None; `end()` is called once, on exhaustion.
+    It keeps how many are drawn, and whether one more was asked for, in the first two of `progress`
+    (three int64). `begin(position)`, called every `chunk` ids, and behind an id where the third was
+    set to 0, returns the counts (N,) int32 to add 1 to at each id from there on, or None; `end()`
+    is called once, by whom asks for one more.
     """
     iterator: Iterator[int] = native.module.draws(ids, progress, chunk, begin, end)
     return iterator

@@ -18,7 +18,7 @@ from .pruning import score_and_select
 from .sampler import draws, shuffle, shuffled_at, systematic
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
-from .state import update_state
+from .state import log_ids, update_state
 from .terms import row_terms, row_terms_backward
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "linear_cross_entropy_backward",
     "linear_terms",
     "linear_terms_backward",
+    "log_ids",
     "require",
     "row_sums",
     "row_terms",

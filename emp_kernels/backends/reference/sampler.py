@@ -80,16 +80,19 @@ def draws(
     end: Callable[[], None],
 ) -> Iterator[int]:
     """As :func:`emp_kernels.backends.cpu.draws`."""
-    for part in ids.split(chunk):
+    while progress[0] < len(ids):
         found = begin(progress[0])
         counts = None if found is None else found.numpy()
-        for i in part.tolist():
+        progress[2] = min(progress[0] + chunk, len(ids))
+        for i in ids[progress[0] : progress[2]].tolist():
             if counts is not None:
                 if not 0 <= i < len(counts):
                     raise IndexError(f"id {i} is out of range for {len(counts)} samples")
                 counts[i] += 1
             progress[0] += 1
             yield i
+            if progress[2] == 0:  # the counts have moved
+                break
     progress[1] = 1
     end()
 

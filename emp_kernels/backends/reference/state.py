@@ -31,6 +31,13 @@ def update_state(state, ids, scores: Scores, function: str) -> None:
     state.seen_at.copy_(torch.where(written, state.clock, state.seen_at))
 
 
+def log_ids(ids: torch.Tensor, log: torch.Tensor, start: int, size: int) -> int:
+    """As :func:`emp_kernels.backends.cpu.log_ids`."""
+    outside = (ids < 0) | (ids.to(torch.int64) >= size)
+    log[start : start + len(ids)] = ids
+    return int(outside.nonzero()[0]) if outside.any() else -1
+
+
 def writable(scores: Scores) -> torch.Tensor:
     """Rows that are neither invalid nor ignored."""
     finite = scores.loss.isfinite() & scores.entropy.isfinite()
