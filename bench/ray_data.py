@@ -113,7 +113,7 @@ def right(folder: str, rows: int) -> bool:
 
 def measured(rows: int, folder: str) -> dict[str, object]:
     """The fields of a row; the files stay in `folder`."""
-    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # its own keeps a gigabyte in each worker
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # its own kept a gigabyte in one worker
     ray.init(
         num_cpus=2,
         object_store_memory=600 * 2**20,
