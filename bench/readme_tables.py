@@ -6,6 +6,7 @@ fail where a page and its rows disagree. With a folder as argument, tables whose
 first pointed at it.
 """
 
+import functools
 import json
 import re
 import sys
@@ -15,8 +16,8 @@ from typing import Any
 
 from bench import tables
 from bench.methods import report, time_to_accuracy
+from bench.methods.fair import plan, timing
 from bench.methods.fair import report as fair
-from bench.methods.fair import timing
 from emp_kernels.cli import summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "methods-why": report.why,
     "methods-regimes": report.regimes,
     "fair": fair.table,
-    "fair-short": fair.short,
+    "fair-images": functools.partial(fair.table, family=plan.IMAGES),
     "fair-time": timing.table,
     "methods-time": time_to_accuracy.table,
 }

@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import os
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ import torch
 import emp_kernels as emp
 from bench import harness
 from bench.methods.fair import __main__ as running
-from bench.methods.fair import fetch, plan, report, student, texts, timing, training
+from bench.methods.fair import fetch, pictures, plan, report, student, texts, timing, training
+from bench.methods.fair.data import Data
+from bench.methods.fair.features import Texts
 from bench.methods.fair.methods import Balanced, Candidates, Full, Run, Sampling
 from bench.methods.fair.network import Bags
 
@@ -27,27 +31,29 @@ def toy():
     starts = lengths.cumsum(0) - lengths
     features = torch.randint(100, 1000, (int(lengths.sum()),), generator=generator)
     features[starts] = labels
-    part = texts.Texts(features, starts, lengths, labels)
-    return texts.Data(part, part, part, 3)
+    part = Texts(features, starts, lengths, labels)
+    return Data(part, part, part, 3, Bags)
 
 
-def run_of(data, method, seed=0):
-    model = Bags(data.classes, seed)
-    return Run(data.train, model, emp.EMPState(N, beta=method.beta), B, seed)
+def run_of(data, method, seed=0, steps=60):
+    model = data.network(data.classes, seed)
+    return Run(data.train, model, emp.EMPState(N, beta=method.beta), B, seed, steps)
 
 
-METHODS = (*plan.METHODS, Candidates(choose="gumbel"))
+METHODS = dict.fromkeys(
+    method for family in plan.FAMILIES for methods in family.methods.values() for method in methods
+)
+METHODS = (Full(), *METHODS, Candidates(choose="gumbel"))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_every_method_trains_equal_batches_and_learns(toy, method, monkeypatch):
-    monkeypatch.setattr(training, "BATCH", B)
+def test_every_method_trains_equal_batches_and_learns(toy, method):
     sizes = [len(ids) for ids, _ in itertools.islice(method.batches(run_of(toy, method)), 20)]
     assert sizes == [B] * 20
-    found = training.train(toy, method, 0.4, 60, 1, "test")
+    found = training.train(toy, method, 0.4, 60, 1, "test", batch_size=B)
     assert (found.steps, found.samples) == (60, 60 * B)
     assert found.accuracy > 90
-    again = training.train(toy, method, 0.4, 60, 1, "test")
+    again = training.train(toy, method, 0.4, 60, 1, "test", batch_size=B)
     assert found[:3] == again[:3]
 
 
@@ -170,19 +176,20 @@ def test_differences_are_paired_and_corrected():
 
 
 def test_runs_are_rows_that_are_not_repeated(toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(running, "load", lambda name: toy)
-    monkeypatch.setattr(plan, "METHODS", (Full(), Candidates()))
-    monkeypatch.setattr(plan, "LONGER_AFTER", Candidates())
-    monkeypatch.setattr(plan, "SEEDS", (0, 1, 2))
-    monkeypatch.setattr(training, "BATCH", B)
+    monkeypatch.setattr(running.texts, "load", lambda name: toy)
+    lengths = (0.5, 1.0, 2.0)
+    monkeypatch.setitem(plan.RECIPES, "debian", plan.Recipe(lengths, (0.2, 0.4, 0.8), B))
+    family = plan.Family({"debian": (Candidates(),)}, {Candidates(): 1.4})
+    monkeypatch.setattr(plan, "FAMILIES", (family,))
     monkeypatch.setattr(
         harness, "origin", lambda: {"versions": {"torch": "2"}, "machine": {"cpu": "x"}}
     )
     threads = torch.get_num_threads()
+    folder = ["--rows", str(tmp_path), "--data", "debian"]
     try:
-        running.main(["--rows", str(tmp_path), "--data", "debian"])
+        running.main([*folder, "--seeds", "3"])
         text = (tmp_path / "fair-debian.jsonl").read_text()
-        running.main(["--rows", str(tmp_path), "--data", "debian"])
+        running.main([*folder, "--seeds", "3"])
     finally:
         torch.set_num_threads(threads)
     assert (tmp_path / "fair-debian.jsonl").read_text() == text
@@ -190,18 +197,25 @@ def test_runs_are_rows_that_are_not_repeated(toy, tmp_path, monkeypatch, capsys)
     assert len(rows) == 2 * 3 * (3 + 3) + 3 * 3
     rates = running.tuned(rows)
     for row in rows:
-        if row["split"] == "test" and row["epochs"] in plan.LENGTHS:
+        if row["split"] == "test" and row["epochs"] in lengths:
             assert row["rate"] == rates["debian", row["method"], row["epochs"]]
-    compared = report.in_equal_steps(rows)
+    compared = report.in_equal_steps(rows, family)
     assert [one.epochs for one in compared] == [0.5, 0.5, 1.0, 1.0, 2.0, 2.0]
-    assert len(report.in_equal_time(rows)) == 6
+    assert len(report.in_equal_time(rows, family)) == 6
     full = report.tested(rows, "debian", "full", 1.0)
     ours = report.tested(rows, "debian", Candidates().name, 1.0)
     differences = [ours[seed]["accuracy"] - full[seed]["accuracy"] for seed in (0, 1, 2)]
     assert math.isclose(compared[2].difference.mean, statistics.fmean(differences))
-    assert str(compared[2].difference) in report.table(rows)
-    assert report.table(rows).count("debian") == 6
-    assert "4x candidates by EMP" in report.short(rows)
+    table = report.table(rows, family=family)
+    assert str(compared[2].difference) in table
+    assert table.count("| debian |") == 6
+
+
+def test_families_count_what_was_named():
+    assert sum(1 for _ in plan.TEXTS.compared()) == 2 * (5 * 3 + 3)
+    assert sum(1 for _ in plan.IMAGES.compared()) == 2 * 3 + 3 * 2 + 2 * 3 + 2
+    assert [(method.name, n) for _, method, n in plan.PARTS.compared()][-1] == ("SeTa", 2.0)
+    assert plan.PARTS.lengths("wordnet", plan.FULL) == [1.0, 2.0]
 
 
 def test_times_are_compared_within_each_round():
@@ -217,7 +231,7 @@ def test_times_are_compared_within_each_round():
     assert "0123456789ab." in table
 
 
-@pytest.mark.parametrize("name", plan.DATA)
+@pytest.mark.parametrize("name", plan.TEXTS.methods)
 def test_the_real_texts(name):
     if not (fetch.FOLDER / f"{name}.tsv").exists():
         pytest.skip("python -m bench.methods.fair.fetch was not run")
@@ -229,3 +243,45 @@ def test_the_real_texts(name):
     for part in data[:3]:
         assert int(part.lengths.min()) >= 1
         assert int(part.features.max()) < texts.BUCKETS
+
+
+def test_digits_are_split_and_learned():
+    data = pictures.load("digits")
+    sizes = [len(part.labels) for part in data[:3]]
+    assert sizes == [1167, 130, 500]
+    pixels = torch.cat([data.train.pixels, data.validation.pixels])
+    assert len(pixels.flatten(1).unique(dim=0)) == 1297
+    found = training.train(data, Candidates(2), 0.2, 40, 0, "validation", batch_size=32)
+    assert found.accuracy > 90
+    assert found.samples == 40 * 32
+
+
+def test_looking_moves_no_running_mean_and_steps_are_sgd():
+    data = pictures.load("digits")
+    run = Run(data.train, data.network(10, 3), emp.EMPState(1167), 8, 0, 10)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    ids = torch.arange(8)
+    logits, labels = run.look(ids)
+    assert run.model.training
+    assert not logits.requires_grad
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    loss = torch.nn.functional.cross_entropy(run.model(data.train, ids), labels)
+    weight = run.model.body[-1].weight
+    weight_before = weight.detach().clone()
+    (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    run.model.step(loss, 0.1)
+    decayed = gradient + pictures.DECAY * weight_before
+    want = weight_before - 0.1 * (1 + pictures.MOMENTUM) * decayed
+    torch.testing.assert_close(weight.detach(), want)
+
+
+def test_cifar100():
+    folder = os.environ.get("CIFAR100")
+    if not folder:
+        pytest.skip("CIFAR100 does not name the folder that holds the images")
+    data = pictures.load("cifar100", Path(folder))
+    assert [len(part.labels) for part in data[:3]] == [45_000, 5_000, 10_000]
+    assert data.classes == 100
+    logits = data.network(100, 0)(data.train, torch.arange(4))
+    assert logits.shape == (4, 100)

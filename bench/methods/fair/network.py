@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.methods.fair.texts import BUCKETS, Texts
+from bench.methods.fair.features import BUCKETS, Texts
 
 SIZE, HIDDEN = 64, 128
 EPSILON = 1e-8

@@ -5,40 +5,19 @@ import itertools
 import re
 import zlib
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from bench.methods.fair.data import Data
+from bench.methods.fair.features import BUCKETS, Texts
 from bench.methods.fair.fetch import FOLDER
+from bench.methods.fair.network import Bags
 
-BUCKETS = 2**16  # of the hash: network.py sorts them as 16 bits
 WORDS = 32  # of a text; later ones are not read
 FEWEST = 30  # texts of a class; smaller classes are left out
 SPLIT_SEED = 7
 HELD_OUT = 0.1  # of the texts for validation, as many for the test
-
-
-class Texts(NamedTuple):
-    """Texts of one split: features of text i are `features[starts[i] : starts[i] + lengths[i]]`.
-
-    Attributes:
-        features: (F,) int64 in [0, BUCKETS).
-        starts, lengths: (N,) int64; a length is at least 1.
-        labels: (N,) int64.
-    """
-
-    features: torch.Tensor
-    starts: torch.Tensor
-    lengths: torch.Tensor
-    labels: torch.Tensor
-
-
-class Data(NamedTuple):
-    train: Texts
-    validation: Texts
-    test: Texts
-    classes: int
 
 
 def hashed(text: str) -> list[int]:
@@ -80,4 +59,4 @@ def load(name: str) -> Data:
         Texts(features, starts[ids], lengths[ids], labels[ids])
         for ids in order.tensor_split([out, 2 * out])
     ]
-    return Data(parts[2], parts[0], parts[1], int(labels.max()) + 1)
+    return Data(parts[2], parts[0], parts[1], int(labels.max()) + 1, Bags)

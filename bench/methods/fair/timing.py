@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bench import harness
+from bench.methods.fair import plan
 from bench.methods.fair.methods import Candidates, Full
 from bench.methods.fair.texts import load
 from bench.methods.fair.training import steps_of, train
@@ -29,12 +30,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     origin = harness.origin() | {"commit": provenance.commit("bench/methods")}
-    data = load("wordnet")
-    steps = steps_of(len(data.train.labels), 0.5)
+    data, batch_size = load("wordnet"), plan.RECIPES["wordnet"].batch_size
+    steps = steps_of(len(data.train.labels), 0.5, batch_size)
     rows = []
     for number in range(ROUNDS):
         for method in METHODS:
-            result = train(data, method, 0.4, steps, number, "validation")
+            result = train(data, method, 0.4, steps, number, "validation", batch_size=batch_size)
             own = {"method": method.name, "round": number, "steps": steps}
             rows.append(origin | own | {"ms_a_step": round(1e3 * result.seconds / steps, 4)})
     harness.write_rows(options.rows / "candidates-time.jsonl", rows)
