@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import tables
 from bench.methods import report, time_to_accuracy
-from bench.methods.fair import plan, timing
+from bench.methods.fair import plan, saving, timing
 from bench.methods.fair import report as fair
 from emp_kernels.cli import summary
 
@@ -34,7 +34,10 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "methods-regimes": report.regimes,
     "fair": fair.table,
     "fair-images": functools.partial(fair.table, family=plan.IMAGES),
+    "fair-parts": functools.partial(fair.table, family=plan.PARTS),
+    "fair-proxy": functools.partial(fair.table, family=plan.PROXY),
     "fair-time": timing.table,
+    "fair-saving": saving.table,
     "methods-time": time_to_accuracy.table,
 }
 PAGES = ("README.md", "docs/benchmarks.md", "docs/findings.md", "docs/findings_details.md")

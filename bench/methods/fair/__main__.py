@@ -30,7 +30,9 @@ Row = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.methods.fair", description=__doc__)
     parser.add_argument("--rows", type=Path, default=harness.results_folder(), metavar="FOLDER")
-    parser.add_argument("--data", nargs="+", choices=plan.RECIPES, default=list(plan.RECIPES)[:3])
+    parser.add_argument(
+        "--data", nargs="+", choices=plan.RECIPES, default=["wordnet", "debian", "digits"]
+    )
     parser.add_argument("--data-dir", type=Path, help="the folder that holds CIFAR-100")
     parser.add_argument("--seeds", type=int, default=len(plan.SEEDS), help="only the first so many")
     options = parser.parse_args(arguments)
@@ -96,7 +98,9 @@ def _tunings(recipe: plan.Recipe) -> int:
 
 
 def load(name: str, directory: Path | None = None) -> Data:
-    return texts.load(name) if name in plan.TEXTS.methods else pictures.load(name, directory)
+    """The data set of that name; CIFAR-100 from `directory`."""
+    image = name in plan.IMAGES.methods
+    return pictures.load(name, directory) if image else texts.load(name)
 
 
 def measured(trial: Trial, directory: Path | None = None) -> Row:

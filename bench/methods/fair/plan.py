@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from bench.methods.fair.looks import Learnability, Quotas, RePB, SeTa, Uncertainty
 from bench.methods.fair.methods import Balanced, Candidates, Full, Method, Sampling
+from bench.methods.fair.proxy import Proxied
 
 KEY = ("data", "method", "epochs", "rate", "seed", "split")
 Rates = Mapping[tuple[str, str, float], float]  # of (data, method, length)
@@ -57,6 +58,7 @@ _TEXTS = Recipe((0.5, 1.0, 2.0), (0.2, 0.4, 0.8), 256)
 RECIPES = {
     "wordnet": _TEXTS,
     "debian": _TEXTS,
+    "debian-wide": Recipe((0.5, 1.0), (0.1, 0.2, 0.4), 512),
     "digits": Recipe((0.5, 2.0, 8.0), (0.1, 0.2, 0.4), 32, (100, 101, 102)),
     "cifar100": Recipe((1.0, 2.0, 6.0), (0.2, 0.4, 0.8), 128),
 }
@@ -154,4 +156,6 @@ IMAGES = Family(
     {"digits": _ON_DIGITS, "cifar100": (Candidates(2), Sampling("gumbel"), Candidates())}
 )
 PARTS = Family({"wordnet": (Uncertainty(), Quotas(), RePB(), Learnability(), SeTa())}, shortest=1.0)
-FAMILIES = (TEXTS, IMAGES, PARTS)
+# A proxy costs a step of the large network about an eighth, which full data gets as more steps.
+PROXY = Family({"debian-wide": (Candidates(2), Proxied())}, {Proxied(): 1.2})
+FAMILIES = (TEXTS, IMAGES, PARTS, PROXY)

@@ -12,9 +12,10 @@ import torch
 from bench.methods.fair.data import Data
 from bench.methods.fair.features import BUCKETS, Texts
 from bench.methods.fair.fetch import FOLDER
-from bench.methods.fair.network import Bags
+from bench.methods.fair.network import Bags, wide
 
 WORDS = 32  # of a text; later ones are not read
+WIDE = "-wide"
 FEWEST = 30  # texts of a class; smaller classes are left out
 SPLIT_SEED = 7
 HELD_OUT = 0.1  # of the texts for validation, as many for the test
@@ -29,11 +30,14 @@ def hashed(text: str) -> list[int]:
 
 @functools.cache
 def load(name: str) -> Data:
-    """The data set of build/texts/NAME.tsv; the features are kept beside it.
+    """The data set of build/texts/NAME.tsv; the features are kept beside it. NAME-wide is the same
+    for the large network.
 
     Raises:
         FileNotFoundError: it was not fetched.
     """
+    if name.endswith(WIDE):
+        return load(name.removesuffix(WIDE))._replace(network=wide)
     file = FOLDER / f"{name}.tsv"
     kept = file.with_suffix(".npz")
     if not kept.exists() or kept.stat().st_mtime < file.stat().st_mtime:
