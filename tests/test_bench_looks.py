@@ -87,14 +87,13 @@ def test_places_in_class_are_ranks_with_ties_by_place():
 
 @pytest.mark.parametrize(
     ("power", "count", "want"),
-    [(1.0, 3, [0, 1, 4]), (0.0, 2, [0, 4]), (1.0, 6, list(range(6)))],
+    [(1.0, 4, [0, 1, 2, 6]), (0.0, 4, [0, 1, 6, 7]), (0.5, 8, list(range(8)))],
 )
 def test_quotas_are_filled_with_each_class_its_hardest(power, count, want):
-    # Four of class 0, the hardest first, and two of class 1, which are easier than any of them.
-    run = Scripted(
-        [losses(4.0, 3.0, 2.0, 1.0, 0.5, 0.4)], batch_size=count, labels=[0, 0, 0, 0, 1, 1]
-    )
-    assert chosen(Quotas(6 // count, beta=0.0, power=power), run, 1) == [want]
+    # Six of class 0, the hardest first, and two of class 1, which are easier than any of them.
+    looks = [losses(6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.4)]
+    run = Scripted(looks, batch_size=count, labels=[0] * 6 + [1] * 2)
+    assert chosen(Quotas(8 // count, beta=0.0, power=power), run, 1) == [want]
 
 
 def test_repb_trains_what_is_above_the_mean_and_waits_for_whole_batches():
