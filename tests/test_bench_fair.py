@@ -241,6 +241,33 @@ def test_times_are_compared_within_each_round():
     assert "0123456789ab." in table
 
 
+def test_the_crossover_shows_the_differences_of_the_rows(tmp_path):
+    draw = pytest.importorskip("bench.methods.fair.draw", exc_type=ImportError)
+    rows = []
+    for method, more in {
+        "full": 0.0,
+        "2x candidates by EMP": 1.0,
+        "4x candidates by EMP": 2.0,
+    }.items():
+        for epochs, seed in itertools.product((0.5, 2.0, 8.0), range(3)):
+            ends = {"accuracy": 90 + (more + 0.1 * seed) / epochs * (more > 0), "macro_f1": 80.0}
+            own = {"data": "digits", "method": method, "epochs": epochs, "seed": seed}
+            rows.append(own | ends | {"split": "test"})
+    figure = draw.crossover({"digits": rows}, draw.SHORT)
+    accuracy, f1 = figure.axes
+    lines = {bars.get_label(): bars.lines[0].get_ydata() for bars in accuracy.containers}
+    assert set(lines) == {"2x candidates by EMP", "4x candidates by EMP"}
+    assert lines["4x candidates by EMP"] == pytest.approx([4.2, 1.05, 0.2625])
+    ends = accuracy.containers[0].lines[2][0].get_segments()[0][:, 1]
+    want = student.paired([2.0, 2.2, 2.4])
+    assert ends == pytest.approx([want.mean - want.half, want.mean + want.half])
+    assert f1.get_xticklabels()[0].get_text() == "0.5\n(full 80.0 %)"
+    harness.write_rows(tmp_path / "fair-digits.jsonl", rows)
+    draw.draw(tmp_path)
+    for name in ("crossover", "crossover-digits"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_time_to_an_accuracy_is_read_between_lengths():
     points = [(0.5, 60.0, 1.0), (1.0, 70.0, 3.0), (2.0, 72.0, 5.0)]
     runs = [{"epochs": n, "accuracy": acc, "seconds": s} for n, acc, s in reversed(points)]

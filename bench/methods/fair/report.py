@@ -95,7 +95,7 @@ def table(rows: Sequence[Row], folder: str = "", *, family: Family = plan.TEXTS)
                     continue
                 keys = [(data, method.name, epochs, end) for end in ENDPOINTS]
                 line = [data, f"{epochs:g}", method.name, str(len(ours))]
-                line += [_mean(ours.values(), end) for end in ENDPOINTS]
+                line += [mean(ours.values(), end) for end in ENDPOINTS]
                 line += [str(steps[key]) if key in steps else NOTHING for key in keys]
                 if family.equal_time:
                     lengths = [times[key] for key in keys if key in times]
@@ -134,7 +134,7 @@ def _recipes(sets: Iterable[str]) -> str:
     return "; ".join(f"{', '.join(names)}: {said}" for said, names in found.items())
 
 
-def _mean(rows: Iterable[Row], endpoint: str) -> str:
+def mean(rows: Iterable[Row], endpoint: str) -> str:
     return f"{statistics.fmean(row[endpoint] for row in rows):.1f}"
 
 
