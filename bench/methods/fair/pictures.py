@@ -14,7 +14,7 @@ from emp_kernels.cli.networks import small_cnn
 SPLIT_SEED = 7
 HELD_OUT = 0.1  # of the training images, for validation
 MOMENTUM, DECAY = 0.9, 5e-4
-WIDTH = 32  # channels of the first convolution for CIFAR-100
+WIDTH = 16  # channels of the first convolution for CIFAR-100
 
 
 class Pictures(NamedTuple):
