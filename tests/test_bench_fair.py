@@ -1,5 +1,6 @@
 """The fair comparison: equal samples, each method as it says, statistics against known values."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -223,9 +224,12 @@ def test_runs_are_rows_that_are_not_repeated(toy, tmp_path, monkeypatch, capsys)
 
 def test_families_count_what_was_named():
     assert sum(1 for _ in plan.TEXTS.compared()) == 2 * (5 * 3 + 3)
-    assert sum(1 for _ in plan.IMAGES.compared()) == 2 * 3 + 3 * 2 + 2 * 3 + 2
+    assert sum(1 for _ in plan.IMAGES.compared()) == 2 * 3 + 3 * 2 + 2 * 4 + 2
     assert [(method.name, n) for _, method, n in plan.PARTS.compared()][-1] == ("SeTa", 2.0)
     assert plan.PARTS.lengths("wordnet", plan.FULL) == [1.0, 2.0]
+    short = dataclasses.replace(plan.IMAGES, longest=1.0)
+    assert short.lengths("cifar100", Candidates(2)) == [0.5, 1.0]
+    assert short.lengths("cifar100", Sampling("gumbel")) == []
 
 
 def test_times_are_compared_within_each_round():

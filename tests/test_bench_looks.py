@@ -10,6 +10,7 @@ import emp_kernels as emp
 from bench.methods.fair.looks import (
     Learnability,
     Quotas,
+    Remembered,
     RePB,
     SeTa,
     Uncertainty,
@@ -77,6 +78,20 @@ def test_uncertainty_is_difficulty_times_deviation():
 def test_uncertainty_prefers_what_swings():
     looks = [[0.4, 0.4], [0.4, 0.9], [0.4, 0.1], [0.4, 0.9], [0.4, 0.1]]
     assert chosen(Uncertainty(2), Scripted(looks, batch_size=1), 5)[-1] == [1]
+
+
+def test_remembered_scores_are_not_looked_at_again():
+    first, third = losses(4.0, 3.0, 2.0, 1.0), losses(1.0, 1.0, 3.0, 1.0)
+    run, asked = Scripted([first, third], batch_size=2), []
+    run.look = lambda ids, look=run.look: (asked.append(sorted(ids.tolist())), look(ids))[1]
+    batches = Remembered(2, beta=0.0).batches(run)
+    assert sorted(next(batches)[0].tolist()) == [0, 1]
+    trained = emp.Scores(*(torch.tensor([0.5, 2.5]) for _ in range(4)))
+    run.state.update(torch.tensor([0, 1]), trained)
+    assert sorted(next(batches)[0].tolist()) == [1, 2]  # by 0.5, 2.5, 2, 1: nobody is looked at
+    assert asked == [[0, 1, 2, 3]]
+    assert sorted(next(batches)[0].tolist()) == [1, 2]  # 3 and 0 are two passes old
+    assert asked[1:] == [[0, 3]]
 
 
 def test_places_in_class_are_ranks_with_ties_by_place():

@@ -7,10 +7,12 @@ any time and start it again.
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from bench import harness
 from bench.methods.fair import pictures, plan, texts
 from bench.methods.fair.data import Data
-from bench.methods.fair.plan import KEY, Trial
+from bench.methods.fair.plan import KEY, Family, Trial
 from bench.methods.fair.training import steps_of, train
 from emp_kernels.cli import provenance
 from emp_kernels.cli.requirements import CommandError
@@ -35,12 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data-dir", type=Path, help="the folder that holds CIFAR-100")
     parser.add_argument("--seeds", type=int, default=len(plan.SEEDS), help="only the first so many")
+    parser.add_argument("--longest", type=float, default=math.inf, help="leave longer trainings")
     options = parser.parse_args(arguments)
+    families = [replace(family, longest=options.longest) for family in plan.FAMILIES]
     torch.set_num_threads(1)
     origin = harness.origin() | {"commit": provenance.commit("bench/methods")}
     rows = [row for data in options.data for row in rows_of(options.rows, data)]
     done = {key_of(row) for row in rows}
-    for trial in missing(rows, options.data, plan.SEEDS[: options.seeds], done):
+    for trial in missing(rows, families, options.data, plan.SEEDS[: options.seeds], done):
         row = origin | measured(trial, options.data_dir)
         rows.append(row)
         done.add(key_of(row))
@@ -69,10 +73,14 @@ def key_of(row: Row) -> tuple[Any, ...]:
 
 
 def missing(
-    rows: list[Row], data: Iterable[str], seeds: Sequence[int], done: set[tuple[Any, ...]]
+    rows: list[Row],
+    families: Iterable[Family],
+    data: Sequence[str],
+    seeds: Sequence[int],
+    done: set[tuple[Any, ...]],
 ) -> Iterator[Trial]:
     """Trials without a row; `rows` and `done` grow while they are run."""
-    for family in plan.FAMILIES:
+    for family in families:
         for trial in family.trials(data, seeds, lambda: tuned(rows)):
             if trial.key not in done:
                 yield trial

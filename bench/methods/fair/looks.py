@@ -38,6 +38,33 @@ def looks(run: Run, times: int) -> Iterator[Look]:
 
 
 @dataclass(frozen=True)
+class Remembered(Method):
+    """As candidates by their score, of whom only those are looked at whose score is older than
+    `passes` passes over all samples; the others go by what the state remembers."""
+
+    times: int = 2
+    beta: float = 1.0
+    passes: float = 1.5
+
+    @property
+    def name(self) -> str:
+        return f"{self.times}x candidates by EMP, remembered"
+
+    def batches(self, run: Run) -> Iterator[Batch]:
+        state, size = run.state, self.times * run.batch_size
+        written = torch.full((state.num_samples,), -torch.inf)  # the step of each sample's score
+        everything = emp.EMPSampler(state, 1.0, seed=run.seed)
+        for step, (ids, _) in enumerate(drawn(everything, size)):
+            due = ids[written[ids] < step - self.passes * state.num_samples / size]
+            if len(due):
+                logits, labels = run.look(due)
+                state.update(due, emp.score(logits, labels, beta=self.beta))
+            kept = ids[emp.select(state.score[ids], run.batch_size)]
+            written[due], written[kept] = step, step
+            yield kept, None
+
+
+@dataclass(frozen=True)
 class Learnability(Method):
     """Of `times` candidates for each place those whose loss has fallen most, by a moving average
     over their looks with weight `new` for the newest; who has none yet goes first."""

@@ -9,11 +9,12 @@ data. Holm's correction counts all of it, run or not. What is compared in equal 
 its own.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bench.methods.fair.looks import Learnability, Quotas, RePB, SeTa, Uncertainty
+from bench.methods.fair.looks import Learnability, Quotas, Remembered, RePB, SeTa, Uncertainty
 from bench.methods.fair.methods import Balanced, Candidates, Full, Method, Sampling
 from bench.methods.fair.proxy import Proxied
 
@@ -60,7 +61,7 @@ RECIPES = {
     "debian": _TEXTS,
     "debian-wide": Recipe((0.5, 1.0), (0.1, 0.2, 0.4), 512),
     "digits": Recipe((0.5, 2.0, 8.0), (0.1, 0.2, 0.4), 32, (100, 101, 102)),
-    "cifar100": Recipe((1.0, 2.0, 6.0), (0.2, 0.4, 0.8), 128),
+    "cifar100": Recipe((0.5, 1.0, 2.0, 6.0), (0.2, 0.4, 0.8), 128),
 }
 SEEDS = tuple(range(8))
 FULL = Full()
@@ -74,11 +75,13 @@ class Family:
         methods: of each data set, in the order of their runs.
         equal_time: steps of full data for one of a method's, where choosing takes time to speak of.
         shortest: where it is set, each method has one length, its first from this one on.
+        longest: lengths above it are left for later.
     """
 
     methods: Mapping[str, tuple[Method, ...]]
     equal_time: Mapping[Method, float] = field(default_factory=dict)
     shortest: float = 0.0
+    longest: float = math.inf
 
     def lengths(self, data: str, method: Method) -> list[float]:
         """Of the training, where the method differs from full data: an epoch-wise one begins with
@@ -88,7 +91,7 @@ class Family:
             return sorted(found)
         least = 1.0 if method.by_epoch else 0.0
         found = [n for n in RECIPES[data].lengths if n > least and n >= self.shortest]
-        return found[:1] if self.shortest else found
+        return [n for n in (found[:1] if self.shortest else found) if n <= self.longest]
 
     def compared(self) -> Iterator[tuple[str, Method, float]]:
         """Each (data, method, length) that differs from full data."""
@@ -155,7 +158,10 @@ TEXTS = Family(
 IMAGES = Family(
     {"digits": _ON_DIGITS, "cifar100": (Candidates(2), Sampling("gumbel"), Candidates())}
 )
-PARTS = Family({"wordnet": (Uncertainty(), Quotas(), RePB(), Learnability(), SeTa())}, shortest=1.0)
+PARTS = Family(
+    {"wordnet": (Remembered(), Quotas(), Uncertainty(), RePB(), Learnability(), SeTa())},
+    shortest=1.0,
+)
 # A proxy costs a step of the large network about an eighth, which full data gets as more steps.
 PROXY = Family({"debian-wide": (Candidates(2), Proxied())}, {Proxied(): 1.2})
 FAMILIES = (TEXTS, IMAGES, PARTS, PROXY)
