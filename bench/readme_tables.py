@@ -18,6 +18,7 @@ from bench import tables
 from bench.methods import report, time_to_accuracy
 from bench.methods.fair import plan, saving, timing
 from bench.methods.fair import report as fair
+from bench.methods.gpu import report as evidence_gpu
 from emp_kernels.cli import summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,7 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "fair-proxy": functools.partial(fair.table, family=plan.PROXY),
     "fair-time": timing.table,
     "fair-saving": saving.table,
+    "evidence-gpu": evidence_gpu.table,
     "methods-time": time_to_accuracy.table,
 }
 PAGES = ("README.md", "docs/benchmarks.md", "docs/findings.md", "docs/findings_details.md")

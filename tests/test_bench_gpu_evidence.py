@@ -7,7 +7,7 @@ import torch
 
 import emp_kernels as emp
 from bench.methods.gpu import __main__ as running
-from bench.methods.gpu import networks, plan, sets, tasks
+from bench.methods.gpu import networks, plan, report, sets, tasks
 from bench.methods.gpu.training import Training
 
 CPU = torch.device("cpu")
@@ -152,3 +152,18 @@ def test_networks_are_those_of_their_names():
     small = networks.fast_resnet(4, 5)
     assert small(torch.randn(2, 3, 32, 32)).shape == (2, 5)
     assert small.features(torch.randn(2, 3, 32, 32)).shape == (2, small.size)
+
+
+def test_the_table_compares_the_same_seeds():
+    rows = []
+    for method, seeds, accuracy in (("full", 3, 70.0), ("2x candidates by EMP", 2, 71.0)):
+        for seed in range(seeds):
+            ends = {"accuracy": accuracy + seed * (accuracy - 69), "macro_f1": 50.0}
+            own = {"study": "glosses-1", "method": method, "seed": seed, "split": "test"}
+            rows.append(own | ends | {"seconds": 12.0, "commit": "a" * 40, "device": "a GPU"})
+    rows[0]["versions"] = {"torch": "2.13.0"}
+    lines = report.table(rows).splitlines()
+    assert lines[2] == "| glosses-1 | full | 3 | 71.0 | 50.0 | 12 | – | – |"
+    # gains of 1 and 2: mean 1.5, deviation .7071, t of one degree 12.706
+    assert "| glosses-1 | 2x candidates by EMP | 2 | 72.0 | 50.0 | 12 | +1.50 ± 6.35 |" in lines[3]
+    assert lines[-1] == f"a GPU; torch 2.13.0; commit {'a' * 12}."

@@ -81,6 +81,7 @@ def tested(rows: Iterable[Row], data: str, method: str, epochs: float) -> dict[i
 
 def table(rows: Sequence[Row], folder: str = "", *, family: Family = plan.TEXTS) -> str:
     """A line for each data set, length and method; bold where the corrected p is below 0.05."""
+    rows = _of_family(rows, family)
     heads = ["data", "steps, epochs", "method", "seeds", "accuracy, %", "macro-F1, %"]
     heads += ["accuracy − full", "macro-F1 − full"]
     heads += ["in equal time"] if family.equal_time else []
@@ -102,6 +103,20 @@ def table(rows: Sequence[Row], folder: str = "", *, family: Family = plan.TEXTS)
                     line.append("; ".join(map(str, lengths)) or NOTHING)
                 lines.append(line)
     return f"{markdown(heads, lines)}\n\n{origin(rows, family)}"
+
+
+def _of_family(rows: Iterable[Row], family: Family) -> list[Row]:
+    """Its methods' rows and full data's, of the lengths that its methods have."""
+    found = []
+    for row in rows:
+        methods = family.methods.get(row["data"], ())
+        known = {method.name: family.lengths(row["data"], method) for method in methods}
+        full = family.lengths(row["data"], plan.FULL) if methods else []
+        longer = [round(times * n, 6) for times in family.equal_time.values() for n in full]
+        known[plan.FULL.name] = full + longer
+        if row["epochs"] in known.get(row["method"], ()):
+            found.append(row)
+    return found
 
 
 def origin(rows: Sequence[Row], family: Family) -> str:
