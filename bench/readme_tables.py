@@ -35,6 +35,7 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "methods-regimes": report.regimes,
     "fair": fair.table,
     "fair-images": functools.partial(fair.table, family=plan.IMAGES),
+    "fair-unbiased": functools.partial(fair.table, family=plan.UNBIASED),
     "fair-parts": functools.partial(fair.table, family=plan.PARTS),
     "fair-proxy": functools.partial(fair.table, family=plan.PROXY),
     "fair-time": timing.table,

@@ -22,13 +22,20 @@ from emp_kernels.plots import COLOURS, FAINT, INK, OTHERS, STYLE
 LOOKS: dict[Method, tuple[str, str]] = {  # colour, marker
     Candidates(2): (COLOURS["EMP"], "o"),
     Candidates(): (OTHERS[3], "s"),
+    Candidates(2, choose="importance"): (INK, "p"),
     Candidates(choose="importance"): (OTHERS[2], "P"),
     Sampling("importance"): (OTHERS[0], "^"),
     Sampling("gumbel"): (COLOURS["LFL"], "v"),
     Sampling("pool"): (OTHERS[1], "X"),
     Balanced(): (FAINT, "D"),
 }
-SHORT = (Candidates(2), Candidates(), Sampling("importance"), Sampling("gumbel"))
+SHORT = (
+    Candidates(2),
+    Candidates(),
+    Candidates(2, choose="importance"),
+    Sampling("importance"),
+    Sampling("gumbel"),
+)
 NAMES = {"accuracy": "accuracy − full (points)", "macro_f1": "macro-F1 − full (points)"}
 TITLES = {
     "wordnet": "WordNet's glosses",
@@ -65,9 +72,9 @@ def crossover(sets: dict[str, Sequence[Row]], methods: Sequence[Method]) -> Figu
 def _lines(
     axes: Axes, data: str, rows: Sequence[Row], endpoint: str, methods: Sequence[Method]
 ) -> None:
-    family = next(family for family in plan.FAMILIES if data in family.methods)
     found = [
         one
+        for family in plan.FAMILIES
         for one in report.in_equal_steps(rows, family)
         if (one.data, one.endpoint) == (data, endpoint)
     ]
