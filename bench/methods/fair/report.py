@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bench.methods.fair import plan
+from bench.methods.fair.methods import Candidates
 from bench.methods.fair.plan import Family
 from bench.methods.fair.student import Difference, holm, paired
 from bench.tables import markdown
@@ -103,6 +104,33 @@ def table(rows: Sequence[Row], folder: str = "", *, family: Family = plan.TEXTS)
                     line.append("; ".join(map(str, lengths)) or NOTHING)
                 lines.append(line)
     return f"{markdown(heads, lines)}\n\n{origin(rows, family)}"
+
+
+def short(rows: Sequence[Row], folder: str = "") -> str:
+    """Of each data set and length what the hardest of two candidates add to full data, and what two
+    drawn by importance; bold as in the family that named the comparison."""
+    shown = (Candidates(2), Candidates(2, choose="importance"))
+    heads = ["data", "steps, epochs", "full data, accuracy / macro-F1, %"]
+    heads += ["the hardest of 2x − full", "by importance of 2x − full", "seeds"]
+    found: dict[tuple[Any, ...], Compared] = {}
+    for family in plan.FAMILIES:
+        for one in in_equal_steps(rows, family):
+            found.setdefault(one[:4], one)
+    lines = []
+    for data, recipe in plan.RECIPES.items():
+        for epochs in recipe.lengths:
+            names = [(data, method.name, epochs) for method in shown]
+            if (*names[0], ENDPOINTS[0]) not in found or data not in plan.UNBIASED.methods:
+                continue
+            full = tested(rows, data, plan.FULL.name, epochs).values()
+            line = [data, f"{epochs:g}", " / ".join(mean(full, end) for end in ENDPOINTS)]
+            for name in names:
+                ends = [found.get((*name, end)) for end in ENDPOINTS]
+                line.append("; ".join(NOTHING if one is None else str(one) for one in ends))
+            firsts = [found[key] for name in names if (key := (*name, ENDPOINTS[0])) in found]
+            seeds = dict.fromkeys(str(one.difference.pairs) for one in firsts)
+            lines.append([*line, ", ".join(seeds)])
+    return markdown(heads, lines)
 
 
 def _of_family(rows: Iterable[Row], family: Family) -> list[Row]:
