@@ -13,6 +13,7 @@ from bench.methods.gpu.plan import Choice
 from bench.methods.gpu.tasks import Task
 from emp_kernels.drawing import stream_of
 
+WAITED_EVERY = 20  # steps: the device's time is in `seconds`, and its queue is short
 WARMUP = 0.1  # of the steps, in which the rate rises; then it falls to 0
 
 
@@ -23,6 +24,8 @@ class Training:
         step: how many are done.
         seconds: that they took, choosing included, over all processes.
     """
+
+    _parts = ("model", "optimizer", "state", "sampler")
 
     def __init__(self, task: Task, choice: Choice, steps: int, rate: float, seed: int) -> None:
         self.task, self.choice, self.steps, self.rate, self.seed = task, choice, steps, rate, seed
@@ -56,7 +59,7 @@ class Training:
         loss.backward()
         self.optimizer.step()
         self.step += 1
-        if task.device.type == "cuda":
+        if task.device.type == "cuda" and (self.done or self.step % WAITED_EVERY == 0):
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - start
 
@@ -87,5 +90,3 @@ class Training:
         for name in self._parts:
             getattr(self, name).load_state_dict(found[name])
         self.step, self.seconds = found["step"], found["seconds"]
-
-    _parts = ("model", "optimizer", "state", "sampler")
