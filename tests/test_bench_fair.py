@@ -220,6 +220,8 @@ def test_runs_are_rows_that_are_not_repeated(toy, tmp_path, monkeypatch, capsys)
     table = report.table(rows, family=family)
     assert str(compared[2].difference) in table
     assert table.count("| debian |") == 6
+    alone = [row for row in rows if row["method"] == "full"]
+    assert report.table(alone, family=family) == "Not measured."
 
 
 def test_families_count_what_was_named():
@@ -291,7 +293,7 @@ def test_saved_time_is_that_of_rounds_in_which_both_arrive():
                 accuracy = min(best if ours else 90.0, 10.0 * (i + 1) + 20 * ours)
                 own = {"method": method.name, "seed": seed, "epochs": epochs, "data": "debian"}
                 rows.append(own | {"accuracy": accuracy, "seconds": seconds, "commit": "c" * 40})
-    lines = saving.table(rows).splitlines()
+    lines = saving.table([*rows, rows[0] | {"seed": 9}]).splitlines()  # a round that was stopped
     # Full data's mean after one pass, 40, is at hand after two of ours' lengths, 0.35 passes.
     times = [2.0, 0.35 * statistics.fmean([1.0, 1.5, 1.0, 0.5])]
     saved = student.paired([100 * (1 - 0.35 * quick / 2.0) for quick in (1.0, 1.5, 1.0, 0.5)])

@@ -103,6 +103,8 @@ def table(rows: Sequence[Row], folder: str = "", *, family: Family = plan.TEXTS)
                     lengths = [times[key] for key in keys if key in times]
                     line.append("; ".join(map(str, lengths)) or NOTHING)
                 lines.append(line)
+    if not steps:
+        return "Not measured."
     return f"{markdown(heads, lines)}\n\n{origin(rows, family)}"
 
 

@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ def time_to(accuracy: float, runs: Sequence[dict[str, Any]]) -> float | None:
     return None
 
 
+def _whole(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """The seeds of rounds that have all their runs."""
+    count = Counter(row["seed"] for row in rows)
+    return sorted(seed for seed in count if count[seed] == sum(map(len, LENGTHS.values())))
+
+
 def table(rows: Sequence[dict[str, Any]], folder: str = "") -> str:
     """Of each target the time that full data and two candidates need, and the share saved: means
     over rounds in which both reach it."""
@@ -91,13 +98,15 @@ def table(rows: Sequence[dict[str, Any]], folder: str = "") -> str:
             full = [r for r in own if (r["method"], r["epochs"]) == (FULL.name, epochs)]
             target = statistics.fmean(row["accuracy"] for row in full)
             pairs = []
-            for seed in sorted({row["seed"] for row in own}):
+            for seed in _whole(own):
                 times = [
                     time_to(target, [r for r in own if (r["method"], r["seed"]) == (m.name, seed)])
                     for m in LENGTHS
                 ]
                 if None not in times:
                     pairs.append(times)
+            if len(pairs) < 2:
+                continue
             saved = paired([100 * (1 - ours / theirs) for theirs, ours in pairs])
             seconds = [f"{statistics.fmean(part):.2f}" for part in zip(*pairs, strict=True)]
             line = [data, f"{epochs:g} passes", f"{target:.1f}", str(len(pairs)), *seconds]
