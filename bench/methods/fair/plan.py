@@ -158,7 +158,7 @@ TEXTS = Family(
 IMAGES = Family(
     {"digits": _ON_DIGITS, "cifar100": (Candidates(2), Sampling("gumbel"), Candidates())}
 )
-# Named once two candidates were seen to lose on CIFAR-100's validation split.
+# Named late, once two candidates were seen to lose on CIFAR-100 (findings_details.md).
 UNBIASED = Family(
     dict.fromkeys(
         ("wordnet", "debian", "digits", "cifar100"), (Candidates(2, choose="importance"),)
