@@ -6,6 +6,7 @@ fail if a page and its rows disagree. With a folder as argument, tables whose ro
 first pointed at it.
 """
 
+import functools
 import json
 import re
 import sys
@@ -15,8 +16,9 @@ from typing import Any
 
 from bench import distributed_model, tables
 from bench.methods import report, time_to_accuracy
+from bench.methods.fair import plan, saving, timing
 from bench.methods.fair import report as fair
-from bench.methods.fair import timing
+from bench.methods.gpu import report as evidence_gpu
 from emp_kernels.experiments import summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,13 +30,18 @@ TABLES: dict[str, Callable[[list[dict[str, Any]], str], str]] = {
     "short": tables.short,
     "methods": report.accuracy,
     "methods-full": report.against_full,
-    "methods-help": report.help_in_short,
     "methods-gains": report.clear_gains,
     "methods-why": report.why,
     "methods-regimes": report.regimes,
     "fair": fair.table,
     "fair-short": fair.short,
+    "fair-images": functools.partial(fair.table, family=plan.IMAGES),
+    "fair-unbiased": functools.partial(fair.table, family=plan.UNBIASED),
+    "fair-parts": functools.partial(fair.table, family=plan.PARTS),
+    "fair-proxy": functools.partial(fair.table, family=plan.PROXY),
     "fair-time": timing.table,
+    "fair-saving": saving.table,
+    "evidence-gpu": evidence_gpu.table,
     "methods-time": time_to_accuracy.table,
 }
 PAGES = ("README.md", "docs/benchmarks.md", "docs/findings.md", "docs/findings_details.md")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import emp_kernels as emp
-from emp_kernels.integrations.candidates import best_of, looking, narrowed
+from emp_kernels.integrations.candidates import best_of, filled_up, looking, narrowed, to_look_at
 
 
 class Pair(NamedTuple):
@@ -21,6 +21,19 @@ def test_the_highest_scores_are_kept_one_of_so_many():
     assert best_of(scores, 2).tolist() == [1, 3, 5, 7]
     assert best_of(scores[:3], 8).tolist() == [1]
     assert best_of(scores[:1], 1).tolist() == [0]
+
+
+def test_those_are_looked_at_whose_scores_are_old():
+    state = emp.EMPState(6)
+    for ids in ([0, 1], [2], [3, 1]):  # ages: 2, 0, 1, 0, never, never
+        state.update(torch.tensor(ids), emp.Scores(*(torch.tensor([1.0] * len(ids)),) * 4))
+    ids = torch.tensor([5, 3, 0, 2])
+    assert to_look_at(state, ids, 0).tolist() == [0, 2, 3]
+    assert to_look_at(state, ids, 1).tolist() == [0, 2]
+    assert to_look_at(state, ids, 2).tolist() == [0]
+    assert to_look_at(state, ids[1:], 2).tolist() == [1]  # none is: the oldest
+    scores = filled_up(state, ids, torch.tensor([0, 2]), torch.tensor([7.0, -torch.inf]))
+    assert scores.tolist() == [7.0, 1.0, -torch.inf, 1.0]
 
 
 def test_batches_are_narrowed_in_their_own_shape():
@@ -54,7 +67,7 @@ def test_looking_leaves_each_part_in_its_mode():
     assert (model.training, model[0].training, model[1].training) == (True, True, False)
 
 
-def by_hand(model, forward, rows_of, state, sampler, size, times, steps, *, seeds):
+def by_hand(model, forward, rows_of, state, sampler, size, times, steps, *, seeds, max_age=None):
     """SGD on the highest 1 / times of each batch of candidates; the losses and what was trained."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     losses, trained, epoch = [], [], iter(sampler)
@@ -68,8 +81,15 @@ def by_hand(model, forward, rows_of, state, sampler, size, times, steps, *, seed
         model.eval()
         with torch.no_grad():
             keep = max(1, round(len(ids) / times))
-            logits = forward(model, inputs)
-            kept = emp.score_and_select(logits, labels, state, keep, indices=ids).indices
+            if max_age is None:
+                logits = forward(model, inputs)
+                kept = emp.score_and_select(logits, labels, state, keep, indices=ids).indices
+            else:
+                age = state.age()[ids]
+                old = ((age < 0) | (age > max_age)).nonzero()[:, 0]
+                old = old if len(old) else age.argmax()[None]
+                state.update(ids[old], emp.score(forward(model, inputs[old]), labels[old]))
+                kept = emp.select(state.score[ids], keep)
         model.train()
         torch.manual_seed(seeds(step, ids[kept]))
         logits = forward(model, inputs[kept])
@@ -118,10 +138,11 @@ def hugging_face(folder, callbacks=(), cls=None, **options):
     )
 
 
-def test_the_trainer_equals_a_loop_by_hand(tmp_path):
+@pytest.mark.parametrize("max_age", [None, 0, 9, 1000])
+def test_the_trainer_equals_a_loop_by_hand(tmp_path, max_age):
     from trainers import classifier, sentences
 
-    trainer, recorder = hugging_face(tmp_path)
+    trainer, recorder = hugging_face(tmp_path, max_age=max_age)
     trainer.train()
     assert trainer.state.global_step == trainer.state.max_steps == 4 * 3  # of 20, 20 and 10
     state, data = emp.EMPState(50), sentences()
@@ -135,6 +156,7 @@ def test_the_trainer_equals_a_loop_by_hand(tmp_path):
         lambda ids: (tokens[ids], labels[ids]),
         *(state, sampler, 5, 4, 12),
         seeds=lambda step, ids: step,
+        max_age=max_age,
     )
     assert [len(ids) for ids in trained] == [5, 5, 2] * 4
     assert torch.equal(trainer.emp_state.updates, state.updates)
@@ -160,8 +182,8 @@ def test_the_trainer_accumulates_what_is_trained(tmp_path):
         assert 0.8 < loss / batches < 1.4  # the mean over what is trained, not over the candidates
 
 
-@pytest.mark.parametrize("saved_at", [2, 3, 4])
-def test_the_trainer_resumes_among_candidates(tmp_path, saved_at):
+@pytest.mark.parametrize(("saved_at", "max_age"), [(2, None), (3, None), (4, None), (4, 9)])
+def test_the_trainer_resumes_among_candidates(tmp_path, saved_at, max_age):
     from transformers import TrainerCallback
 
     class Kill(TrainerCallback):
@@ -169,9 +191,10 @@ def test_the_trainer_resumes_among_candidates(tmp_path, saved_at):
             if state.global_step == saved_at + 1:
                 raise KeyboardInterrupt
 
-    whole, want = hugging_face(tmp_path / "whole")
+    whole, want = hugging_face(tmp_path / "whole", max_age=max_age)
     whole.train()
     options = {"arguments": {"save_strategy": "steps", "save_steps": saved_at}}
+    options["max_age"] = max_age
     killed, before = hugging_face(tmp_path / "killed", [Kill()], **options)
     with pytest.raises(KeyboardInterrupt):
         killed.train()
@@ -222,6 +245,18 @@ def test_the_trainer_refuses_other_candidates(tmp_path, error, candidates, messa
         hugging_face(tmp_path, candidates=candidates)
 
 
+@pytest.mark.parametrize(
+    ("error", "age", "message"),
+    [
+        (TypeError, 4.0, "max_age must be an int"),
+        (ValueError, -1, "max_age must be at least 0, got -1"),
+    ],
+)
+def test_the_trainer_refuses_other_ages(tmp_path, error, age, message):
+    with pytest.raises(error, match=message):
+        hugging_face(tmp_path, max_age=age)
+
+
 def test_the_trainer_keeps_all_only_with_candidates(tmp_path):
     assert hugging_face(tmp_path, candidates=1)[0]._keep == 0.3
     assert hugging_face(tmp_path, candidates=2)[0]._keep == 1.0
@@ -235,7 +270,9 @@ class Killed(BaseException):
     pass
 
 
-def lightning_parts(folder, kill_at=None, save_every=None, workers=0, logits_of=None, wide=4):
+def lightning_parts(
+    folder, kill_at=None, save_every=None, workers=0, logits_of=None, wide=4, max_age=None
+):
     """A trainer, its module and loader, the state, and the pairs that are its data."""
     lightning = pytest.importorskip("lightning")
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -271,7 +308,7 @@ def lightning_parts(folder, kill_at=None, save_every=None, workers=0, logits_of=
     state = emp.EMPState(50)
     sampler = emp.EMPSampler(state, 1.0, epochs=3)
     data = emp.IndexedDataset(list(zip(inputs, labels, strict=True)))
-    callbacks = [EMPCallback(state, sampler, candidates=4, logits_of=logits_of)]
+    callbacks = [EMPCallback(state, sampler, candidates=4, max_age=max_age, logits_of=logits_of)]
     if save_every:
         every = {"every_n_train_steps": save_every, "save_top_k": -1}
         callbacks.append(ModelCheckpoint(folder, "{step}", **every))
@@ -294,8 +331,9 @@ def lightning_parts(folder, kill_at=None, save_every=None, workers=0, logits_of=
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-def test_lightning_equals_a_loop_by_hand(tmp_path):
-    trainer, module, loader, state, (inputs, labels) = lightning_parts(tmp_path)
+@pytest.mark.parametrize("max_age", [None, 0, 5, 1000])
+def test_lightning_equals_a_loop_by_hand(tmp_path, max_age):
+    trainer, module, loader, state, (inputs, labels) = lightning_parts(tmp_path, max_age=max_age)
     other = type(module)()
     other.load_state_dict(module.state_dict())
     trainer.fit(module, loader)
@@ -306,6 +344,7 @@ def test_lightning_equals_a_loop_by_hand(tmp_path):
         lambda ids: (inputs[ids], labels[ids]),
         *(theirs, emp.EMPSampler(theirs, 1.0), 5, 4, 9),
         seeds=lambda step, ids: int(ids[0]),
+        max_age=max_age,
     )
     assert [len(ids) for ids in trained] == [5, 5, 2] * 3
     assert (module.trained, module.losses) == (trained, losses)
@@ -349,3 +388,7 @@ def test_lightning_asks_for_the_logits_of_other_batches(tmp_path):
     loader.collate_fn = lambda items: {"ids": torch.tensor([i for i, _ in items])}
     with pytest.raises(ValueError, match=r"a batch must be ids, \(inputs, labels\), or logits_of"):
         trainer.fit(module, loader)
+    trainer, module, other, *_ = lightning_parts(tmp_path, logits_of=logits_of, max_age=3)
+    other.collate_fn = loader.collate_fn
+    with pytest.raises(ValueError, match="with max_age a batch must begin with its ids, got dict"):
+        trainer.fit(module, other)

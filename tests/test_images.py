@@ -92,6 +92,17 @@ def test_cifar_archive_as_a_folder(tmp_path):
     assert_is_cifar(images.load("cifar100", tmp_path / "cifar-100-python"))
 
 
+def test_cifar_at_its_own_size(tmp_path):
+    write_archive(tmp_path / "cifar-100-python")
+    data = images.cifar100(tmp_path, halved=False)
+    train, test = (
+        cifar_pixels(n, seed)[0].astype(np.float64) for n, seed in ((TRAIN, 0), (TEST, 1))
+    )
+    mean, deviation = (f(train, (0, 2, 3), keepdims=True) for f in (np.mean, np.std))
+    for pixels, got in ((train, data.train_images), (test, data.test_images)):
+        np.testing.assert_allclose(got.numpy(), (pixels - mean) / deviation, atol=1e-5)
+
+
 def test_cifar_archive_packed(tmp_path):
     write_archive(tmp_path / "cifar-100-python")
     packed = tmp_path / "packed" / "cifar-100-python.tar.gz"

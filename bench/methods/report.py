@@ -132,12 +132,6 @@ def regimes(rows: Sequence[Row], folder: str = "") -> str:
     return markdown(headings, lines)
 
 
-_SHORT = (  # of the README: the network fits the first two, not the third; few steps; wrong labels
-    *(("mnist1d", 0.3, 0.0), ("digits", 0.3, 0.0), ("cifar100", 0.3, 0.0)),
-    *(("digits", 0.1, 0.0), ("mnist1d", 0.3, 0.1)),
-)
-
-
 def against_full(rows: Sequence[Row], folder: str = "") -> str:
     """One line per data set and setting of the stale protocol: each method minus full data,
     shuffled, for as many steps."""
@@ -148,15 +142,6 @@ def against_full(rows: Sequence[Row], folder: str = "") -> str:
         for keep, noise, protocol in cells(row for row in rows if row["data"] == data)
         if protocol == STALE and keep < 1.0
     ]
-    return _less_full(rows, places)
-
-
-def help_in_short(rows: Sequence[Row], folder: str = "") -> str:
-    """Five lines of :func:`against_full`, gains and losses."""
-    return _less_full([row for row in rows if not row["alone"]], _SHORT)
-
-
-def _less_full(rows: Sequence[Row], places: Iterable[tuple[str, float, float]]) -> str:
     shown = [Method("random", None), Method("LFL", 0.0), Method("EMP", 1.0)]
     shown += [Method("EMP Gumbel", 1.0), Method("InfoBatch", 0.0)]
     headings = ["data", "keep", "wrong labels", "seeds", "full data, %"]

@@ -63,9 +63,9 @@ def digits() -> Images:
     return normalised("digits", train, train_labels, test, test_labels, 10, 1, False)
 
 
-def cifar100(directory: Path | None) -> Images:
-    """CIFAR-100 (Krizhevsky, 2009) at 16x16, downsampled by averaging so that a CPU can train on
-    it.
+def cifar100(directory: Path | None, *, halved: bool = True) -> Images:
+    """CIFAR-100 (Krizhevsky, 2009) at 16x16, halved by averaging so that a CPU can train on it, or
+    at its own 32x32.
 
     `directory` is ``cifar-100-python`` or its tar.gz, the folder that holds either, or a folder
     with the mosaics ``train.jpg`` and ``test.jpg`` (32x32 tiles, row-major) and ``labels.npz``.
@@ -81,11 +81,13 @@ def cifar100(directory: Path | None) -> Images:
             f"test.jpg and labels.npz, got {directory}"
         )
     (train, train_labels), (test, test_labels) = splits
+    if halved:
+        train, test = _halved(train), _halved(test)
     return normalised(
         "cifar100",
-        _halved(train),
+        train,
         train_labels,
-        _halved(test),
+        test,
         test_labels,
         CIFAR_CLASSES,
         2,

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from ..distributed import ShardedState
 from ..keep import kept_count
 from ..selection import select
+from ..state import EMPState
 from ..validation import check_size
 
 
@@ -23,6 +25,39 @@ def check_candidates(function: str, candidates: int) -> int:
     if check_size(function, "candidates", candidates) < 1:
         raise ValueError(f"{function}: candidates must be at least 1, got {candidates}")
     return candidates
+
+
+def check_max_age(function: str, max_age: int | None, state: EMPState | None) -> int | None:
+    """Return `max_age`, how many calls old a score may be that saves a candidate the look; None:
+    every candidate is looked at.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is below 0; the state is shared out, so that no rank has all scores at hand.
+    """
+    if max_age is None:
+        return None
+    if isinstance(state, ShardedState):
+        raise ValueError(f"{function}: max_age must be None with a ShardedState, got {max_age}")
+    return check_size(function, "max_age", max_age)
+
+
+def to_look_at(state: EMPState, ids: torch.Tensor, max_age: int) -> torch.Tensor:
+    """Ascending positions of the candidates `ids` (B,) whose scores are older than `max_age` calls,
+    or that have none: on the state's device. At least one, the oldest, so that every rank makes the
+    forward pass that the others wait for."""
+    age = state.age()[ids.to(state.device)]
+    age = age.masked_fill(age < 0, torch.iinfo(age.dtype).max)
+    old = (age > max_age).nonzero()[:, 0]
+    return old if len(old) else age.argmax()[None]
+
+
+def filled_up(
+    state: EMPState, ids: torch.Tensor, looked: torch.Tensor, scores: torch.Tensor
+) -> torch.Tensor:
+    """The scores (B,) of all candidates: `scores` at the positions `looked`, else remembered."""
+    found = state.score[ids.to(state.device)]
+    return found.index_copy(0, looked, scores.to(found.device))
 
 
 @contextlib.contextmanager

@@ -27,7 +27,15 @@ from .. import distributed
 from ..sampler import EMPSampler
 from ..scoring import score
 from ..state import EMPState
-from .candidates import best_of, check_candidates, looking, narrowed
+from .candidates import (
+    best_of,
+    check_candidates,
+    check_max_age,
+    filled_up,
+    looking,
+    narrowed,
+    to_look_at,
+)
 
 Labelled = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids (B,), logits (B, C), labels (B,)
 
@@ -51,10 +59,13 @@ class EMPCallback(Callback):
     then be 1.0, so that every sample is a candidate.
 
     Args:
-        state: the state that the training step writes scores into.
-        sampler: that of the training loader, or of one of them.
-        candidates: the number of samples loaded per trained sample.
-        logits_of: a function (module, batch) -> (ids, logits, labels). By default a
+        state: what the training step writes the scores into.
+        sampler: the training loader's, or that of one of them.
+        candidates: how many samples are loaded for each that is trained.
+        max_age: of the candidates, those whose score was written at most so many calls ago
+            (:meth:`emp_kernels.EMPState.age`; a step makes two) are chosen by it, without a forward
+            pass; a batch's first part must then be its ids. None: all are scored.
+        logits_of: of (module, batch), the (ids, logits, labels) of a batch's samples. By default a
             batch is ``ids, (inputs, labels)`` and its logits are ``module(inputs)``.
 
     Raises:
@@ -70,6 +81,7 @@ class EMPCallback(Callback):
         sampler: EMPSampler,
         *,
         candidates: int = 1,
+        max_age: int | None = None,
         logits_of: Callable[[Any, Any], Labelled] | None = None,
     ) -> None:
         if not isinstance(state, EMPState):
@@ -78,6 +90,7 @@ class EMPCallback(Callback):
             raise ValueError(f"EMPCallback: sampler must be an EMPSampler of state, got {sampler}")
         self.emp_state, self.sampler = state, sampler
         self._candidates = check_candidates("EMPCallback", candidates)
+        self._max_age = check_max_age("EMPCallback", max_age, state)
         self._logits_of = logits_of or _of_pairs
         # This rank's counts in the running epoch or since its resume: batches trained, total
         # batches, batch size (0: the loader is not the sampler's), and the sampler's epoch.
@@ -118,14 +131,22 @@ class EMPCallback(Callback):
         *others: Any,
         **named: Any,
     ) -> Any:
-        """The module's `step` on the best candidates of a batch; Lightning runs it with its
-        training precision."""
+        """The module's `step` with the best candidates of a batch; Lightning runs it with the
+        precision that it trains in."""
+        function, state, looked, part = "EMPCallback", self.emp_state, None, batch
+        if self._max_age is not None:
+            given = _ids_of(batch)
+            looked = to_look_at(state, given, self._max_age)
+            part = narrowed(function, batch, looked, len(given))
         with looking(module):
-            ids, logits, labels = self._logits_of(module, batch)
-        scores = score(logits, labels, beta=self.emp_state.beta)
-        self.emp_state.update(ids, scores)
-        rows = best_of(scores.score, self._candidates)
-        return step(narrowed("EMPCallback", batch, rows, len(ids)), *others, **named)
+            ids, logits, labels = self._logits_of(module, part)
+        scores = score(logits, labels, beta=state.beta)
+        state.update(ids, scores)
+        all_scores = scores.score
+        if looked is not None:
+            ids, all_scores = given, filled_up(state, given, looked, scores.score)
+        rows = best_of(all_scores, self._candidates)
+        return step(narrowed(function, batch, rows, len(ids)), *others, **named)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Resumed after an epoch's last batch, Lightning assumes the middle of the next epoch if
@@ -219,6 +240,16 @@ class EMPCallback(Callback):
         self._trained = 0
         self.emp_state.load_state_dict(checkpoint["emp"]["state"])
         self.sampler.load_state_dict(checkpoint["emp"]["sampler"])
+
+
+def _ids_of(batch: Any) -> torch.Tensor:
+    """A batch's first part."""
+    ids = batch[0] if isinstance(batch, list | tuple) and batch else None
+    if not isinstance(ids, torch.Tensor):
+        raise ValueError(
+            f"EMPCallback: with max_age a batch must begin with its ids, got {type(batch).__name__}"
+        )
+    return ids
 
 
 def _of_pairs(module: Any, batch: Any) -> Labelled:

@@ -25,7 +25,15 @@ from ..dataset import IndexedDataset
 from ..keep import Keep
 from ..state import EMPState
 from ..validation import check_real
-from .candidates import best_of, check_candidates, looking, narrowed
+from .candidates import (
+    best_of,
+    check_candidates,
+    check_max_age,
+    filled_up,
+    looking,
+    narrowed,
+    to_look_at,
+)
 from .trainer_batches import IDS, LENGTHS, IdCollator
 from .trainer_epochs import CHECKPOINT, PrunedEpochs
 from .trainer_logits import OutputHead
@@ -60,11 +68,14 @@ class EMPTrainerMixin(PrunedEpochs):
 
     Args:
         keep, sampler_options: of :class:`emp_kernels.EMPSampler`; `epochs`, `seed` and `shuffle`
-            come from the TrainingArguments. `keep` defaults to 0.3, or to 1.0 with `candidates`.
-        candidates: batches are loaded this many times larger, scored by a forward pass in
-            evaluation mode, and the `per_device_train_batch_size` samples with the highest scores
-            are trained. An epoch then has that many times fewer steps.
-        beta: of the :class:`emp_kernels.EMPState` that is created for the training set.
+            come from the TrainingArguments. `keep` is 0.3 unless given, with `candidates` 1.0.
+        candidates: batches are loaded so many times as large, all of it is scored by a forward pass
+            in evaluation mode, and the `per_device_train_batch_size` samples with the highest
+            scores are trained. An epoch then has as many times fewer steps.
+        max_age: of the candidates, those whose score was written at most so many calls ago
+            (:meth:`emp_kernels.EMPState.age`; a batch makes one or two) are chosen by it, without a
+            forward pass. None: all are scored.
+        beta: of the :class:`emp_kernels.EMPState`, made for the training set.
         emp_state: an existing state instead.
         keep_tokens: a float in (0, 1], or None to train all tokens.
         materialise_logits: False trains a causal language model from its last hidden states and its
@@ -86,6 +97,7 @@ class EMPTrainerMixin(PrunedEpochs):
         *arguments: Any,
         keep: Keep | None = None,
         candidates: int = 1,
+        max_age: int | None = None,
         beta: float = 1.0,
         emp_state: EMPState | None = None,
         sampler_options: Mapping[str, Any] | None = None,
@@ -97,6 +109,7 @@ class EMPTrainerMixin(PrunedEpochs):
     ) -> None:
         check_trainer(self, PrunedEpochs)
         self._candidates = check_candidates("EMPTrainerMixin", candidates)
+        self._max_age = check_max_age("EMPTrainerMixin", max_age, emp_state)
         if keep is None:
             keep = 0.3 if candidates == 1 else 1.0
         if keep_tokens is not None:
@@ -179,8 +192,11 @@ class EMPTrainerMixin(PrunedEpochs):
                 f"{function}: candidates must be 1 where a collator joins the samples of a batch "
                 f"into one row, got {self._candidates}"
             )
-        inputs = trainer._prepare_inputs(batch)
-        inputs = dict(inputs)
+        looked, part = None, batch
+        if self._max_age is not None and IDS in batch:
+            looked = to_look_at(self.emp_state, batch[IDS], self._max_age)
+            part = narrowed(function, batch, looked, len(batch[IDS]))
+        inputs = dict(trainer._prepare_inputs(part))
         loss, name = self._batch_loss(inputs)
         labels = inputs[name]
         inputs.pop("labels", None)
@@ -189,6 +205,8 @@ class EMPTrainerMixin(PrunedEpochs):
             with self._head or contextlib.nullcontext():
                 outputs = model(**inputs)
             scores = loss.samples(outputs, labels)
+        if looked is not None:
+            scores = filled_up(self.emp_state, batch[IDS], looked, scores)
         rows = best_of(scores, self._candidates)
         return narrowed(function, batch, rows, len(scores))
 

@@ -7,20 +7,24 @@ time and start again.
 
 import argparse
 import json
+import math
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import harness
-from bench.methods.fair import plan
-from bench.methods.fair.plan import KEY, Trial
-from bench.methods.fair.texts import load
-from bench.methods.fair.training import BATCH, steps_of, train
+from bench.methods.fair import pictures, plan, texts
+from bench.methods.fair.data import Data
+from bench.methods.fair.plan import KEY, Family, Trial
+from bench.methods.fair.training import steps_of, train
 from emp_kernels.experiments import provenance
+from emp_kernels.terminal.requirements import CommandError
 
 Row = dict[str, Any]
 
@@ -28,14 +32,20 @@ Row = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.methods.fair", description=__doc__)
     parser.add_argument("--rows", type=Path, default=harness.results_folder(), metavar="FOLDER")
-    parser.add_argument("--data", nargs="+", choices=plan.DATA, default=plan.DATA)
+    parser.add_argument(
+        "--data", nargs="+", choices=plan.RECIPES, default=["wordnet", "debian", "digits"]
+    )
+    parser.add_argument("--data-dir", type=Path, help="the folder that holds CIFAR-100")
+    parser.add_argument("--seeds", type=int, default=len(plan.SEEDS), help="only the first so many")
+    parser.add_argument("--longest", type=float, default=math.inf, help="leave longer trainings")
     options = parser.parse_args(arguments)
+    families = [replace(family, longest=options.longest) for family in plan.FAMILIES]
     torch.set_num_threads(1)
     origin = harness.origin() | {"commit": provenance.commit("bench/methods")}
     rows = [row for data in options.data for row in rows_of(options.rows, data)]
     done = {key_of(row) for row in rows}
-    for trial in missing(rows, options.data, done):
-        row = origin | measured(trial)
+    for trial in missing(rows, families, options.data, plan.SEEDS[: options.seeds], done):
+        row = origin | measured(trial, options.data_dir)
         rows.append(row)
         done.add(key_of(row))
         options.rows.mkdir(parents=True, exist_ok=True)
@@ -62,19 +72,18 @@ def key_of(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in KEY)
 
 
-def missing(rows: list[Row], data: Iterable[str], done: set[tuple[Any, ...]]) -> Iterator[Trial]:
-    """Trials without a row; `rows` and `done` grow during the runs."""
-
-    def parts() -> Iterator[Iterator[Trial]]:
-        for method in plan.METHODS:
-            for name in data:
-                yield plan.tuning(name, method)
-                yield plan.testing(name, method, tuned(rows))
-            if method == plan.LONGER_AFTER:
-                yield from (plan.longer(name, tuned(rows)) for name in data)
-
-    for part in parts():
-        yield from (trial for trial in part if trial.key not in done)
+def missing(
+    rows: list[Row],
+    families: Iterable[Family],
+    data: Sequence[str],
+    seeds: Sequence[int],
+    done: set[tuple[Any, ...]],
+) -> Iterator[Trial]:
+    """Trials without a row; `rows` and `done` grow while they are run."""
+    for family in families:
+        for trial in family.trials(data, seeds, lambda: tuned(rows)):
+            if trial.key not in done:
+                yield trial
 
 
 def tuned(rows: Iterable[Row]) -> dict[tuple[str, str, float], float]:
@@ -82,25 +91,38 @@ def tuned(rows: Iterable[Row]) -> dict[tuple[str, str, float], float]:
     whose rates were all run."""
     found: dict[tuple[str, str, float], dict[float, list[float]]] = defaultdict(dict)
     for row in rows:
-        if row["split"] == "validation" and row["rate"] in plan.RATES:
+        if row["split"] == "validation" and row["rate"] in plan.RECIPES[row["data"]].rates:
             place = (row["data"], row["method"], row["epochs"])
             found[place].setdefault(row["rate"], []).append(row["accuracy"])
     return {
         place: max(rates, key=lambda rate: statistics.fmean(rates[rate]))
         for place, rates in found.items()
-        if sum(map(len, rates.values())) >= len(plan.RATES) * len(plan.TUNING_SEEDS)
+        if sum(map(len, rates.values())) >= _tunings(plan.RECIPES[place[0]])
     }
 
 
-def measured(trial: Trial) -> Row:
+def _tunings(recipe: plan.Recipe) -> int:
+    return len(recipe.rates) * len(recipe.tuning_seeds)
+
+
+def load(name: str, directory: Path | None = None) -> Data:
+    """The data set of that name; CIFAR-100 from `directory`."""
+    image = name in plan.IMAGES.methods
+    return pictures.load(name, directory) if image else texts.load(name)
+
+
+def measured(trial: Trial, directory: Path | None = None) -> Row:
     """Run `trial`; its row, but for where it comes from."""
-    data = load(trial.data)
-    steps = steps_of(len(data.train.labels), trial.epochs)
-    result = train(data, trial.method, trial.rate, steps, trial.seed, trial.split)
-    own = dict(zip(KEY, trial.key, strict=True)) | {"beta": trial.method.beta, "batch_size": BATCH}
+    data, size = load(trial.data, directory), plan.RECIPES[trial.data].batch_size
+    steps = steps_of(len(data.train.labels), trial.epochs, size)
+    result = train(data, trial.method, trial.rate, steps, trial.seed, trial.split, batch_size=size)
+    own = dict(zip(KEY, trial.key, strict=True)) | {"beta": trial.method.beta, "batch_size": size}
     numbers = {name: round(x, 4) for name, x in result._asdict().items()}
     return own | numbers
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CommandError as error:
+        sys.exit(f"python -m bench.methods.fair: {error}")

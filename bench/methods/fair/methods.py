@@ -7,14 +7,15 @@ the next epoch's ids, so that no method has smaller batches or more samples than
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 import torch
 
 import emp_kernels as emp
-from bench.methods.fair.network import Bags
-from bench.methods.fair.texts import Texts
+from bench.methods.fair.data import Split
 from emp_kernels.choosing import gumbel_keys, importance_draw
 from emp_kernels.drawing import stream_of
+from emp_kernels.integrations.candidates import looking
 
 # ids (B,), and the weights of their losses, (B,) or None for 1
 Batch = tuple[torch.Tensor, torch.Tensor | None]
@@ -25,34 +26,67 @@ class Run:
     """The running training, as visible to a method.
 
     Attributes:
-        texts: the training split.
-        model: the model being trained.
+        split: the training split.
+        model: what is trained.
         state: the samples' last scores, from the steps that trained them.
         batch_size: B.
         seed: of every draw.
+        steps: how many batches will be taken of the method.
     """
 
-    texts: Texts
-    model: Bags
+    split: Split
+    model: torch.nn.Module
     state: emp.EMPState
     batch_size: int
     seed: int
+    steps: int
+
+    def look(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and labels of the samples `ids` (B,), in evaluation mode."""
+        with looking(self.model):
+            return self.model(self.split, ids), self.split.labels[ids]
+
+
+class Method:
+    """A way of choosing.
+
+    Attributes:
+        name: in rows and tables.
+        beta: of the score that the state remembers.
+        by_epoch: whether its first epoch is everything, as full data's.
+    """
+
+    beta: float
+    by_epoch: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    def batches(self, run: Run) -> Iterator[Batch]:
+        """For ever the batches to train."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(Method):
     """All samples, shuffled anew in every pass."""
 
     beta: float = 1.0
-    name: str = "full"
+
+    @property
+    def name(self) -> str:
+        return "full"
 
     def batches(self, run: Run) -> Iterator[Batch]:
         return drawn(emp.EMPSampler(run.state, 1.0, seed=run.seed), run.batch_size)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """EMPSampler: everything in the first epoch, then the share `keep` by its sampling method."""
+class Sampling(Method):
+    """EMPSampler: everything in the first epoch, then the share `keep` by its way of choosing."""
+
+    by_epoch: ClassVar[bool] = True
 
     sampling: str
     keep: float = 0.3
@@ -68,9 +102,9 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Balanced:
-    """With replacement, each class with probability proportional to its size to the power `power`:
-    0 makes all classes equally frequent, 0.5 uses the square roots of their sizes."""
+class Balanced(Method):
+    """With replacement, each class as often as another to the power `power` of its size: 0 makes
+    all equally frequent, 0.5 those of the root of their sizes."""
 
     power: float = 0.5
     beta: float = 1.0
@@ -81,8 +115,8 @@ class Balanced:
 
     def batches(self, run: Run) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(run.seed)
-        sizes = torch.bincount(run.texts.labels).double()
-        weights = sizes.pow(self.power - 1)[run.texts.labels]
+        sizes = torch.bincount(run.split.labels).double()
+        weights = sizes.pow(self.power - 1)[run.split.labels]
         edges = weights.cumsum(0)
         while True:
             places = torch.rand(run.batch_size, generator=generator, dtype=torch.float64)
@@ -90,9 +124,9 @@ class Balanced:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Passes over all samples in batches `times` as large, B of which are trained: all are scored
-    by a separate forward pass with the current weights.
+class Candidates(Method):
+    """Passes over all samples in batches `times` as large, of each of which B are trained: all are
+    scored, by a forward pass of their own with the weights of that step.
 
     choose: "top", the highest scores; "gumbel", without replacement in proportion to them;
     "importance", by score plus mean score with weights that keep the loss unbiased.
@@ -112,8 +146,7 @@ class Candidates:
         b = run.batch_size
         everything = emp.EMPSampler(run.state, 1.0, seed=run.seed)
         for step, (ids, _) in enumerate(drawn(everything, self.times * b)):
-            with torch.no_grad():
-                logits, labels = run.model(run.texts, ids), run.texts.labels[ids]
+            logits, labels = run.look(ids)
             if self.choose == "top":
                 chosen = emp.score_and_select(logits, labels, run.state, keep=b, indices=ids)
                 yield ids[chosen.indices], None
@@ -125,9 +158,6 @@ class Candidates:
                 continue
             kept, weights = importance_draw(scores, b, stream)
             yield ids[kept], None if weights is None else weights[kept]
-
-
-Method = Full | Sampling | Balanced | Candidates
 
 
 def drawn(sampler: emp.EMPSampler, size: int) -> Iterator[Batch]:
@@ -144,3 +174,14 @@ def drawn(sampler: emp.EMPSampler, size: int) -> Iterator[Batch]:
             if len(part) < left:
                 epoch = iter(sampler)
         yield torch.cat(ids), torch.cat(weights)
+
+
+def in_order(epochs: Iterator[torch.Tensor], size: int) -> Iterator[Batch]:
+    """For ever `size` ids of `epochs`, one behind the other, each of which is asked for only once
+    the one before is trained."""
+    ids = torch.zeros(0, dtype=torch.int64)
+    while True:
+        while len(ids) < size:
+            ids = torch.cat([ids, next(epochs)])
+        yield ids[:size], None
+        ids = ids[size:]

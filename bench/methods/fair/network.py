@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench.methods.fair.texts import BUCKETS, Texts
+from bench.methods.fair.features import BUCKETS, Texts
 
 SIZE, HIDDEN = 64, 128
+WIDE = 1024  # of the large network, both
 EPSILON = 1e-8
 START = 0.01  # scale of the initial embeddings
 HEAD = 0.02  # Adam's rate relative to AdaGrad's
@@ -22,13 +23,13 @@ class Bags(nn.Module):
     """Logits (B, classes) of texts: the sum of their embeddings over the square root of their
     number."""
 
-    def __init__(self, classes: int, seed: int) -> None:
+    def __init__(self, classes: int, seed: int, size: int = SIZE, hidden: int = HIDDEN) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.register_buffer("table", START * torch.randn(BUCKETS, SIZE))
+            self.register_buffer("table", START * torch.randn(BUCKETS, size))
             self.head = nn.Sequential(
-                nn.Linear(SIZE, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)
+                nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, classes)
             )
         self.squares = torch.zeros(BUCKETS)  # of each embedding's gradients, their mean, summed
         self.optimizer = torch.optim.Adam(self.head.parameters(), fused=True)
@@ -70,3 +71,8 @@ class Bags(nn.Module):
         self.squares.index_copy_(0, rows, squares)
         summed *= (-rate / (squares.sqrt() + EPSILON))[:, None]
         self.table.index_add_(0, rows, summed)
+
+
+def wide(classes: int, seed: int) -> Bags:
+    """The large network, for which a small one may look."""
+    return Bags(classes, seed, WIDE, WIDE)

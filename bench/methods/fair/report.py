@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bench.methods.fair import plan
+from bench.methods.fair.methods import Candidates
+from bench.methods.fair.plan import Family
 from bench.methods.fair.student import Difference, holm, paired
 from bench.tables import markdown
 
@@ -32,44 +34,37 @@ class Compared(NamedTuple):
         return f"**{self.difference}**" if self.clear else str(self.difference)
 
 
-def family() -> int:
-    """How many comparisons were named in advance."""
-    others = [method for method in plan.METHODS if method != plan.FULL]
-    lengths = sum(plan.applies(method, epochs) for method in others for epochs in plan.LENGTHS)
-    return len(plan.DATA) * len(ENDPOINTS) * lengths
-
-
-def in_equal_steps(rows: Sequence[Row]) -> list[Compared]:
+def in_equal_steps(rows: Sequence[Row], family: Family) -> list[Compared]:
     """All comparisons of the family that have rows."""
-    names = [method.name for method in plan.METHODS if method != plan.FULL]
-    pairs = [(name, epochs, epochs) for name in names for epochs in plan.LENGTHS]
-    return _compared(rows, pairs, family())
+    pairs = [(data, method.name, n, n) for data, method, n in family.compared()]
+    return _compared(rows, pairs)
 
 
-def in_equal_time(rows: Sequence[Row]) -> list[Compared]:
-    """The comparisons of EQUAL_TIME, in which full data is trained for more steps."""
+def in_equal_time(rows: Sequence[Row], family: Family) -> list[Compared]:
+    """Those of its `equal_time`: full data is trained for more steps."""
     pairs = [
-        (method.name, epochs, round(times * epochs, 6))
-        for method, times in plan.EQUAL_TIME.items()
-        for epochs in plan.LENGTHS
+        (data, method.name, epochs, round(times * epochs, 6))
+        for data in family.methods
+        for method, times in family.equal_time.items()
+        for epochs in family.lengths(data, plan.FULL)
     ]
-    return _compared(rows, pairs, len(plan.DATA) * len(ENDPOINTS) * len(pairs))
+    return _compared(rows, pairs)
 
 
 def _compared(
-    rows: Sequence[Row], pairs: Iterable[tuple[str, float, float]], number: int
+    rows: Sequence[Row], pairs: Sequence[tuple[str, str, float, float]]
 ) -> list[Compared]:
-    """For each (method, its epochs, full data's), over the common seeds, at least two."""
+    """Of each (data, method, its epochs, full data's), with the seeds that both have, at least two;
+    corrected for all of them, with rows or without."""
     found = []
-    for data in plan.DATA:
-        for name, epochs, of_full in pairs:
-            ours, full = tested(rows, data, name, epochs), tested(rows, data, "full", of_full)
-            seeds = sorted(set(ours) & set(full))
-            if len(seeds) > 1:
-                for end in ENDPOINTS:
-                    difference = paired([ours[s][end] - full[s][end] for s in seeds])
-                    found.append(Compared(data, name, epochs, end, difference, difference.p))
-    corrected = holm([one.p for one in found], number)
+    for data, name, epochs, of_full in pairs:
+        ours, full = tested(rows, data, name, epochs), tested(rows, data, "full", of_full)
+        seeds = sorted(set(ours) & set(full))
+        if len(seeds) > 1:
+            for end in ENDPOINTS:
+                difference = paired([ours[s][end] - full[s][end] for s in seeds])
+                found.append(Compared(data, name, epochs, end, difference, difference.p))
+    corrected = holm([one.p for one in found], len(pairs) * len(ENDPOINTS))
     return [one._replace(p=p) for one, p in zip(found, corrected, strict=True)]
 
 
@@ -85,77 +80,114 @@ def tested(rows: Iterable[Row], data: str, method: str, epochs: float) -> dict[i
     return found
 
 
-def table(rows: Sequence[Row], folder: str = "") -> str:
+def table(rows: Sequence[Row], folder: str = "", *, family: Family = plan.TEXTS) -> str:
     """A line for each data set, length and method; bold where the corrected p is below 0.05."""
+    rows = _of_family(rows, family)
     heads = ["data", "steps, epochs", "method", "seeds", "accuracy, %", "macro-F1, %"]
-    heads += ["accuracy − full", "macro-F1 − full", "in equal time"]
-    steps = {one[:4]: one for one in in_equal_steps(rows)}
-    times = {one[:4]: one for one in in_equal_time(rows)}
+    heads += ["accuracy − full", "macro-F1 − full"]
+    heads += ["in equal time"] if family.equal_time else []
+    steps = {one[:4]: one for one in in_equal_steps(rows, family)}
+    times = {one[:4]: one for one in in_equal_time(rows, family)}
     lines = []
-    for data in plan.DATA:
-        for epochs in plan.LENGTHS:
-            for method in plan.METHODS:
+    for data, methods in family.methods.items():
+        for epochs in family.lengths(data, plan.FULL):
+            for method in (plan.FULL, *methods):
                 ours = tested(rows, data, method.name, epochs)
                 if len(ours) < 2:
                     continue
                 keys = [(data, method.name, epochs, end) for end in ENDPOINTS]
-                lengths = [times[key] for key in keys if key in times]
-                lines.append(
-                    [
-                        *(data, f"{epochs:g}", method.name, str(len(ours))),
-                        *(_mean(ours.values(), end) for end in ENDPOINTS),
-                        *(str(steps[key]) if key in steps else NOTHING for key in keys),
-                        "; ".join(map(str, lengths)) or NOTHING,
-                    ]
-                )
-    return f"{markdown(heads, lines)}\n\n{origin(rows)}"
+                line = [data, f"{epochs:g}", method.name, str(len(ours))]
+                line += [mean(ours.values(), end) for end in ENDPOINTS]
+                line += [str(steps[key]) if key in steps else NOTHING for key in keys]
+                if family.equal_time:
+                    lengths = [times[key] for key in keys if key in times]
+                    line.append("; ".join(map(str, lengths)) or NOTHING)
+                lines.append(line)
+    if not steps:
+        return "Not measured."
+    return f"{markdown(heads, lines)}\n\n{origin(rows, family)}"
 
 
 def short(rows: Sequence[Row], folder: str = "") -> str:
-    """For each data set and length the candidates by EMP minus full data."""
-    shown = [method.name for method in plan.METHODS[1:3]]
-    heads = ["data", "steps, epochs", "full data, accuracy / macro-F1"]
-    heads += [f"{name} − full" for name in shown]
-    found = {one[:4]: one for one in in_equal_steps(rows)}
+    """Of each data set and length what the hardest of two candidates add to full data, and what two
+    drawn by importance; bold as in the family that named the comparison."""
+    shown = (Candidates(2), Candidates(2, choose="importance"))
+    heads = ["data", "steps, epochs", "full data, accuracy / macro-F1, %"]
+    heads += ["the hardest of 2x − full", "by importance of 2x − full", "seeds"]
+    found: dict[tuple[Any, ...], Compared] = {}
+    for family in plan.FAMILIES:
+        for one in in_equal_steps(rows, family):
+            found.setdefault(one[:4], one)
     lines = []
-    for data in plan.DATA:
-        for epochs in plan.LENGTHS:
-            full = tested(rows, data, "full", epochs).values()
-            if not full:
+    for data, recipe in plan.RECIPES.items():
+        for epochs in recipe.lengths:
+            names = [(data, method.name, epochs) for method in shown]
+            if (*names[0], ENDPOINTS[0]) not in found or data not in plan.UNBIASED.methods:
                 continue
-            line = [data, f"{epochs:g}", " / ".join(_mean(full, end) for end in ENDPOINTS)]
-            for name in shown:
-                ends = [found.get((data, name, epochs, end)) for end in ENDPOINTS]
-                line.append(" / ".join(NOTHING if one is None else str(one) for one in ends))
-            lines.append(line)
+            full = tested(rows, data, plan.FULL.name, epochs).values()
+            line = [data, f"{epochs:g}", " / ".join(mean(full, end) for end in ENDPOINTS)]
+            for name in names:
+                ends = [found.get((*name, end)) for end in ENDPOINTS]
+                line.append("; ".join(NOTHING if one is None else str(one) for one in ends))
+            firsts = [found[key] for name in names if (key := (*name, ENDPOINTS[0])) in found]
+            seeds = dict.fromkeys(str(one.difference.pairs) for one in firsts)
+            lines.append([*line, ", ".join(seeds)])
     return markdown(heads, lines)
 
 
-def origin(rows: Sequence[Row]) -> str:
+def _of_family(rows: Iterable[Row], family: Family) -> list[Row]:
+    """Its methods' rows and full data's, of the lengths that its methods have."""
+    found = []
+    for row in rows:
+        methods = family.methods.get(row["data"], ())
+        known = {method.name: family.lengths(row["data"], method) for method in methods}
+        full = family.lengths(row["data"], plan.FULL) if methods else []
+        longer = [round(times * n, 6) for times in family.equal_time.values() for n in full]
+        known[plan.FULL.name] = full + longer
+        if row["epochs"] in known.get(row["method"], ()):
+            found.append(row)
+    return found
+
+
+def origin(rows: Sequence[Row], family: Family) -> str:
     """Where the rows come from, and how rates were tuned."""
     first = rows[0]
-    rates = ", ".join(f"{rate:g}" for rate in plan.RATES)
+    sets = dict.fromkeys(row["data"] for row in rows)
     known = ", ".join(f"{name} {value}" for name, value in first["versions"].items() if value)
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
+    number = len(ENDPOINTS) * sum(1 for _ in family.compared())
+    lengths = sum(len(family.lengths(data, plan.FULL)) for data in family.methods)
+    timed = len(ENDPOINTS) * len(family.equal_time) * lengths
+    also = f", or the {timed} in equal time" if timed else ""
     return (
         f"Mean difference of the same seeds ± half of its 95 % t interval; bold: p < {CLEAR:g} by "
-        f"Holm's correction for all {family()} comparisons in equal steps, or the "
-        f"{len(plan.EQUAL_TIME) * len(plan.LENGTHS) * len(plan.DATA) * len(ENDPOINTS)} in equal "
-        f"time. Batches of {first['batch_size']}, rates of {rates} tuned for each method and "
-        f"length on the validation split. {first['machine']['cpu']}, one thread; "
-        f"{known}; commit {commits}."
+        f"Holm's correction for all {number} comparisons in equal steps{also}. {_recipes(sets)}, "
+        f"tuned for each method and length on the validation split. {first['machine']['cpu']}, one "
+        f"thread; {known}; commit {commits}."
     )
 
 
-def _mean(rows: Iterable[Row], endpoint: str) -> str:
+def _recipes(sets: Iterable[str]) -> str:
+    """Batches and rates of the data sets, those that share them in one."""
+    found: dict[str, list[str]] = {}
+    for data in sets:
+        recipe = plan.RECIPES[data]
+        rates = ", ".join(f"{rate:g}" for rate in recipe.rates)
+        found.setdefault(f"batches of {recipe.batch_size}, rates of {rates}", []).append(data)
+    if len(found) == 1:
+        return next(iter(found)).capitalize()
+    return "; ".join(f"{', '.join(names)}: {said}" for said, names in found.items())
+
+
+def mean(rows: Iterable[Row], endpoint: str) -> str:
     return f"{statistics.fmean(row[endpoint] for row in rows):.1f}"
 
 
-def wins(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def wins(rows: Sequence[Row], family: Family) -> Iterator[tuple[str, str]]:
     """(data, method) that is clearly ahead of full data somewhere, and clearly behind nowhere."""
-    found = in_equal_steps(rows)
-    for data in plan.DATA:
-        for method in plan.METHODS:
+    found = in_equal_steps(rows, family)
+    for data, methods in family.methods.items():
+        for method in methods:
             own = [one for one in found if (one.data, one.method) == (data, method.name)]
             ahead = any(one.clear and one.difference.mean > 0 for one in own)
             behind = any(one.difference.mean + one.difference.half < 0 for one in own)

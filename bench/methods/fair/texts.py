@@ -5,40 +5,20 @@ import itertools
 import re
 import zlib
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from bench.methods.fair.data import Data
+from bench.methods.fair.features import BUCKETS, Texts
 from bench.methods.fair.fetch import FOLDER
+from bench.methods.fair.network import Bags, wide
 
-BUCKETS = 2**16  # of the hash: network.py sorts them as 16 bits
-WORDS = 32  # per text; later ones are dropped
-FEWEST = 30  # texts per class; smaller classes are left out
+WORDS = 32  # of a text; later ones are not read
+WIDE = "-wide"
+FEWEST = 30  # texts of a class; smaller classes are left out
 SPLIT_SEED = 7
 HELD_OUT = 0.1  # of the texts for validation, and as many for the test
-
-
-class Texts(NamedTuple):
-    """Texts of one split: features of text i are `features[starts[i] : starts[i] + lengths[i]]`.
-
-    Attributes:
-        features: (F,) int64 in [0, BUCKETS).
-        starts, lengths: (N,) int64; a length is at least 1.
-        labels: (N,) int64.
-    """
-
-    features: torch.Tensor
-    starts: torch.Tensor
-    lengths: torch.Tensor
-    labels: torch.Tensor
-
-
-class Data(NamedTuple):
-    train: Texts
-    validation: Texts
-    test: Texts
-    classes: int
 
 
 def hashed(text: str) -> list[int]:
@@ -50,11 +30,14 @@ def hashed(text: str) -> list[int]:
 
 @functools.cache
 def load(name: str) -> Data:
-    """The data set of build/texts/NAME.tsv; the features are cached next to it.
+    """The data set of build/texts/NAME.tsv; the features are kept beside it. NAME-wide is the same
+    for the large network.
 
     Raises:
         FileNotFoundError: it was not fetched.
     """
+    if name.endswith(WIDE):
+        return load(name.removesuffix(WIDE))._replace(network=wide)
     file = FOLDER / f"{name}.tsv"
     kept = file.with_suffix(".npz")
     if not kept.exists() or kept.stat().st_mtime < file.stat().st_mtime:
@@ -80,4 +63,4 @@ def load(name: str) -> Data:
         Texts(features, starts[ids], lengths[ids], labels[ids])
         for ids in order.tensor_split([out, 2 * out])
     ]
-    return Data(parts[2], parts[0], parts[1], int(labels.max()) + 1)
+    return Data(parts[2], parts[0], parts[1], int(labels.max()) + 1, Bags)

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 
 import emp_kernels as emp
+from bench.methods.fair.data import Data, Split
 from bench.methods.fair.methods import Method, Run
-from bench.methods.fair.network import Bags
-from bench.methods.fair.texts import Data, Texts
+from emp_kernels.integrations.candidates import looking
 
-BATCH = 256
-EVALUATED = 4096  # texts at a time
+EVALUATED = 4096  # samples at a time
 
 
 class Result(NamedTuple):
@@ -33,17 +32,18 @@ class Result(NamedTuple):
     seconds: float
 
 
-def steps_of(samples: int, epochs: float) -> int:
+def steps_of(samples: int, epochs: float, batch_size: int) -> int:
     """Steps of `epochs` passes over so many samples."""
-    return round(epochs * samples / BATCH)
+    return round(epochs * samples / batch_size)
 
 
-def train(data: Data, method: Method, rate: float, steps: int, seed: int, split: str) -> Result:
-    """Train with `method` for `steps` at `rate`, which falls linearly to 0, and evaluate on
-    `split`."""
-    model = Bags(data.classes, seed)
+def train(
+    data: Data, method: Method, rate: float, steps: int, seed: int, split: str, *, batch_size: int
+) -> Result:
+    """Train with `method` for `steps` at `rate`, which falls linearly to 0, and look at `split`."""
+    model = data.network(data.classes, seed)
     state = emp.EMPState(len(data.train.labels), beta=method.beta)
-    run = Run(data.train, model, state, BATCH, seed)
+    run = Run(data.train, model, state, batch_size, seed, steps)
     start, samples = time.process_time(), 0
     for step, (ids, weights) in enumerate(itertools.islice(method.batches(run), steps)):
         loss = emp.cross_entropy(
@@ -59,15 +59,15 @@ def train(data: Data, method: Method, rate: float, steps: int, seed: int, split:
     return Result(*evaluate(model, getattr(data, split)), steps, samples, seconds)
 
 
-@torch.no_grad()
-def evaluate(model: Bags, texts: Texts) -> tuple[float, float, float]:
+def evaluate(model: torch.nn.Module, split: Split) -> tuple[float, float, float]:
     """(accuracy, macro-F1, mean loss) on a split."""
-    ids = torch.arange(len(texts.labels)).split(EVALUATED)
-    logits = torch.cat([model(texts, part) for part in ids])
+    ids = torch.arange(len(split.labels)).split(EVALUATED)
+    with looking(model):
+        logits = torch.cat([model(split, part) for part in ids])
     predicted = logits.argmax(1)
-    accuracy = 100 * float((predicted == texts.labels).double().mean())
-    f1 = macro_f1(predicted, texts.labels, logits.shape[1])
-    return accuracy, f1, float(emp.score(logits, texts.labels).loss.double().mean())
+    accuracy = 100 * float((predicted == split.labels).double().mean())
+    f1 = macro_f1(predicted, split.labels, logits.shape[1])
+    return accuracy, f1, float(emp.score(logits, split.labels).loss.double().mean())
 
 
 def macro_f1(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
