@@ -31,7 +31,7 @@ class Code(NamedTuple):
     local_bytes: int
     spills: int
     loads: Counter  # of global loads in the whole kernel, by bits
-    loop_loads: Counter  # in the largest loop
+    loop_loads: Counter  # in the loop that loads most, of those that hold no other
     loop_length: int
     tensor_core: int  # instructions
 
@@ -44,7 +44,8 @@ def compile_for(recorded: Launch, target: int) -> Any:
         value = recorded.arguments[name]
         if isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            if not kernel.params[i].do_not_specialize_on_alignment:
+                attributes[(i,)] = [["tt.divisibility", 16]]
         elif name.isupper() or value is None:
             signature[name] = "constexpr"
             constants[(i,)] = value
@@ -69,12 +70,7 @@ def read_code(cubin: bytes) -> Code:
         for match in re.finditer(r"^\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", assembly, re.MULTILINE)
     ]
     resources = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    start, end = 0, 0
-    for address, text in lines:
-        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-        if jump and int(jump[1], 16) < address and address - int(jump[1], 16) > end - start:
-            start, end = int(jump[1], 16), address
-    loop = [text for address, text in lines if start <= address <= end] if end else []
+    loop = busiest_loop(lines)
     return Code(
         registers=resources["REG"],
         local_bytes=resources["STACK"] + resources["LOCAL"],
@@ -84,6 +80,25 @@ def read_code(cubin: bytes) -> Code:
         loop_length=len(loop),
         tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", assembly)),
     )
+
+
+def busiest_loop(lines: list[tuple[int, str]]) -> list[str]:
+    """The loop that loads most, among those that hold no other."""
+    loops = []
+    for address, text in lines:
+        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < address:
+            loops.append((int(jump[1], 16), address))
+    inner = [
+        [text for address, text in lines if start <= address <= end]
+        for start, end in loops
+        if not any(start <= a and b <= end and (a, b) != (start, end) for a, b in loops)
+    ]
+    return max(inner, key=loaded_bits, default=[])
+
+
+def loaded_bits(lines: Iterable[str]) -> int:
+    return sum(bits * count for bits, count in _loads(lines).items())
 
 
 def _cuobjdump(option: str, path: str) -> str:

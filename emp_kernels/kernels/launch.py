@@ -15,6 +15,7 @@ from . import stream
 from .gradient import gradient_rows
 from .launching import Kernel
 from .plan import (
+    BLOCK_OF_A_WARP,
     CHUNK,
     FEW,
     FUSED,
@@ -22,6 +23,7 @@ from .plan import (
     WORK_SIZE,
     Plan,
     layout_of,
+    parts_of,
     plan_of,
     power_of_two,
     sample_of,
@@ -125,45 +127,52 @@ def score(
         state, ids: an id out of range makes its row invalid.
         plan: None for the one of `plan_of`.
 
-    Both scoring kernels take, after pointers: the rows' layout, `vectors` of V elements a row,
-    `misaligned` elements from the last 16-byte boundary to the logits, and `keep`.
+    Both scoring kernels take, after pointers: the rows' layout, `vectors` of V elements a row (of
+    SPREAD rows, as many as it takes to cover it) and `keep`.
     """
     logits, n, classes = rows.logits, rows.count, rows.classes
-    device, itemsize, address = logits.device, logits.element_size(), logits.data_ptr()
+    device, itemsize = logits.device, logits.element_size()
     if labels.dtype == torch.uint64 and ignore_index is not None and ignore_index < 0:
         ignore_index = None  # labels from 2^63 on would wrap to it
-    vector, ragged = layout_of(address, rows.group_stride, rows.row_stride, classes, itemsize)
+    vector, spread = layout_of(
+        logits.data_ptr(), rows.group_stride, rows.row_stride, classes, itemsize
+    )
     if plan is None:
-        plan = plan_of(n, classes, itemsize, vector, processors(device), statistics)
+        plan = plan_of(classes, itemsize, vector, statistics)
+    programs = parts_of(plan, n, processors(device))  # a row
     finish = keep is not None
     values = torch.empty((6 if statistics else 4, n), dtype=torch.float32, device=device)
     correct = torch.empty(n, dtype=torch.bool, device=device) if statistics else None
     prediction = torch.empty(n, dtype=torch.int64, device=device) if statistics else None
-    tickets = n if plan.parts > 1 else 0
+    tickets = n if programs > 1 else 0
     work = torch.zeros(WORK_SIZE + tickets, dtype=torch.int32, device=device)
     indices, threshold = selection(keep, device) if keep is not None else (None, None)
+    select = tile_of(n).rows if finish else 0
     pointers = _state_fields(state if finish else None)
     cut = {"TILES": plan.tiles, "COMPENSATED": plan.compensated}
     if plan.stream:
-        kernel, programs, parts = score_stream, n * plan.parts, None
-        cut |= {"PARTS": plan.parts, "LANES": plan.width // vector, "TAIL": max(1, plan.tiles // 2)}
-        if plan.parts > 1:
-            parts = torch.empty(n * 6 * plan.parts, dtype=torch.float32, device=device)
+        kernel, grid, parts = score_stream, n * programs, None
+        lanes = plan.width // vector
+        cut |= {"PIECES": plan.pieces, "PARTS": programs, "LANES": lanes}
+        cut |= {"TAIL": max(1, plan.tiles // 2)}
+        if programs > 1:
+            size = n * programs * lanes * stream.values_of_a_lane(vector, statistics)
+            parts = torch.empty(size, dtype=torch.float32, device=device)
         pointers.append(parts)
     else:
-        kernel, programs = score_rows, -(-n // plan.rows)
+        kernel, grid = score_rows, -(-n // plan.rows)
         cut |= {"ROWS": plan.rows, "WIDTH": plan.width}
     with _on(device):
-        kernel[(programs,)](
+        kernel[(grid,)](
             logits, labels.reshape(-1).contiguous(), ids, values, correct, prediction, work,
             indices, threshold, *pointers, n, rows.per_group, rows.group_stride, rows.row_stride,
-            max(0, (classes - vector + 1 if ragged else classes) // vector), classes,
-            address // itemsize % vector, float(beta), ignore_index or 0,
+            -(-classes // vector), classes, float(beta), ignore_index or 0,
             0 if state is None else state.num_samples, keep or 0,
-            V=vector, RAGGED=ragged, GROUPED=rows.grouped,
+            V=vector, SPREAD=spread, GROUPED=rows.grouped,
             IGNORE=ignore_index is not None, STATISTICS=statistics, SUMS=sums,
             HAS_IDS=ids is not None, HAS_STATE=finish and state is not None,
-            SELECT=tile_of(n).rows if finish else 0, **cut, num_warps=plan.warps, **OPTIONS,
+            SELECT=select, BLOCK=min(select, BLOCK_OF_A_WARP * plan.warps), **cut,
+            num_warps=plan.warps, **OPTIONS,
         )  # fmt: skip
     return Scored(values, correct, prediction, work, indices, threshold)
 
@@ -176,10 +185,10 @@ def gradient(
     of rows that have columns elsewhere, `lse` stands above it."""
     logits, n, classes = rows.logits, rows.count, rows.classes
     out = torch.empty((n, classes), dtype=logits.dtype, device=logits.device)
-    vector, ragged = layout_of(
+    vector, spread = layout_of(
         logits.data_ptr(), rows.group_stride, rows.row_stride, classes, logits.element_size()
     )
-    vector = 1 if ragged else vector
+    vector = 1 if spread else vector
     width = min(4096, max(vector, power_of_two(classes)))
     several = max(1, 4096 // width)
     with _on(logits.device):

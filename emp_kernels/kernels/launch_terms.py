@@ -15,14 +15,14 @@ def _cut(rows: Rows, probabilities: torch.Tensor | None) -> dict[str, int]:
     """Rows and columns of a tile, and how many elements V can be loaded at a time."""
     logits, classes = rows.logits, rows.classes
     strides = rows.group_stride, rows.row_stride
-    vector, ragged = layout_of(logits.data_ptr(), *strides, classes, logits.element_size())
-    vector = 1 if ragged else vector
+    vector, spread = layout_of(logits.data_ptr(), *strides, classes, logits.element_size())
+    vector = 1 if spread else vector
     if probabilities is not None:
-        other, ragged = layout_of(
+        other, spread = layout_of(
             probabilities.data_ptr(), 0, probabilities.stride(0), classes,
             probabilities.element_size(),
         )  # fmt: skip
-        vector = 1 if ragged else min(vector, other)
+        vector = 1 if spread else min(vector, other)
     width = min(_TILE, power_of_two(max(1, classes)))
     several = max(1, _TILE // 2 // width)
     return {"V": vector, "ROWS": several, "WIDTH": width, "num_warps": several * width // 256 or 1}

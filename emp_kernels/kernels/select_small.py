@@ -169,15 +169,15 @@ def finish_call(
     out, work, ids, indices, threshold,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
     state_clock, claims, num_samples, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
-    TILE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`finish_rows` of one block in the program of a scoring launch that comes last."""
+    """`finish_rows` in the program of a scoring launch that comes last."""
     if take_ticket(work, TICKET, tl.num_programs(0)):
         finish_rows(
             out, ids, indices, threshold,
             state_score, state_loss, state_entropy, state_updates, state_selections,
             state_seen_at, state_clock, claims, num_samples, n, keep, HAS_IDS, HAS_STATE, TILE,
-            TILE,
+            BLOCK,
         )  # fmt: skip
 
 
