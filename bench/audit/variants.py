@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from emp_kernels.kernels import contrastive, launch, launch_linear, launch_terms, plan
+from emp_kernels.kernels import contrastive, launch, launch_linear, launch_loss, launch_terms, plan
 from emp_kernels.terms import Adjustment, Coefficients, RowTerms, Targets
 
 
@@ -109,7 +109,7 @@ def gradient(n, classes, dtype, shard=False) -> Callable[[], Any]:
     values = torch.empty(n)
     labels = torch.empty(n, dtype=torch.int64)
     maximum = values if shard else None
-    return lambda: launch.gradient(rows, labels, values, values, values, maximum)
+    return lambda: launch_loss.gradient(rows, labels, values, values, values, maximum)
 
 
 def terms(n, classes, dtype, adjustment, kinds) -> Callable[[], Any]:

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import OPTIONS
+from .launching import OPTIONS
 from .numerics import FLOOR, INF, LARGEST, SCALE, UNSCALE, exp_scaled
 from .sums import NAN_WINS
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from .launch import OPTIONS, _on
+from .launching import OPTIONS, on_device
 from .linear import finish_scores, score_tiles
-from .plan import VECTOR_BYTES, WORK_SIZE
+from .plan import VECTOR_BYTES
 
 
 class LinearPlan(NamedTuple):
@@ -70,9 +70,8 @@ def score_linear(
     plan = plan_linear(classes, hidden.element_size(), vector)
     parts = torch.empty((plan.parts, 4, n), dtype=torch.float32, device=device)
     values = torch.empty((4, n), dtype=torch.float32, device=device)
-    work = torch.zeros(WORK_SIZE, dtype=torch.int32, device=device)
     options = {"num_warps": plan.warps, **OPTIONS}
-    with _on(device):
+    with on_device(device):
         score_tiles[(-(-n // plan.rows) * plan.parts,)](
             hidden, weight, bias, labels, order, counted, parts, n, depth // vector, classes,
             hidden.stride(0), weight.stride(0), ignore_index or 0, V=vector,
@@ -84,7 +83,7 @@ def score_linear(
         )  # fmt: skip
         rows = max(1, 1024 // plan.parts)
         finish_scores[(-(-n // rows),)](
-            parts, labels, values, work, n, classes, beta, ignore_index or 0,
+            parts, labels, values, n, classes, beta, ignore_index or 0,
             IGNORE=ignore_index is not None, ROWS=rows, PARTS=plan.parts, **OPTIONS,
         )  # fmt: skip
     return values

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from .launch import OPTIONS, Rows, _on
+from .launching import OPTIONS, on_device
+from .layout import Rows
 from .plan import layout_of, power_of_two
 from .terms import row_terms, terms_gradient
 
@@ -62,7 +63,7 @@ def terms(
     weight, probabilities, stride, share, uniform = _weights(targets)
     out = torch.empty((9, n), dtype=torch.float32, device=rows.logits.device)
     cut = _cut(rows, probabilities)
-    with _on(rows.logits.device):
+    with on_device(rows.logits.device):
         row_terms[(-(-n // cut["ROWS"]),)](
             rows.logits, labels.reshape(-1).contiguous(), highs, lows, weight, probabilities, out,
             n, rows.per_group, rows.group_stride, rows.row_stride, stride,
@@ -93,7 +94,7 @@ def gradient(
         for x in (found.loss, found.lse, found.maximum, found.above, found.mean, found.others)
     ]
     by = [None if x is None else x.to(torch.float32).contiguous() for x in coefficients]
-    with _on(rows.logits.device):
+    with on_device(rows.logits.device):
         terms_gradient[(-(-n // cut["ROWS"]), -(-classes // cut["WIDTH"]))](
             rows.logits, labels.reshape(-1).contiguous(), highs, lows, weight, probabilities,
             *saved, *by, out, n, rows.per_group, rows.group_stride, rows.row_stride, stride,

@@ -20,7 +20,7 @@ SIZES = ["n", "rows_per_group", "group_stride", "row_stride", "vectors", "classe
 SIZES += ["ignore_index", "num_samples", "keep", "chunks", "step"]
 # Nor must the alignment of these, of which the kernels say what they know.
 POINTERS = ["logits", "labels", "ids", "out", "correct", "prediction", "work", "indices"]
-POINTERS += ["threshold", "parts"]
+POINTERS += ["threshold", "invalid", "parts"]
 POINTERS += ["score", "loss", "entropy", "scores", "slots", "above", "inside", "plan", "taken"]
 POINTERS += ["ties", "state_score", "state_loss", "state_entropy", "state_updates"]
 POINTERS += ["state_selections", "state_seen_at", "state_clock", "claims", "before"]
@@ -120,6 +120,7 @@ class Tile(NamedTuple):
     warps: int
 
 
+@functools.lru_cache(maxsize=4096)
 def tile_of(n: int) -> Tile:
     """The tile in which one program holds n <= FEW rows: some sizes, so that few are compiled."""
     rows = next(rows for rows in (256, 1024, FUSED, FEW) if n <= rows)

@@ -22,12 +22,13 @@ from .sums import (
 
 @triton.jit(**ONCE)
 def score_rows(
-    logits, labels, ids, out, correct, prediction, work, indices, threshold,
+    logits, labels, ids, out, correct, prediction, work, indices, threshold, invalid,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
     state_clock, claims, n, rows_per_group, group_stride, row_stride, vectors, classes,
     beta, ignore_index, num_samples, keep,
     V: tl.constexpr, SPREAD: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
-    STATISTICS: tl.constexpr, SUMS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    STATISTICS: tl.constexpr, SUMS: tl.constexpr, COUNT: tl.constexpr, HAS_IDS: tl.constexpr,
+    HAS_STATE: tl.constexpr,
     SELECT: tl.constexpr, BLOCK: tl.constexpr, COMPENSATED: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
@@ -92,11 +93,11 @@ def score_rows(
     else:
         store_scores(
             m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
-            HAS_IDS,
+            HAS_IDS, COUNT,
         )  # fmt: skip
         if SELECT:
             finish_call(
-                out, work, ids, indices, threshold,
+                out, work, ids, indices, threshold, invalid,
                 state_score, state_loss, state_entropy, state_updates, state_selections,
                 state_seen_at, state_clock, claims, num_samples, n, keep, HAS_IDS, HAS_STATE,
                 SELECT, BLOCK,

@@ -122,13 +122,14 @@ def left(here, each, like, LANES: tl.constexpr, V: tl.constexpr, STATISTICS: tl.
 
 @triton.jit(**ONCE)
 def score_stream(
-    logits, labels, ids, out, correct, prediction, work, indices, threshold,
+    logits, labels, ids, out, correct, prediction, work, indices, threshold, invalid,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
     state_clock, claims, parts,
     n, rows_per_group, group_stride, row_stride, vectors, classes,
     beta, ignore_index, num_samples, keep,
     V: tl.constexpr, SPREAD: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
-    STATISTICS: tl.constexpr, SUMS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
+    STATISTICS: tl.constexpr, SUMS: tl.constexpr, COUNT: tl.constexpr, HAS_IDS: tl.constexpr,
+    HAS_STATE: tl.constexpr,
     SELECT: tl.constexpr, BLOCK: tl.constexpr, COMPENSATED: tl.constexpr,
     PIECES: tl.constexpr, PARTS: tl.constexpr, LANES: tl.constexpr, TILES: tl.constexpr,
     TAIL: tl.constexpr,
@@ -196,6 +197,7 @@ def score_stream(
         leave(here + part * size, columns, champions, places, u, t, q, second, LANES, V, STATISTICS)
         complete = take_ticket(work, ROW_TICKETS + row, PARTS)
         if complete:
+            tl.store(work + ROW_TICKETS + row, 0)
             champions, places, m, u, t, q, second = nothing_yet(like, LANES, V)
             for piece in range(PARTS):
                 found = left(here + piece * size, columns, like, LANES, V, STATISTICS)
@@ -219,11 +221,11 @@ def score_stream(
         else:
             store_scores(
                 row_m, row_u, row_t, z_y, known, counts, row, row < n, out, work, ids, beta, n,
-                num_samples, HAS_IDS,
+                num_samples, HAS_IDS, COUNT,
             )  # fmt: skip
     if SELECT:
         finish_call(
-            out, work, ids, indices, threshold,
+            out, work, ids, indices, threshold, invalid,
             state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
             state_clock, claims, num_samples, n, keep, HAS_IDS, HAS_STATE, SELECT, BLOCK,
         )  # fmt: skip
