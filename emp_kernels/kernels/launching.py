@@ -78,14 +78,23 @@ class Kernel:
 def repeated(compiled: Any, constants: tuple[Any, ...]) -> Again:
     """Launches what Triton compiled, given a grid, a stream and its arguments, of which tensors may
     also be addresses. Triton's own launcher, without what it asks and makes anew each time."""
-    run, function = compiled.run, compiled.function
-    whole = {"kernel_signature", "arg_annotations", "launch", "launch_pdl"} <= set(vars(run))
-    if not whole or run.global_scratch_size or run.profile_scratch_size:
+    run = compiled.run
+    wanted = ("kernel_signature", "arg_annotations", "launch", "launch_pdl")  # Triton 3.7's
+    if (
+        not all(hasattr(run, name) for name in wanted)
+        or run.global_scratch_size
+        or run.profile_scratch_size
+    ):
         return lambda grid, stream, arguments: compiled[(grid, 1, 1)](
             *arguments, *constants, stream=stream
         )
     launch, hooks = run.launch, triton.knobs.runtime
-    settings = function, run.launch_cooperative_grid, run.launch_pdl, compiled.packed_metadata
+    settings = (
+        compiled.function,
+        run.launch_cooperative_grid,
+        run.launch_pdl,
+        compiled.packed_metadata,
+    )
     rest = None, None, None, None, None, run.arg_annotations, run.kernel_signature
 
     def again(grid: int, stream: int, arguments: tuple[Any, ...]) -> None:
