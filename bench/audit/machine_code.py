@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.audit.recording import Launch
+from emp_kernels.kernels import numerics
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {
@@ -36,8 +38,21 @@ class Code(NamedTuple):
     tensor_core: int  # instructions
 
 
-def compile_for(recorded: Launch, target: int) -> Any:
-    """The recorded launch's kernel for one architecture."""
+@contextlib.contextmanager
+def for_target(target: int | str) -> Iterator[GPUTarget]:
+    """The target as Triton names it; of AMD's, with the kernels as they are under ROCm."""
+    if isinstance(target, int):
+        yield GPUTarget("cuda", target, 32)
+        return
+    numerics.NVIDIA.value = False
+    try:
+        yield GPUTarget("hip", target, 64)
+    finally:
+        numerics.NVIDIA.value = True
+
+
+def compile_for(recorded: Launch, target: int | str) -> Any:
+    """The recorded launch's kernel for one architecture: 90 is sm_90, others are AMD's names."""
     kernel, names = recorded.kernel, recorded.kernel.arg_names
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(names):
@@ -55,7 +70,17 @@ def compile_for(recorded: Launch, target: int) -> Any:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
     options = {"num_warps": 4} | recorded.options
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    with for_target(target) as wanted:
+        return triton.compile(source, target=wanted, options=options)
+
+
+def read_amd(assembly: str) -> tuple[int, int]:
+    """Vector registers, and bytes of memory that stand for others, of AMD's assembly."""
+    found = [
+        int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])  # type: ignore[index]
+        for name in ("vgpr_count", "private_segment_fixed_size")
+    ]
+    return found[0], found[1]
 
 
 def read_code(cubin: bytes) -> Code:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .launching import OPTIONS
-from .numerics import FLOOR, INF, LARGEST, SCALE, UNSCALE, exp_scaled
+from .numerics import FLOOR, INF, LARGEST, NVIDIA, SCALE, UNSCALE, exp_scaled
 from .sums import NAN_WINS
 
 LENGTH = 8  # vectors get a length of about 2^8: small elements of float16 are still there
@@ -99,7 +99,7 @@ def similarity_rows(
             if UPCAST:
                 a = a.to(tl.float32)
                 b = b.to(tl.float32)
-            z = tl.dot(a, b, z, input_precision="tf32x3")
+            z = tl.dot(a, b, z, input_precision="tf32x3" if NVIDIA else "ieee")
         z = z * scale[:, None] * tl.load(column_scale + against, mask=there, other=0.0)[None, :]
         diagonal = against[None, :] == (start + own)[:, None]
         if ITSELF:
