@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := build
 .PHONY: venv build test thorough kill-test kill-test-ranks lint format docs demo wheels sanitize \
         fuzz portability bench peers evidence-quick evidence evidence-texts evidence-images \
-        evidence-gpu audit gpu-check clean
+        evidence-gpu audit gpu-check gpu-rehearsal clean
 
 # The environment grows with what is asked of it, and is made anew when either description changes.
 # The demo's has no build tools: pip compiles the modules with tools that it removes. Any other
@@ -207,6 +207,10 @@ audit: $(VENV)/test build
 # Tests, sanitizer and benchmarks on this machine's GPU, offline: with the PYTHON that has torch.
 gpu-check:
 	$(PYTHON) -m bench.gpu.check
+
+# Every step of it without a GPU, up to where it says that there is none.
+gpu-rehearsal: $(VENV)/test build
+	$(RUN)/python -m bench.gpu.check rehearsal
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info emp_kernels/_*.so

@@ -62,7 +62,8 @@ def cross_entropy(
 
     The forward pass reads the logits once, for both the loss and the scores; the backward pass
     reads the rows that count once and writes the gradient once, zero for the others. Nothing is
-    gathered and no argument is modified, except the state.
+    gathered and no argument is modified, except the state. A row's own loss (``reduction="none"``)
+    and gradient by it are the same bits whatever rows stand beside it, and however many.
 
     With options, p is the softmax of the adjusted logits a = softcap * tanh(z / softcap) /
     temperature (without softcap z / temperature), computed in float32 inside the same read, and the

@@ -29,6 +29,7 @@ def score(
 
     in nats, within 1e-5 relative of float64 at every logit scale, also near zero. The plus sign
     is the paper's (EMP, arXiv 2408.16031); ``beta=0`` gives loss-only selection (LFL).
+    A row's results are the same bits whatever rows stand beside it, and however many.
 
     Args:
         logits: (..., C) float32, float16 or bfloat16 (float64 is served by the reference

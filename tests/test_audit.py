@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +32,32 @@ def test_no_faults():
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
     assert done.stdout.count("sm_90") == done.stdout.count("sm_80") > (20 if THOROUGH else 2)
     assert "FAULT" not in done.stdout
+
+
+def rows_by_two_kernels():
+    """Few rows of many classes, whose pieces are programs' own, and many: bit by bit alike only
+    where both kernels add up what threads and warps hold in the same order."""
+    from bench.audit import variants
+    from bench.audit.recording import recording
+
+    for classes, statistics in ((128256, False), (50257, True)):
+        recorded = []
+        for rows in (8, 100_000):
+            with recording() as launches:
+                variants.scoring(rows, classes, torch.bfloat16, statistics=statistics)()
+            recorded += launches
+        yield recorded
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled")
+def test_rows_are_added_up_in_one_order_however_many_they_are():
+    pytest.importorskip("triton")
+    sys.path.insert(0, str(ROOT))
+    from bench.audit.order import sums_of
+
+    for few, many in rows_by_two_kernels():
+        assert few.arguments["PARTS"] == many.arguments["PIECES"] > many.arguments["PARTS"] == 1
+        assert sums_of(few, 90) == sums_of(many, 90) != set()
 
 
 def test_too_many_registers_are_a_fault():

@@ -96,18 +96,25 @@ class _Compiled:
         return make
 
     class Again:
+        run = None  # of another Triton's launcher nothing is known
+
         def __init__(self, parent):
             self.parent = parent
 
         def __getitem__(self, grid):
-            return lambda *arguments: self.parent.launched.append((grid, arguments))
+            def launch(*arguments, stream):
+                self.parent.launched.append((grid, stream, arguments))
+
+            return launch
 
 
 @needs_plain_triton
-def test_a_kernel_is_compiled_once_for_like_arguments():
+def test_a_kernel_is_compiled_once_for_like_arguments(monkeypatch):
     pytest.importorskip("triton")
+    from emp_kernels.kernels import launching
     from emp_kernels.kernels.launching import Kernel
 
+    monkeypatch.setattr(launching, "stream_of", lambda device: 77)
     function = _Compiled()
     kernel = Kernel(function)
     kernel.direct = True
@@ -115,8 +122,8 @@ def test_a_kernel_is_compiled_once_for_like_arguments():
     kernel[(5,)](x, 7, SECOND=2, FIRST=1)
     kernel[(6,)](x[1:], 8, SECOND=2, FIRST=1)
     assert function.made == [((5,), (x, 7), {"SECOND": 2, "FIRST": 1})]
-    ((grid, arguments),) = function.launched
-    assert grid == (6, 1, 1)
+    ((grid, stream, arguments),) = function.launched
+    assert (grid, stream) == ((6, 1, 1), 77)
     assert arguments[1:] == (8, 1, 2)  # constants in the kernel's order, whatever the caller's
     for unlike in ((half, 7), (x, 2**31), (x, None), (x, x), (x, 1.0)):
         kernel[(5,)](*unlike, SECOND=2, FIRST=1)

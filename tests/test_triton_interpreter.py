@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 INTERPRETED = ("test_triton_scoring.py", "test_triton_selection.py", "test_triton_state.py")
 # Tests of all backends that are quick enough for an interpreter.
 SHARED = ("test_bad_input.py", "test_contrastive.py", "test_linear.py", "test_tokens.py")
-SHARED += ("test_tensor_arguments.py", "test_torch_defaults.py")
+SHARED += ("test_tensor_arguments.py", "test_torch_defaults.py", "test_batch_invariance.py")
 if os.environ.get("EMP_THOROUGH") == "1":  # make thorough
     SHARED += ("test_torch_switches.py", "test_loss_options.py", "test_linear_options.py")
     SHARED += ("test_loss_shards.py", "test_linear_shards.py")

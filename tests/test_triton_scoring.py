@@ -71,7 +71,7 @@ STREAM_FAMILIES = ["scale 30", "masked blocks", "confident", "tiny tail", "steep
     ],
 )  # fmt: skip
 def test_stream(classes, dtype, parts, cut):
-    cut(parts=parts, compensated=dtype != torch.bfloat16)
+    cut(pieces=parts, compensated=dtype != torch.bfloat16)
     families = STREAM_FAMILIES if parts == 1 else ["masked blocks", "tiny tail"]
     logits, labels, names = hard_rows.batch(classes, dtype, families, seed=classes)
     truth = oracle.statistics(logits, labels)
@@ -80,7 +80,7 @@ def test_stream(classes, dtype, parts, cut):
 
 
 def test_what_parts_leave_is_float32_under_every_default_dtype(cut):
-    cut(parts=2)
+    cut(pieces=2)
     logits, labels, _ = hard_rows.batch(95, torch.float32, ["scale 30"], seed=1)
     want = emp.score(logits, labels, backend="triton")
     torch.set_default_dtype(torch.bfloat16)
@@ -141,7 +141,7 @@ def test_layouts(layout, stream, cut):
 @pytest.mark.parametrize("stream", [False, True])
 def test_ignored_rows(stream, cut):
     if stream:
-        cut(parts=2)
+        cut(pieces=2)
     logits = torch.randn(7, 70)
     logits[2] = torch.nan
     labels = torch.tensor([0, 69, -100, 5, -100, 1, 2], dtype=torch.int32)
@@ -168,13 +168,13 @@ def test_ignored_rows_are_not_read(stream, cut, launch):
 def test_a_label_out_of_range_makes_its_row_invalid(dtype, stream, cut, launch):
     """As on CUDA, where there is no error: the out-of-range logit is not read."""
     if stream:
-        cut(parts=2)
+        cut(pieces=2)
     wild = {torch.int64: [70, -1, 1 << 62], torch.uint8: [70, 255, 99]}.get(dtype)
     wild = wild or [70, (1 << 64) - 1, 1 << 63]
     labels = torch.tensor([3, *wild, 69], dtype=dtype)
     logits = torch.randn(5, 70)
     rows = launch.rows_of(logits)
-    scored = launch.score(rows, labels, 1.0, None)
+    scored = launch.score(rows, labels, 1.0, None, count=True)
     values, work = scored.values, scored.work
     assert values[0].isnan().tolist() == [False, True, True, True, False]
     assert values[1:3, 1:4].isnan().all()
@@ -246,7 +246,7 @@ def test_shards_of_rows(classes, dtype, parts, cut):
     logits, labels, names = hard_rows.batch(classes, dtype, families, seed=classes)
     truth = oracle.statistics(logits, labels)
     if parts:
-        cut(parts=parts, compensated=dtype == torch.float32)
+        cut(pieces=parts, compensated=dtype == torch.float32)
     middle = classes // 3
     shards = [(logits[:, :middle], labels), (logits[:, middle:], labels - middle)]
     m, u, t, z_y = torch.stack([triton.row_sums(*shard, None) for shard in shards], 1).double()

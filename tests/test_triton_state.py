@@ -92,28 +92,53 @@ def test_padding_and_ids_out_of_range(rows, monkeypatch):
     ids = torch.randint(50, (70,), generator=generator)
     ids[10], ids[20], ids[69] = 50, -1, 1 << 40
     state = emp.EMPState(50)
-    fused = launch.fused(70)
-    scored = launch.score(
-        launch.rows_of(logits), labels, 1.0, None, keep=70 if fused else None, state=state,
-        ids=ids,
-    )  # fmt: skip
-    indices, threshold = scored.indices, scored.threshold
-    if launch.FEW < 70:
-        launch.remember(state, ids, scored.values)
-        indices, threshold = launch.select_many(scored.values[0], 70, scored.work, ids, state)
-    elif not fused:
-        indices, threshold = launch.finish_few(scored.values, 70, ids, state)
+    if launch.fused(70):
+        found = launch.score_and_select(logits, labels, 1.0, 70, state, ids)
+        values, (indices, threshold, counted) = torch.stack(found.scores), found[1:4]
+    else:
+        rows = launch.rows_of(logits)
+        scored = launch.score(rows, labels, 1.0, None, count=True, state=state, ids=ids)
+        values, counted = scored.values, scored.work[0]
+        if launch.FEW < 70:
+            launch.remember(state, ids, values)
+            indices, threshold = launch.select_many(values[0], 70, scored.work, ids, state)
+        else:
+            indices, threshold = launch.finish_few(values, 70, ids, state)
     invalid = [3, 4, 5, 10, 20, 69]
-    assert scored.values[0].isnan().nonzero()[:, 0].tolist() == invalid
-    assert scored.work[0] == len(invalid)
+    assert values[0].isnan().nonzero()[:, 0].tolist() == invalid
+    assert counted == len(invalid)
     valid = [row for row in range(70) if row not in invalid]
     assert indices.tolist() == valid + [-1] * len(invalid)
-    assert threshold == scored.values[0, valid].min()
+    assert threshold == values[0, valid].min()
     model = oracle.StateModel(50)
     chosen = np.isin(np.arange(70), valid)
-    model.update(ids.tolist(), emp.Scores(*scored.values), chosen)
+    model.update(ids.tolist(), emp.Scores(*values), chosen)
     model.draw(ids[valid].tolist())
     model.assert_equal(state)
+
+
+def test_counts_are_zero_between_calls(monkeypatch):
+    """Calls on one stream share them; a wrong count left behind would spoil all later calls."""
+    from emp_kernels.kernels import launch, memory
+    from emp_kernels.kernels.plan import Plan
+
+    monkeypatch.setattr(memory, "_lasting_stream", lambda device: 7)
+    monkeypatch.setattr(memory, "_counts", {})
+    generator = torch.Generator().manual_seed(2)
+    for turn in range(2):
+        if turn == 1:  # a program for each piece
+            monkeypatch.setattr(launch, "plan_of", lambda *row: Plan(True, 1, 2, 16, 2, True, 1))
+        for n in (5, 3):
+            logits = torch.randn(n, 40, generator=generator)
+            logits[1] = torch.nan
+            labels = torch.randint(40, (n,), generator=generator)
+            want = emp.score_and_select(logits, labels, None, 2, backend="reference")
+            got = emp.score_and_select(logits, labels, None, 2, backend="triton")
+            assert torch.equal(got.indices, want.indices)
+            assert got.num_invalid == 1
+            emp.score(logits, labels, backend="triton")
+            (counts,) = memory._counts.values()
+            assert not counts.any()
 
 
 def test_update(monkeypatch):

@@ -3,12 +3,13 @@
     python -m bench.audit [variants whose name holds this]
 
 Needs no GPU. Every launch of the backend is recorded instead of run (`recording`, `variants`),
-compiled ahead of time for sm_80 and sm_90 with its constants, and disassembled with the tools of
-the Triton package (`machine_code`); each kernel is also compiled for sm_100. For sm_80 and sm_90 it
-is asserted (`demands`) that nothing spills or uses local memory, that registers stay under the
-bound (EMP_AUDIT_MAX_REGISTERS, by default 128), and that a scoring kernel loads each logit once, 16
-bytes at a time if rows allow it. A product's tile fills the registers; with 16-bit elements it must
-use tensor cores.
+compiled ahead of time for sm_80 and sm_90 with the constants that it would have had, and
+disassembled with the tools of the Triton package (`machine_code`); each kernel is also compiled
+for sm_100, and for AMD's gfx942, where it must not spill either. Of sm_80 and sm_90 it is asserted
+(`demands`) that nothing spills or lives in local memory, that registers stay under the bound
+(EMP_AUDIT_MAX_REGISTERS, by default 128), and that a scoring kernel loads each logit once, 16 bytes
+at a time where rows allow it. A product's tile fills the registers; of 16-bit elements it must be
+the tensor cores'.
 """
 
 import multiprocessing
@@ -18,11 +19,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from bench.audit.demands import MAX_REGISTERS, faults
-from bench.audit.machine_code import Code, compile_for, read_code
+from bench.audit.machine_code import Code, compile_for, read_amd, read_code
 from bench.audit.recording import Launch, recording
 from bench.audit.variants import variants
 
-TARGETS = (80, 90, 100)
+TARGETS: tuple[int | str, ...] = (80, 90, 100, "gfx942")
 READ = (80, 90)  # whose machine code is checked; sm_100 must compile
 
 
@@ -38,6 +39,9 @@ def audit(max_registers: int, only: str) -> int:
         results = pool.imap(_read, range(len(_work)))
         for (title, recorded, target), code in zip(_work, results, strict=True):
             if target not in READ:
+                if code is not None and code[1]:
+                    wrong += 1
+                    print(f"{title:<52}{target:>7}{code[0]:>6}{code[1]:>6}  FAULT: it spills")
                 continue
             complaints = faults(recorded, code, max_registers)
             wrong += bool(complaints)
@@ -50,8 +54,8 @@ def audit(max_registers: int, only: str) -> int:
     return wrong
 
 
-def _compilations(only: str) -> Iterator[tuple[str, Launch, int]]:
-    """What to compile: each variant for the checked targets, each kernel for all targets."""
+def _compilations(only: str) -> Iterator[tuple[str, Launch, int | str]]:
+    """What is to be compiled: each variant for the targets that are read, each kernel for all."""
     variants_seen, kernels_seen = set(), set()
     for name, call in variants():
         if only not in name:
@@ -73,12 +77,16 @@ def _compilations(only: str) -> Iterator[tuple[str, Launch, int]]:
             kernels_seen.add(kernel)
 
 
-_work: list[tuple[str, Launch, int]] = []  # shared with forked processes
+_work: list[tuple[str, Launch, int | str]] = []  # of this process and of those that it forks
 
 
-def _read(i: int) -> Code:
+def _read(i: int) -> Code | tuple[int, int] | None:
+    """What was read, of AMD's code two numbers; nothing of what must only compile."""
     _, recorded, target = _work[i]
-    return read_code(compile_for(recorded, target).asm["cubin"])
+    assembly = compile_for(recorded, target).asm
+    if target in READ:
+        return read_code(assembly["cubin"])
+    return read_amd(assembly["amdgcn"]) if isinstance(target, str) else None
 
 
 def _text(loads: Counter) -> str:
@@ -91,7 +99,9 @@ def main() -> int:
         return 2
     max_registers = int(os.environ.get("EMP_AUDIT_MAX_REGISTERS", MAX_REGISTERS))
     wrong = audit(max_registers, " ".join(sys.argv[1:]))
-    print(f"{wrong} faults" if wrong else "no faults; every kernel compiles for sm_100 too")
+    print(
+        f"{wrong} faults" if wrong else "no faults; every kernel compiles for sm_100 and gfx942 too"
+    )
     return 1 if wrong else 0
 
 

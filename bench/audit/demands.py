@@ -22,7 +22,7 @@ def faults(recorded: Launch, code: Code, max_registers: int) -> list[str]:
         bits, wanted = logit_bits(recorded)
         stream = "PARTS" in recorded.arguments
         got = (code.loop_loads if stream else code.loads)[bits]
-        own = 0 if stream else _other_loads(recorded)[bits]
+        own = 0 if stream else _other_loads(recorded, code)[bits]
         if got - own != max(1, wanted):
             found.append(f"{got - own} loads of {bits} bits for the logits, {wanted} are needed")
         if stream and set(code.loop_loads) != {bits}:
@@ -36,17 +36,21 @@ def logit_bits(recorded: Launch) -> tuple[int, int]:
     """For a scoring kernel, the widest load that its rows allow, and the number of such loads per
     thread for the logits in registers at a time."""
     a = recorded.arguments
-    bits = a["V"] * a["logits"].element_size() * 8
+    each = 1 if a["SPREAD"] else a["V"]  # columns of a load
+    bits = each * a["logits"].element_size() * 8
     if "LANES" in a:
-        return bits, a["TILES"]
+        return bits, a["TILES"] * a["V"] // each
     threads = 32 * recorded.options["num_warps"]
-    return bits, a["ROWS"] * a["WIDTH"] * a["TILES"] // (a["V"] * threads)
+    return bits, a["ROWS"] * a["WIDTH"] * a["TILES"] // (each * threads)
 
 
-def _other_loads(recorded: Launch) -> Counter:
-    """Number of loads of a whole-row kernel that do not belong to a tile: labels, their logits, and
-    the last program's reads. Only those as wide as a narrow tile can be mistaken for tile loads."""
+def _other_loads(recorded: Launch, code: Code) -> Counter:
+    """Loads of a kernel on whole rows that are not of a tile: the labels and their logits, and
+    what the last program reads. Only those as wide as a tile's can be mistaken for one."""
     a = recorded.arguments
     others: Counter = Counter()
+    if a["SPREAD"]:  # of each label its logit, as wide as all others
+        others[a["logits"].element_size() * 8] = code.loads[64]
+        return others
     others[64] += 1
     return others if a["V"] * a["logits"].element_size() == 8 else Counter()

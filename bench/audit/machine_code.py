@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.audit.recording import Launch
+from emp_kernels.kernels import numerics
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {
@@ -31,20 +33,34 @@ class Code(NamedTuple):
     local_bytes: int
     spills: int
     loads: Counter  # of global loads in the whole kernel, by bits
-    loop_loads: Counter  # in the largest loop
+    loop_loads: Counter  # in the loop that loads most, of those that hold no other
     loop_length: int
     tensor_core: int  # instructions
 
 
-def compile_for(recorded: Launch, target: int) -> Any:
-    """The recorded launch's kernel for one architecture."""
+@contextlib.contextmanager
+def for_target(target: int | str) -> Iterator[GPUTarget]:
+    """The target as Triton names it; of AMD's, with the kernels as they are under ROCm."""
+    if isinstance(target, int):
+        yield GPUTarget("cuda", target, 32)
+        return
+    numerics.NVIDIA.value = False
+    try:
+        yield GPUTarget("hip", target, 64)
+    finally:
+        numerics.NVIDIA.value = True
+
+
+def compile_for(recorded: Launch, target: int | str) -> Any:
+    """The recorded launch's kernel for one architecture: 90 is sm_90, others are AMD's names."""
     kernel, names = recorded.kernel, recorded.kernel.arg_names
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(names):
         value = recorded.arguments[name]
         if isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            if not kernel.params[i].do_not_specialize_on_alignment:
+                attributes[(i,)] = [["tt.divisibility", 16]]
         elif name.isupper() or value is None:
             signature[name] = "constexpr"
             constants[(i,)] = value
@@ -54,7 +70,17 @@ def compile_for(recorded: Launch, target: int) -> Any:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
     options = {"num_warps": 4} | recorded.options
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    with for_target(target) as wanted:
+        return triton.compile(source, target=wanted, options=options)
+
+
+def read_amd(assembly: str) -> tuple[int, int]:
+    """Vector registers, and bytes of memory that stand for others, of AMD's assembly."""
+    found = [
+        int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])  # type: ignore[index]
+        for name in ("vgpr_count", "private_segment_fixed_size")
+    ]
+    return found[0], found[1]
 
 
 def read_code(cubin: bytes) -> Code:
@@ -69,12 +95,7 @@ def read_code(cubin: bytes) -> Code:
         for match in re.finditer(r"^\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", assembly, re.MULTILINE)
     ]
     resources = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    start, end = 0, 0
-    for address, text in lines:
-        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-        if jump and int(jump[1], 16) < address and address - int(jump[1], 16) > end - start:
-            start, end = int(jump[1], 16), address
-    loop = [text for address, text in lines if start <= address <= end] if end else []
+    loop = busiest_loop(lines)
     return Code(
         registers=resources["REG"],
         local_bytes=resources["STACK"] + resources["LOCAL"],
@@ -84,6 +105,25 @@ def read_code(cubin: bytes) -> Code:
         loop_length=len(loop),
         tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", assembly)),
     )
+
+
+def busiest_loop(lines: list[tuple[int, str]]) -> list[str]:
+    """The loop that loads most, among those that hold no other."""
+    loops = []
+    for address, text in lines:
+        jump = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < address:
+            loops.append((int(jump[1], 16), address))
+    inner = [
+        [text for address, text in lines if start <= address <= end]
+        for start, end in loops
+        if not any(start <= a and b <= end and (a, b) != (start, end) for a, b in loops)
+    ]
+    return max(inner, key=loaded_bits, default=[])
+
+
+def loaded_bits(lines: Iterable[str]) -> int:
+    return sum(bits * count for bits, count in _loads(lines).items())
 
 
 def _cuobjdump(option: str, path: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import triton
 
-from emp_kernels.kernels import contrastive, launch, launch_linear, launch_terms
+from emp_kernels.kernels import contrastive, launch, launch_linear, launch_loss, launch_terms
 
 
 class Launch(NamedTuple):
@@ -42,10 +42,9 @@ def recording() -> Iterator[list[Launch]]:
     """Record launches instead of running them, as if on a chip with 132 multiprocessors."""
     launches: list[Launch] = []
     kept: list[tuple[Any, str, Any]] = []
-    for module in (launch, launch_linear):
-        kept.append((module, "processors", module.processors))
-        module.processors = lambda device: 132
-    for module in (contrastive, launch, launch_linear, launch_terms):
+    kept.append((launch, "processors", launch.processors))
+    launch.processors = lambda device: 132
+    for module in (contrastive, launch, launch_linear, launch_loss, launch_terms):
         for name, value in list(vars(module).items()):
             kernel = getattr(value, "function", value)
             if isinstance(kernel, triton.runtime.jit.JITFunction):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from emp_kernels.kernels import contrastive, launch, launch_linear, launch_terms, plan
+from emp_kernels.kernels import contrastive, launch, launch_linear, launch_loss, launch_terms, plan
 from emp_kernels.terms import Adjustment, Coefficients, RowTerms, Targets
 
 
@@ -26,7 +26,11 @@ def variants() -> Iterator[tuple[str, Callable[[], Any]]]:
             name = f"sample_statistics C={classes} {name_of(dtype)}"
             yield name, scoring(many, classes, dtype, statistics=True)
     for classes in (1001, 50257):
-        yield f"score C={classes} bfloat16 ragged", scoring(many, classes, bf16)
+        yield f"score C={classes} bfloat16 spread", scoring(many, classes, bf16)
+    yield "score C=50257 float32 spread", scoring(many, 50257, f32)
+    for rows in (8, few):  # a piece each, or a row each
+        yield f"score N={rows} C=128256 bfloat16", scoring(rows, 128256, bf16)
+    yield "sample_statistics N=8 C=50257 bfloat16 spread", scoring(8, 50257, bf16, statistics=True)
     for classes in (1000, 32000):
         yield f"row_sums C={classes} bfloat16", scoring(many, classes, bf16, sums=True)
     yield "score C=1000 grouped ignore", scoring(many, 1000, bf16, group=7, ignore=-100)
@@ -105,7 +109,7 @@ def gradient(n, classes, dtype, shard=False) -> Callable[[], Any]:
     values = torch.empty(n)
     labels = torch.empty(n, dtype=torch.int64)
     maximum = values if shard else None
-    return lambda: launch.gradient(rows, labels, values, values, values, maximum)
+    return lambda: launch_loss.gradient(rows, labels, values, values, values, maximum)
 
 
 def terms(n, classes, dtype, adjustment, kinds) -> Callable[[], Any]:

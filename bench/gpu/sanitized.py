@@ -7,6 +7,9 @@ from emp_kernels import backends
 
 
 def main() -> None:
+    if not torch.cuda.is_available():
+        print("bench.gpu.sanitized: no CUDA GPU here; nothing was run")
+        return
     generator = torch.Generator(device="cuda").manual_seed(0)
     for n, classes in ((40, 10), (9, 1001), (3, 20000), (4500, 3)):
         logits = torch.randn(n, classes, device="cuda", generator=generator)

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import OPTIONS
-from .numerics import FLOOR, INF, LARGEST, SCALE, UNSCALE, exp_scaled
+from .launching import OPTIONS
+from .numerics import FLOOR, INF, LARGEST, NVIDIA, SCALE, UNSCALE, exp_scaled
 from .sums import NAN_WINS
 
 LENGTH = 8  # log2 of the scaled vectors' length: small float16 elements do not underflow
@@ -99,7 +99,7 @@ def similarity_rows(
             if UPCAST:
                 a = a.to(tl.float32)
                 b = b.to(tl.float32)
-            z = tl.dot(a, b, z, input_precision="tf32x3")
+            z = tl.dot(a, b, z, input_precision="tf32x3" if NVIDIA else "ieee")
         z = z * scale[:, None] * tl.load(column_scale + against, mask=there, other=0.0)[None, :]
         diagonal = against[None, :] == (start + own)[:, None]
         if ITSELF:

@@ -1,8 +1,6 @@
 """Launching the kernels: their arguments and output memory."""
 
-import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,18 +10,21 @@ from . import rows as whole_rows
 from . import select_large as large
 from . import select_small as small
 from . import stream
-from .gradient import gradient_rows
-from .launching import Kernel
+from .launching import OPTIONS, Kernel, Known, on_device, processors, stream_of
+from .layout import Rows, rows_of
+from .memory import Outcome, addresses, counts, outcome
 from .plan import (
+    BLOCK_OF_A_WARP,
     CHUNK,
     FEW,
     FUSED,
     PLAN_SIZE,
+    VECTOR_BYTES,
     WORK_SIZE,
     Plan,
     layout_of,
+    parts_of,
     plan_of,
-    power_of_two,
     sample_of,
     tile_of,
 )
@@ -35,70 +36,18 @@ bracket, split, narrow = Kernel(large.bracket), Kernel(large.split), Kernel(larg
 count, compact = Kernel(large.count), Kernel(large.compact)
 
 STATE_FIELDS = ("score", "loss", "entropy", "updates", "selections", "seen_at", "clock", "claims")
-OPTIONS = {"enable_fp_fusion": False}  # kernels use fma explicitly where they need it
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Number of multiprocessors; 1 for the interpreter."""
-    if device.type == "cpu":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _on(device: torch.device) -> AbstractContextManager:
-    """Make the tensors' device current, on which kernels run."""
-    if device.type == "cpu" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)
-
-
-class Rows(NamedTuple):
-    """Logits as `count` rows of unit inner stride, in groups of `per_group` equally spaced rows."""
-
-    logits: torch.Tensor
-    count: int
-    classes: int
-    per_group: int
-    group_stride: int
-    row_stride: int
-
-    @property
-    def grouped(self) -> bool:
-        """Whether there is more than one group; the group stride may be 0."""
-        return self.per_group != self.count
-
-
-def rows_of(logits: torch.Tensor) -> Rows:
-    """Rows of logits (..., C); copied only if the inner stride is not 1 or the leading dimensions
-    do not collapse to two."""
-    logits, classes = logits.detach(), logits.shape[-1]
-    if logits.dim() > 3:
-        try:
-            logits = logits.view(-1, *logits.shape[-2:])
-        except RuntimeError:
-            logits = logits.flatten(0, -2)
-    if classes > 1 and logits.stride(-1) != 1:
-        logits = logits.contiguous()
-    *groups, per_group, _ = logits.shape
-    *group_strides, row_stride, _ = logits.stride()
-    count = per_group * groups[0] if groups else per_group
-    group_stride = group_strides[0] if groups else 0
-    if not groups or groups[0] == 1 or group_stride == per_group * row_stride:
-        per_group, group_stride = count, 0
-    return Rows(logits, count, classes, per_group, group_stride, row_stride)
 
 
 class Scored(NamedTuple):
-    """The output of a scoring launch: values (4 or 6, N), correct and prediction (N,) for
-    statistics, work memory, and indices and threshold if the launch selected."""
+    """What a scoring launch leaves: values (4 or 6, N), correct and prediction (N,) of statistics,
+    work memory that counts, or where it selected the outcome and how to launch it again."""
 
-    values: torch.Tensor
-    correct: torch.Tensor | None
-    prediction: torch.Tensor | None
-    work: torch.Tensor
-    indices: torch.Tensor | None
-    threshold: torch.Tensor | None
+    values: torch.Tensor | None
+    correct: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
+    work: torch.Tensor | None = None
+    outcome: Outcome | None = None
+    known: Known | None = None
 
 
 def score(
@@ -109,6 +58,7 @@ def score(
     *,
     statistics: bool = False,
     sums: bool = False,
+    count: bool = False,
     keep: int | None = None,
     state: Any = None,
     ids: torch.Tensor | None = None,
@@ -118,81 +68,120 @@ def score(
 
     Args:
         labels: N of them, of any integer dtype.
-        statistics: compute all statistics instead of score, loss, entropy and lse.
-        sums: compute m, u, t and z_y instead, without selecting.
-        keep: how many of at most FUSED rows the launch's last program selects after writing the
-            state; None leaves both to later launches.
+        statistics: for all the statistics instead of score, loss, entropy and lse.
+        sums: for m, u, t and z_y instead, without selecting.
+        count: whether later launches need `work` to count rows that nobody selects.
+        keep: how many the launch's last program selects, after it wrote the state, of at most
+            FUSED rows; None leaves both to later launches.
         state, ids: an id out of range makes its row invalid.
         plan: by default that of `plan_of`.
 
-    Both scoring kernels take, after the pointers: the rows' layout, the number `vectors` of
-    V-element vectors per row, the number `misaligned` of elements between the last 16-byte boundary
-    and the logits, and `keep`.
+    Both scoring kernels take, after pointers: the rows' layout, `vectors` of V elements a row (of
+    SPREAD rows, as many as it takes to cover it) and `keep`.
     """
     logits, n, classes = rows.logits, rows.count, rows.classes
-    device, itemsize, address = logits.device, logits.element_size(), logits.data_ptr()
+    device, itemsize = logits.device, logits.element_size()
     if labels.dtype == torch.uint64 and ignore_index is not None and ignore_index < 0:
-        ignore_index = None  # labels from 2^63 on would wrap around to it
-    vector, ragged = layout_of(address, rows.group_stride, rows.row_stride, classes, itemsize)
+        ignore_index = None  # labels from 2^63 on would wrap to it
+    vector, spread = layout_of(
+        logits.data_ptr(), rows.group_stride, rows.row_stride, classes, itemsize
+    )
     if plan is None:
-        plan = plan_of(n, classes, itemsize, vector, processors(device), statistics)
+        plan = plan_of(classes, itemsize, vector, statistics)
+    programs = parts_of(plan, n, processors(device))  # a row
+    needed = WORK_SIZE + (n if programs > 1 else 0)
     finish = keep is not None
-    values = torch.empty((6 if statistics else 4, n), dtype=torch.float32, device=device)
-    correct = torch.empty(n, dtype=torch.bool, device=device) if statistics else None
-    prediction = torch.empty(n, dtype=torch.int64, device=device) if statistics else None
-    tickets = n if plan.parts > 1 else 0
-    work = torch.zeros(WORK_SIZE + tickets, dtype=torch.int32, device=device)
-    indices, threshold = selection(keep, device) if keep is not None else (None, None)
+    values = correct = prediction = work = found = None
+    if statistics:
+        correct = torch.empty(n, dtype=torch.bool, device=device)
+        prediction = torch.empty(n, dtype=torch.int64, device=device)
+    if keep is not None:
+        found = outcome(n, keep, device)
+    else:
+        values = torch.empty((6 if statistics else 4, n), dtype=torch.float32, device=device)
+    if count:
+        work = torch.zeros(needed, dtype=torch.int32, device=device)
+    elif finish or programs > 1:
+        work = counts(needed, device)
+    results = (None, None, None) if found is None else found[1:4]
+    select = tile_of(n).rows if finish else 0
     pointers = _state_fields(state if finish else None)
     cut = {"TILES": plan.tiles, "COMPENSATED": plan.compensated}
+    size = 0
     if plan.stream:
-        kernel, programs, parts = score_stream, n * plan.parts, None
-        cut |= {"PARTS": plan.parts, "LANES": plan.width // vector, "TAIL": max(1, plan.tiles // 2)}
-        if plan.parts > 1:
-            parts = torch.empty(n * 6 * plan.parts, dtype=torch.float32, device=device)
+        kernel, grid, parts = score_stream, n * programs, None
+        lanes = plan.width // vector
+        cut |= {"PIECES": plan.pieces, "PARTS": programs, "LANES": lanes}
+        cut |= {"TAIL": max(1, plan.tiles // 2)}
+        if programs > 1:
+            size = n * programs * lanes * stream.values_of_a_lane(vector, statistics)
+            parts = torch.empty(size, dtype=torch.float32, device=device)
         pointers.append(parts)
     else:
-        kernel, programs = score_rows, -(-n // plan.rows)
+        kernel, grid = score_rows, -(-n // plan.rows)
         cut |= {"ROWS": plan.rows, "WIDTH": plan.width}
-    with _on(device):
-        kernel[(programs,)](
-            logits, labels.reshape(-1).contiguous(), ids, values, correct, prediction, work,
-            indices, threshold, *pointers, n, rows.per_group, rows.group_stride, rows.row_stride,
-            max(0, (classes - vector + 1 if ragged else classes) // vector), classes,
-            address // itemsize % vector, float(beta), ignore_index or 0,
+    shape = (n, rows.per_group, rows.group_stride, rows.row_stride, -(-classes // vector), classes)
+    with on_device(device):
+        again = kernel[(grid,)](
+            logits, labels.reshape(-1).contiguous(), ids, values if found is None else found[0][0],
+            correct, prediction, work, *results, *pointers, *shape, float(beta), ignore_index or 0,
             0 if state is None else state.num_samples, keep or 0,
-            V=vector, RAGGED=ragged, GROUPED=rows.grouped,
+            V=vector, SPREAD=spread, GROUPED=rows.grouped,
             IGNORE=ignore_index is not None, STATISTICS=statistics, SUMS=sums,
-            HAS_IDS=ids is not None, HAS_STATE=finish and state is not None,
-            SELECT=tile_of(n).rows if finish else 0, **cut, num_warps=plan.warps, **OPTIONS,
+            COUNT=count or finish, HAS_IDS=ids is not None, HAS_STATE=finish and state is not None,
+            SELECT=select, BLOCK=min(select, BLOCK_OF_A_WARP * plan.warps), **cut,
+            num_warps=plan.warps, **OPTIONS,
         )  # fmt: skip
-    return Scored(values, correct, prediction, work, indices, threshold)
+    known = None if again is None else Known(again, grid, shape, needed, plan.stream, size)
+    return Scored(values, correct, prediction, work, found, known)
 
 
-def gradient(
-    rows: Rows, labels: torch.Tensor, loss: torch.Tensor, lse: torch.Tensor, scales: torch.Tensor,
-    maximum: torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """The cross-entropy's gradient (N, C) of N * C > 0 logits, in their dtype; for sharded rows,
-    `maximum` is the whole row's and `lse` is relative to it."""
-    logits, n, classes = rows.logits, rows.count, rows.classes
-    out = torch.empty((n, classes), dtype=logits.dtype, device=logits.device)
-    vector, ragged = layout_of(
-        logits.data_ptr(), rows.group_stride, rows.row_stride, classes, logits.element_size()
-    )
-    vector = 1 if ragged else vector
-    width = min(4096, max(vector, power_of_two(classes)))
-    several = max(1, 4096 // width)
-    with _on(logits.device):
-        gradient_rows[(-(-n // several), -(-classes // width))](
-            logits, labels.reshape(-1).contiguous(), loss.contiguous(), lse.contiguous(),
-            None if maximum is None else maximum.contiguous(),
-            scales.to(torch.float32).contiguous(), out, n, rows.per_group, rows.group_stride,
-            rows.row_stride, classes // vector, classes, V=vector,
-            GROUPED=rows.grouped, SHARD=maximum is not None, ROWS=several, WIDTH=width,
-            num_warps=8, **OPTIONS,
+_known: dict[Any, Known] = {}
+
+
+def score_and_select(
+    logits: torch.Tensor, labels: torch.Tensor, beta: float, keep: int, state: Any,
+    ids: torch.Tensor | None,
+) -> Outcome:  # fmt: skip
+    """Scores logits (N, C), 0 < N <= FUSED, writes the state and selects, in one launch.
+
+    The host's time is most of what it takes. So what a call finds out is kept for the next one of
+    the same shape, dtypes and alignment, and that one hands over addresses.
+    """
+    n, classes = logits.shape
+    row_stride, column_stride = logits.stride()
+    device, address = logits.device, logits.data_ptr()
+    samples = 0 if state is None else state.num_samples
+    key = (
+        device, logits.dtype, n, classes, row_stride, column_stride, address % VECTOR_BYTES,
+        labels.dtype, None if ids is None else ids.dtype, state is None, samples >> 31, keep,
+    )  # fmt: skip
+    known = _known.get(key)
+    if known is None:
+        scored = score(rows_of(logits), labels, beta, None, keep=keep, state=state, ids=ids)
+        if scored.known is not None and (column_stride == 1 or classes == 1):
+            if len(_known) >= 4096:
+                _known.clear()
+            _known[key] = scored.known
+        assert scored.outcome is not None
+        return scored.outcome
+    found = outcome(n, keep, device)
+    labels = labels.contiguous()
+    work = counts(known.counts, device)
+    pointers = [None if x is None else x.data_ptr() for x in _state_fields(state)]
+    if known.stream:
+        parts = torch.empty(known.parts, dtype=torch.float32, device=device)
+        pointers.append(parts.data_ptr())
+    values, *results = addresses(found, n, keep)
+    with on_device(device):
+        known.again(
+            known.grid, stream_of(device),
+            (
+                address, labels.data_ptr(), None if ids is None else ids.data_ptr(), values, None,
+                None, work.data_ptr(), *results, *pointers, *known.shape, beta, 0, samples, keep,
+            ),
         )  # fmt: skip
-    return out
+    return found
 
 
 def selection(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,7 +193,9 @@ def selection(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 def _state_fields(state: Any) -> list[torch.Tensor | None]:
-    if state is not None and len(state.claims) < state.num_samples:  # on the CPU, interpreted
+    if (
+        state is not None and state.claims.shape[0] < state.num_samples
+    ):  # a CPU's state, interpreted
         state.claims = torch.empty_like(state.seen_at)
     return [getattr(state, name, None) for name in STATE_FIELDS]
 
@@ -221,7 +212,7 @@ def finish_few(
     n, device = values.shape[1], values.device
     indices, threshold = selection(keep, device)
     tile = tile_of(n)
-    with _on(device):
+    with on_device(device):
         finish_rows[(1,)](
             values, ids, indices, threshold, *_state_fields(state),
             0 if state is None else state.num_samples, n, keep,
@@ -238,7 +229,7 @@ def select(scores: torch.Tensor, keep: int) -> torch.Tensor:
     n = scores.shape[0]
     tile = tile_of(n)
     indices = torch.empty(keep, dtype=torch.int64, device=scores.device)
-    with _on(scores.device):
+    with on_device(scores.device):
         select_few[(1,)](
             scores, indices, keep, n,
             TILE=tile.rows, BLOCK=tile.block, num_warps=tile.warps, **OPTIONS,
@@ -265,7 +256,7 @@ def select_many(
     above, inside = torch.empty((2, chunks), dtype=torch.int32, device=device).unbind()
     taken, ties = torch.empty((2, chunks), dtype=torch.int64, device=device).unbind()
     indices, threshold = selection(keep, device)
-    with _on(device):
+    with on_device(device):
         bracket[(1,)](
             scores, plan, work, keep, n,
             VALID_ONLY=valid, SAMPLE=sample.draws, num_warps=sample.warps, **OPTIONS,
@@ -295,7 +286,7 @@ def remember(state: Any, ids: torch.Tensor | None, scores: Sequence[torch.Tensor
         return
     score, loss, entropy, updates, _, seen_at, clock, claims = _state_fields(state)
     before = state.clock.clone()
-    with _on(scores[0].device):
+    with on_device(scores[0].device):
         for step in range(3) if ids is not None else (2,):  # clear, claim, write
             remember_rows[(-(-n // 1024),)](
                 *scores[:3], ids, score, loss, entropy, updates, seen_at, clock, claims, before,

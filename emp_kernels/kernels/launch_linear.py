@@ -5,14 +5,15 @@ from typing import NamedTuple
 
 import torch
 
-from .launch import OPTIONS, _on, processors
+from .launching import OPTIONS, on_device
 from .linear import finish_scores, score_tiles
-from .plan import VECTOR_BYTES, WORK_SIZE, power_of_two
+from .plan import VECTOR_BYTES
 
 
 class LinearPlan(NamedTuple):
-    """Tiles of `rows` x `columns` with `depth` of the inner dimension at a time, pipelined in
-    `stages`; `parts` programs share the classes of a row."""
+    """Tiles of `rows` x `columns`, `depth` of the inner dimension at a time and `stages` of those
+    on their way from memory; `parts` programs share the classes of a row. All of it decides how a
+    row is added up, so the number of rows is not asked for."""
 
     rows: int
     columns: int
@@ -23,17 +24,15 @@ class LinearPlan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_linear(n: int, classes: int, itemsize: int, vector: int, processors: int) -> LinearPlan:
-    """The tiles for (n, classes) logits on a chip of `processors` multiprocessors."""
-    # Exact float32 products do not use tensor cores, and narrow loads need a register each, so
-    # tiles are small enough for the registers.
+def plan_linear(classes: int, itemsize: int, vector: int) -> LinearPlan:
+    """The tiles for logits of so many classes."""
+    # Exact products of float32 are no tensor core's, and narrow loads need a register each: small
+    # tiles, which registers can hold.
     rows, columns, depth, stages, warps = 128, 128, 64, 3, 8
     if itemsize == 4 or vector * itemsize < 8:
         rows, columns, depth, warps = 64, 64, 32, 4
-    rows = min(rows, max(16, power_of_two(n)))
-    blocks, tiles = -(-n // rows), -(-classes // columns)
     parts = 1
-    while parts < 256 and parts * blocks < 8 * processors and 4 * parts <= tiles:
+    while parts < 256 and 4 * parts <= -(-classes // columns):
         parts *= 2
     return LinearPlan(rows, columns, depth, stages, parts, warps)
 
@@ -68,12 +67,11 @@ def score_linear(
         order, counted = ignored.argsort(stable=True), n - ignored.sum(dtype=torch.int64)
     exact = hidden.element_size() == 4
     vector = _vector(depth, hidden, weight)
-    plan = plan_linear(n, classes, hidden.element_size(), vector, processors(device))
+    plan = plan_linear(classes, hidden.element_size(), vector)
     parts = torch.empty((plan.parts, 4, n), dtype=torch.float32, device=device)
     values = torch.empty((4, n), dtype=torch.float32, device=device)
-    work = torch.zeros(WORK_SIZE, dtype=torch.int32, device=device)
     options = {"num_warps": plan.warps, **OPTIONS}
-    with _on(device):
+    with on_device(device):
         score_tiles[(-(-n // plan.rows) * plan.parts,)](
             hidden, weight, bias, labels, order, counted, parts, n, depth // vector, classes,
             hidden.stride(0), weight.stride(0), ignore_index or 0, V=vector,
@@ -85,7 +83,7 @@ def score_linear(
         )  # fmt: skip
         rows = max(1, 1024 // plan.parts)
         finish_scores[(-(-n // rows),)](
-            parts, labels, values, work, n, classes, beta, ignore_index or 0,
+            parts, labels, values, n, classes, beta, ignore_index or 0,
             IGNORE=ignore_index is not None, ROWS=rows, PARTS=plan.parts, **OPTIONS,
         )  # fmt: skip
     return values

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from .launch import OPTIONS, Rows, _on
+from .launching import OPTIONS, on_device
+from .layout import Rows
 from .plan import layout_of, power_of_two
 from .terms import row_terms, terms_gradient
 
@@ -15,14 +16,14 @@ def _cut(rows: Rows, probabilities: torch.Tensor | None) -> dict[str, int]:
     """Rows and columns of a tile, and the vector width V of loads."""
     logits, classes = rows.logits, rows.classes
     strides = rows.group_stride, rows.row_stride
-    vector, ragged = layout_of(logits.data_ptr(), *strides, classes, logits.element_size())
-    vector = 1 if ragged else vector
+    vector, spread = layout_of(logits.data_ptr(), *strides, classes, logits.element_size())
+    vector = 1 if spread else vector
     if probabilities is not None:
-        other, ragged = layout_of(
+        other, spread = layout_of(
             probabilities.data_ptr(), 0, probabilities.stride(0), classes,
             probabilities.element_size(),
         )  # fmt: skip
-        vector = 1 if ragged else min(vector, other)
+        vector = 1 if spread else min(vector, other)
     width = min(_TILE, power_of_two(max(1, classes)))
     several = max(1, _TILE // 2 // width)
     return {"V": vector, "ROWS": several, "WIDTH": width, "num_warps": several * width // 256 or 1}
@@ -62,7 +63,7 @@ def terms(
     weight, probabilities, stride, share, uniform = _weights(targets)
     out = torch.empty((9, n), dtype=torch.float32, device=rows.logits.device)
     cut = _cut(rows, probabilities)
-    with _on(rows.logits.device):
+    with on_device(rows.logits.device):
         row_terms[(-(-n // cut["ROWS"]),)](
             rows.logits, labels.reshape(-1).contiguous(), highs, lows, weight, probabilities, out,
             n, rows.per_group, rows.group_stride, rows.row_stride, stride,
@@ -93,7 +94,7 @@ def gradient(
         for x in (found.loss, found.lse, found.maximum, found.above, found.mean, found.others)
     ]
     by = [None if x is None else x.to(torch.float32).contiguous() for x in coefficients]
-    with _on(rows.logits.device):
+    with on_device(rows.logits.device):
         terms_gradient[(-(-n // cut["ROWS"]), -(-classes // cut["WIDTH"]))](
             rows.logits, labels.reshape(-1).contiguous(), highs, lows, weight, probabilities,
             *saved, *by, out, n, rows.per_group, rows.group_stride, rows.row_stride, stride,

@@ -111,7 +111,7 @@ def score_tiles(
 
 @triton.jit(do_not_specialize=["n", "classes", "ignore_index"])
 def finish_scores(
-    parts, labels, out, work, n, classes, beta, ignore_index,
+    parts, labels, out, n, classes, beta, ignore_index,
     IGNORE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """out (4, n) from parts (PARTS, 4, n)."""
@@ -126,4 +126,4 @@ def finish_scores(
     z_y = tl.sum(tl.load(each + 3 * n, mask=mask, other=0.0), 0)
     m, u, t, _, _ = merge(part_m, part_u, part_t, part_u, part_m, False)
     z_y = tl.where(known, z_y, float("nan"))
-    store_scores(m, u, t, z_y, known, counts, rows, inside, out, work, work, beta, n, n, False)
+    store_scores(m, u, t, z_y, known, counts, rows, inside, out, out, out, beta, n, n, False, False)

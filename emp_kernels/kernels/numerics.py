@@ -5,6 +5,7 @@ is normal down to d = -120, and what is lost below adds up to less than half the
 even for 2^18 classes. Squares and products of such sums stay below 2^127.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -51,6 +52,8 @@ def log1p(u):
     return tl.fma(k.to(tl.float32), LN2, v * (w * series))
 
 
-# Whether kernels are compiled and may use inline assembly for packed 16-bit values, which the
-# interpreter cannot run.
-PACKED = tl.constexpr(isinstance(exp_scaled, triton.runtime.jit.JITFunction))
+# Whether kernels are NVIDIA's machine code, and may say in its assembly how a register's two 16-bit
+# values are worked on: the interpreter runs none, and AMD's GPUs another one.
+NVIDIA = tl.constexpr(
+    isinstance(exp_scaled, triton.runtime.jit.JITFunction) and torch.version.hip is None
+)

@@ -3,22 +3,24 @@
 import functools
 from typing import NamedTuple
 
-ROWS_LIMIT = 8192  # up to this many classes a whole row is held in registers
-FUSED = 2048  # up to this many rows the last program of a scoring launch selects
-FEW = 8192  # up to this many rows one program selects; for more, several are faster
-BLOCK = 4096  # rows that it handles at a time
+ROWS_LIMIT = 8192  # classes up to which a row is held in registers whole
+FUSED = 2048  # rows up to which the last program of a scoring launch selects
+FEW = 8192  # rows up to which one program selects: of twice as many, many are sooner done
+BLOCK = 4096  # of these rows at a time, where they are more
+BLOCK_OF_A_WARP = 512  # at most, in the last program of a scoring launch
 VECTOR_BYTES = 16
-LONG_ROW = 256  # from this many classes on an unaligned row is read with an edge
-WORK_SIZE = 8  # fixed ints of work memory, before those that a call adds
-CHUNK = 4096  # scores per program and step
+LONG_ROW = 256  # classes from which a thread reads as much of an unaligned row as of another
+MOST_PIECES = 16  # of a row
+WORK_SIZE = 8  # ints of work memory before what a call adds (work)
+CHUNK = 4096  # scores that one program selects among at a time
 DIGITS = 256  # bins of one narrowing of the bracket
-PLAN_SIZE = 16 + 4 * DIGITS  # ints of select_large's plan
-# Arguments whose values must not cause new variants.
-SIZES = ["n", "rows_per_group", "group_stride", "row_stride", "vectors", "classes", "misaligned"]
+PLAN_SIZE = 16 + 4 * DIGITS  # of select_large
+# Arguments whose values must not make new variants: the kernels need no fact about them.
+SIZES = ["n", "rows_per_group", "group_stride", "row_stride", "vectors", "classes"]
 SIZES += ["ignore_index", "num_samples", "keep", "chunks", "step"]
 # Arguments whose alignment must not cause new variants; kernels state it where they need it.
 POINTERS = ["logits", "labels", "ids", "out", "correct", "prediction", "work", "indices"]
-POINTERS += ["threshold", "parts"]
+POINTERS += ["threshold", "invalid", "parts"]
 POINTERS += ["score", "loss", "entropy", "scores", "slots", "above", "inside", "plan", "taken"]
 POINTERS += ["ties", "state_score", "state_loss", "state_entropy", "state_updates"]
 POINTERS += ["state_selections", "state_seen_at", "state_clock", "claims", "before"]
@@ -26,19 +28,25 @@ ONCE = {"do_not_specialize": SIZES, "do_not_specialize_on_alignment": POINTERS}
 
 
 class Layout(NamedTuple):
-    """How rows are read: `vector` elements at a time, with an edge if rows are `ragged`."""
+    """How rows are read: a thread takes `vector` columns in one load; of `spread` rows, which start
+    anywhere, as many that neighbours read beside one another, each in a load of its own."""
 
     vector: int
-    ragged: bool
+    spread: bool
 
 
 class Plan(NamedTuple):
-    """One scoring launch: `rows` rows per program, or `parts` programs per row if it is `stream`;
-    `tiles` tiles of `width` columns are in registers at a time."""
+    """How a row is summed: `rows` rows a program, or where it is a `stream` one row, cut into
+    `pieces` that one program takes in turn or each a program of its own; `tiles` tiles of `width`
+    columns are in registers at a time.
+
+    All of it decides the order in which a row is added up, so it depends on the row alone: its
+    results are the same bits whatever rows stand beside it, and however many.
+    """
 
     stream: bool
     rows: int
-    parts: int
+    pieces: int
     width: int
     tiles: int
     compensated: bool
@@ -54,8 +62,9 @@ def power_of_two(n: int) -> int:
 def layout_of(
     address: int, group_stride: int, row_stride: int, classes: int, itemsize: int
 ) -> Layout:
-    """The widest loads that are aligned for every row; for long rows that allow less than 8 bytes,
-    16-byte loads between a ragged head and tail."""
+    """The widest loads that start and end on the boundaries of all rows; long rows that allow less
+    than 8 bytes are spread. (16-byte loads between a row's own boundaries need fewer instructions,
+    but would add up a row by where it lies.)"""
     full = VECTOR_BYTES // itemsize
     vector = full
     while vector > 1 and (
@@ -71,38 +80,36 @@ def layout_of(
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_of(
-    n: int, classes: int, itemsize: int, vector: int, processors: int, statistics: bool = False
-) -> Plan:
-    """The launch for logits (n, classes) on a chip of `processors` multiprocessors."""
-    # 16-bit logits are read twice as fast, and long rows average the error: see numerics.exp_scaled
+def plan_of(classes: int, itemsize: int, vector: int, statistics: bool = False) -> Plan:
+    """How rows of `classes` logits are summed."""
+    # 16-bit logits come twice as fast, and long rows average the error: see numerics.exp_scaled
     compensated = itemsize == 4 or classes <= 512
-    wanted = 2 * processors  # programs that fill the chip
     if classes > ROWS_LIMIT:
-        # Measured on an H200: small programs run out of phase, so that some read while others
-        # compute. Few rows need more threads each, and so does a selection at the end.
-        warps = 8 if n < 8 * processors else 2 if itemsize == 2 and n > FUSED else 4
+        # Measured on an H200: small programs are out of step with one another, so that some read
+        # while others calculate.
+        warps = 2 if itemsize == 2 else 4
         width = 32 * warps * vector
         tiles = 4 if statistics and itemsize == 2 else 8  # as many as registers allow
-        steps = -(-classes // (width * tiles))
-        parts = 1
-        while parts < 64 and n * parts < wanted and steps >= 2 * parts:
-            parts *= 2
-        return Plan(True, 1, parts, width, tiles, compensated, warps)
+        # Each piece costs a tenth of a step; a quarter of a step is 3 in a hundred.
+        pieces = 1
+        while pieces < MOST_PIECES and 4 * (2 * pieces - 1) <= -(-classes // (width * tiles)):
+            pieces *= 2
+        return Plan(True, 1, pieces, width, tiles, compensated, warps)
     columns = max(power_of_two(classes), vector)
     # A thread that reads more of its row has less to reduce with others; registers are the limit.
     most = 16 if itemsize == 2 and columns > 2048 and not statistics else 8
     tiles = max(1, min(most, columns // (4 * vector)))
     width = columns // tiles
-    threads = 64 if columns > 4096 and most == 16 and n > FUSED else 128
+    threads = 64 if columns > 4096 and most == 16 else 128
     rows = max(1, threads * vector // width)
-    while rows > 1 and n < rows * wanted:
-        rows //= 2
-    while tiles > 1 and rows * width < threads * vector:  # few rows: more threads per row
-        tiles //= 2
-        width *= 2
     warps = max(threads // 32, min(16, rows * width // (32 * vector)))
     return Plan(False, rows, 1, width, tiles, compensated, warps)
+
+
+def parts_of(plan: Plan, n: int, processors: int) -> int:
+    """Programs that share each of n rows: few rows would not keep the chip's multiprocessors busy
+    otherwise."""
+    return plan.pieces if n < 8 * processors else 1
 
 
 class Tile(NamedTuple):
@@ -113,6 +120,7 @@ class Tile(NamedTuple):
     warps: int
 
 
+@functools.lru_cache(maxsize=4096)
 def tile_of(n: int) -> Tile:
     """The tile in which one program holds n <= FEW rows; few distinct sizes, so that few variants
     are compiled."""

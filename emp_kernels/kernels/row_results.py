@@ -33,10 +33,10 @@ def loss_and_lse(m, log_s, t, z_y, known):
 @triton.jit
 def store_scores(
     m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
-    HAS_IDS: tl.constexpr,
+    HAS_IDS: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """Store score, loss, entropy and lse into out (4, N), and count rows that cannot be
-    selected."""
+    """Stores score, loss, entropy and lse into out (4, N); with COUNT counts rows that nobody
+    selects."""
     log_s = log1p(u * UNSCALE)
     loss, lse, broken = loss_and_lse(m, log_s, t, z_y, known)
     entropy = log_s - tl.div_rn(t * UNSCALE, 1.0 + u * UNSCALE)
@@ -52,10 +52,11 @@ def store_scores(
     tl.store(out + column + rows, tl.where(counts, loss, 0.0), mask=inside)
     tl.store(out + 2 * column + rows, tl.where(counts, entropy, 0.0), mask=inside)
     tl.store(out + 3 * column + rows, tl.where(counts, lse, 0.0), mask=inside)
-    invalid = inside & (score != score)
-    tl.atomic_add(work + INVALID + rows * 0, 1, mask=invalid, sem="relaxed")
-    lowest = counts & (score == -INF)
-    tl.atomic_add(work + BOTTOM + rows * 0, 1, mask=lowest, sem="relaxed")
+    if COUNT:
+        invalid = inside & (score != score)
+        tl.atomic_add(work + INVALID + rows * 0, 1, mask=invalid, sem="relaxed")
+        lowest = counts & (score == -INF)
+        tl.atomic_add(work + BOTTOM + rows * 0, 1, mask=lowest, sem="relaxed")
 
 
 @triton.jit

@@ -23,13 +23,14 @@ from .sums import (
 
 @triton.jit(**ONCE)
 def score_rows(
-    logits, labels, ids, out, correct, prediction, work, indices, threshold,
+    logits, labels, ids, out, correct, prediction, work, indices, threshold, invalid,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
-    state_clock, claims, n, rows_per_group, group_stride, row_stride, vectors, classes, misaligned,
+    state_clock, claims, n, rows_per_group, group_stride, row_stride, vectors, classes,
     beta, ignore_index, num_samples, keep,
-    V: tl.constexpr, RAGGED: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
-    STATISTICS: tl.constexpr, SUMS: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
-    SELECT: tl.constexpr, COMPENSATED: tl.constexpr,
+    V: tl.constexpr, SPREAD: tl.constexpr, GROUPED: tl.constexpr, IGNORE: tl.constexpr,
+    STATISTICS: tl.constexpr, SUMS: tl.constexpr, COUNT: tl.constexpr, HAS_IDS: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    SELECT: tl.constexpr, BLOCK: tl.constexpr, COMPENSATED: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """See launch.score for the arguments, which both scoring kernels share."""
@@ -43,22 +44,18 @@ def score_rows(
         start = rows * row_stride
     z_y = tl.load(logits + start + y, mask=known, other=float("nan")).to(tl.float32)
 
-    # Columns [head, head + vectors * V) start at a multiple of V elements and are read V at a time;
-    # without RAGGED these are all columns. The remaining few are the edge.
-    head = start * 0
-    body = tl.multiple_of(start + misaligned, V)
-    if RAGGED:
-        head = (V - (start + misaligned) % V) % V
-        body = tl.multiple_of(start + misaligned + head, V)
-    base = tl.multiple_of(
-        logits - misaligned, V * (logits.dtype.element_ty.primitive_bitwidth // 8)
-    )
     columns = tl.arange(0, WIDTH)
-    pointers = base + body[:, None] + columns[None, :]
+    if SPREAD:
+        stop = classes
+        pointers = logits + start[:, None] + columns[None, :]
+    else:
+        stop = vectors * V
+        itemsize: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth // 8
+        pointers = tl.multiple_of(logits + start, V * itemsize)[:, None] + columns[None, :]
 
     tiles = ()
     for i in tl.static_range(TILES):
-        readable = counts[:, None] & (i * WIDTH + columns < vectors * V)[None, :]
+        readable = counts[:, None] & (i * WIDTH + columns < stop)[None, :]
         z = tl.load(pointers + i * WIDTH, mask=readable, other=-INF)
         if i == 0:
             champions = z
@@ -70,15 +67,6 @@ def score_rows(
     )
     champions = widened(champions)
     m = tl.max(champions, 1)
-
-    if RAGGED:
-        edge_columns = tl.arange(0, 2 * V)[None, :]
-        edge_columns += tl.where(edge_columns < head[:, None], 0, vectors * V)
-        readable = counts[:, None] & (edge_columns < classes)
-        edge = tl.load(logits + start[:, None] + edge_columns, mask=readable, other=-INF).to(
-            tl.float32
-        )
-        m = tl.maximum(m, tl.max(edge, 1))
 
     u, t, q, second = loser_sums(
         losers, tl.maximum(m, -LARGEST)[:, None], champions, TILES - 1, STATISTICS, COMPENSATED
@@ -93,20 +81,10 @@ def score_rows(
     else:
         q = u
         second = u
-    if RAGGED:
-        edge_terms = champion_terms(edge, m[:, None], STATISTICS)
-        u += tl.sum(edge_terms[0], 1)
-        t += tl.sum(edge_terms[1], 1)
-        ties += tl.sum(edge_terms[3], 1)
-        if STATISTICS:
-            q += tl.sum(edge_terms[2], 1)
-            second = tl.maximum(second, tl.max(edge_terms[4], 1))
     u, q, second = leave_one_out(u, q, ties, second, m, STATISTICS)
 
     if STATISTICS:
-        top = lowest_top(champions, m[:, None], places + head[:, None] + columns[None, :])
-        if RAGGED:
-            top = tl.minimum(top, lowest_top(edge, m[:, None], edge_columns))
+        top = lowest_top(champions, m[:, None], places + columns[None, :])
         store_statistics(
             m, u, t, q, second, top, y, z_y, known, counts, rows, inside, out, correct, prediction,
             n,
@@ -116,12 +94,12 @@ def score_rows(
     else:
         store_scores(
             m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
-            HAS_IDS,
+            HAS_IDS, COUNT,
         )  # fmt: skip
         if SELECT:
             finish_call(
-                out, work, ids, indices, threshold,
+                out, work, ids, indices, threshold, invalid,
                 state_score, state_loss, state_entropy, state_updates, state_selections,
                 state_seen_at, state_clock, claims, num_samples, n, keep, HAS_IDS, HAS_STATE,
-                SELECT,
+                SELECT, BLOCK,
             )  # fmt: skip

@@ -12,7 +12,7 @@ from .keys import kth_largest, order_key, score_of
 from .numerics import INF
 from .plan import ONCE
 from .remember import CLAIM, CLEAR, WRITE, claim, clear, samples_of, write
-from .work import TICKET
+from .work import INVALID, ROW_TICKETS, TICKET
 
 
 @triton.jit
@@ -166,18 +166,23 @@ def finish_rows(
 
 @triton.jit
 def finish_call(
-    out, work, ids, indices, threshold,
+    out, work, ids, indices, threshold, invalid,
     state_score, state_loss, state_entropy, state_updates, state_selections, state_seen_at,
     state_clock, claims, num_samples, n, keep, HAS_IDS: tl.constexpr, HAS_STATE: tl.constexpr,
-    TILE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`finish_rows` of one block, in the last program of a scoring launch."""
+    """`finish_rows` in the program of a scoring launch that comes last, which also stores how many
+    rows are invalid and sets the counts back to zero."""
     if take_ticket(work, TICKET, tl.num_programs(0)):
+        tl.store(invalid, tl.load(work + INVALID, cache_modifier=".cg"))
+        tl.debug_barrier()
+        for i in tl.static_range(ROW_TICKETS):
+            tl.store(work + i, 0)
         finish_rows(
             out, ids, indices, threshold,
             state_score, state_loss, state_entropy, state_updates, state_selections,
             state_seen_at, state_clock, claims, num_samples, n, keep, HAS_IDS, HAS_STATE, TILE,
-            TILE,
+            BLOCK,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ ones at once; only the smaller ones are converted to float32.
 import triton
 import triton.language as tl
 
-from .numerics import FLOOR, INF, LARGEST, PACKED, SCALE, UNSCALE, exp_scaled
+from .numerics import FLOOR, INF, LARGEST, NVIDIA, SCALE, UNSCALE, exp_scaled
 
 FAR = tl.constexpr(2**31 - 1)  # past every column
 NAN_WINS = tl.constexpr(tl.PropagateNan.ALL)
@@ -23,12 +23,12 @@ def _sorted_pair(a, b):
 
     Two 16-bit values share a register, and one instruction compares both.
     """
-    if PACKED and a.numel > 1 and a.dtype == tl.bfloat16:
+    if NVIDIA and a.numel > 1 and a.dtype == tl.bfloat16:
         pair = tl.inline_asm_elementwise(
             "min.NaN.bf16x2 $0, $2, $3; max.NaN.bf16x2 $1, $2, $3;",
             "=&r,=r,r,r", [a, b], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
         )  # fmt: skip
-    elif PACKED and a.numel > 1 and a.dtype == tl.float16:
+    elif NVIDIA and a.numel > 1 and a.dtype == tl.float16:
         pair = tl.inline_asm_elementwise(
             "min.NaN.f16x2 $0, $2, $3; max.NaN.f16x2 $1, $2, $3;",
             "=&r,=r,r,r", [a, b], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
@@ -43,8 +43,8 @@ def _sorted_pair(a, b):
 
 @triton.jit
 def widened(z):
-    """Logits as float32; two packed bfloat16 take one operation each."""
-    if PACKED and z.numel > 1 and z.dtype == tl.bfloat16:
+    """Logits as float32; of a register's two bfloat16 in one operation each."""
+    if NVIDIA and z.numel > 1 and z.dtype == tl.bfloat16:
         z = tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
             "=&r,=r,r", [z], dtype=tl.float32, is_pure=True, pack=2,

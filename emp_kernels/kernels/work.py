@@ -1,4 +1,5 @@
-"""Layout of a call's work memory (int32, initially zero): counts shared by programs."""
+"""Layout of a call's work memory (int32), zero at the start and again behind a launch that selects:
+what programs count and hand on."""
 
 import triton.language as tl
 

@@ -59,8 +59,7 @@ def test_within_8_ulp_at_scale_1(classes, dtype):
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_rows_shared_by_programs(rows):
-    """A row's results agree within a few ulp alone, among few and among many rows, and between
-    runs."""
+    """Each run is the same."""
     logits = torch.randn(rows, 200_000, device="cuda").bfloat16()
     labels = torch.arange(rows, device="cuda")
     truth = oracle.statistics(logits.cpu(), labels.cpu())

@@ -14,7 +14,7 @@ def cross_entropy_backward(logits, labels, loss, lse, scales, maximum=None) -> t
     it; a label outside [0, C) is on another shard."""
     if logits.numel() == 0:
         return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    gradient = runtime.launch.gradient(
+    gradient = runtime.launch_loss.gradient(
         runtime.launch.rows_of(logits), labels, loss, lse, scales, maximum
     )
     return gradient.view(logits.shape)

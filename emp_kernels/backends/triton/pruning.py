@@ -17,9 +17,8 @@ def score_and_select(
     number of valid rows is read back instead.
     """
     runtime.check_capability(logits.device)
-    rows = runtime.launch.rows_of(logits)
-    n, device = rows.count, rows.logits.device
-    check_label_range(function, labels, rows.classes, ignore_index)
+    n, device = logits.shape[0], logits.device
+    check_label_range(function, labels, logits.shape[1], ignore_index)
     ids = None if state is None or ids is None else ids.contiguous()
     if ids is not None:
         check_id_range(function, ids, state.num_samples)
@@ -27,11 +26,15 @@ def score_and_select(
         return _nothing(device)
     beta = 1.0 if state is None else state.beta
     count, waits = kept_count(keep, n), ignore_index is not None
-    fused = runtime.launch.fused(n) and not waits
-    values, _, _, work, indices, threshold = runtime.launch.score(
-        rows, labels, beta, ignore_index,
-        keep=count if fused else None, state=state, ids=ids,
-    )  # fmt: skip
+    if runtime.launch.fused(n) and not waits:
+        scores, indices, threshold, invalid, _ = runtime.launch.score_and_select(
+            logits, labels, beta, count, state, ids
+        )
+        return Selection(_found(indices), Scores(*scores), threshold, invalid)
+    rows = runtime.launch.rows_of(logits)
+    values, _, _, work, *_ = runtime.launch.score(
+        rows, labels, beta, ignore_index, count=True, state=state, ids=ids
+    )
     if waits:
         valid = int((values[0] > -torch.inf).sum())  # the only size that is read back
         count = kept_count(keep, valid)
@@ -39,11 +42,14 @@ def score_and_select(
         if state is not None:
             runtime.launch.remember(state, ids, values)
         indices, threshold = runtime.launch.select_many(values[0], count, work, ids, state)
-    elif not fused:
+    else:
         indices, threshold = runtime.launch.finish_few(values, count, ids, state)
-    if device.type == "cpu":
-        indices = indices[indices >= 0]
-    return Selection(indices, Scores(*values.unbind()), threshold, work[0])
+    return Selection(_found(indices), Scores(*values.unbind()), threshold, work[0])
+
+
+def _found(indices: torch.Tensor) -> torch.Tensor:
+    """Without the -1 at the end, where looking waits for nobody."""
+    return indices[indices >= 0] if runtime.interpreted() else indices
 
 
 def _nothing(device) -> Selection:

@@ -19,12 +19,13 @@ OLDEST = (8, 0)  # the oldest compute capability whose minima and maxima can pro
 contrastive: Any = None
 launch: Any = None
 launch_linear: Any = None
+launch_loss: Any = None
 launch_terms: Any = None
 
 
 def require() -> None:
-    """Import the kernels; raise if Triton is missing or no GPU can run them."""
-    global contrastive, launch, launch_linear, launch_terms
+    """Import the kernels; raise where Triton is missing or no GPU can run them."""
+    global contrastive, launch, launch_linear, launch_loss, launch_terms
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -35,7 +36,7 @@ def require() -> None:
         newest = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
         if newest < OLDEST:
             raise Unavailable(_too_old(newest))
-    from ...kernels import contrastive, launch, launch_linear, launch_terms
+    from ...kernels import contrastive, launch, launch_linear, launch_loss, launch_terms
 
     if torch.version.hip is not None and not interpreted():  # they contain NVIDIA assembly
         raise Unavailable(NO_ROCM)
@@ -85,8 +86,11 @@ def reading_memory(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
-        options = {name: _in_memory(option) for name, option in options.items()}  # type: ignore[assignment]
-        return function(*map(_in_memory, arguments), **options)
+        if options:
+            options = {name: _in_memory(option) for name, option in options.items()}  # type: ignore[assignment]
+        tensors = (torch.Tensor, tuple)
+        found = [_in_memory(x) if isinstance(x, tensors) else x for x in arguments]
+        return function(*found, **options)  # type: ignore[arg-type]
 
     return call
 

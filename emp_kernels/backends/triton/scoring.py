@@ -11,11 +11,11 @@ def score(logits, labels, beta, ignore_index, function="score") -> Scores:
     """Scores of logits (..., C) and labels (...)."""
     runtime.check_capability(logits.device)
     check_label_range(function, labels, logits.shape[-1], ignore_index)
-    values = torch.empty((4, 0), dtype=torch.float32, device=labels.device)
     if labels.numel():
-        values = runtime.launch.score(
-            runtime.launch.rows_of(logits), labels, beta, ignore_index
-        ).values
+        rows = runtime.launch.rows_of(logits)
+        values = runtime.launch.score(rows, labels, beta, ignore_index).values
+    else:
+        values = torch.empty((4, 0), dtype=torch.float32, device=labels.device)
     return Scores(*values.view(4, *labels.shape).unbind())
 
 
