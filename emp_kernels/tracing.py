@@ -10,8 +10,13 @@ import torch
 _tracing_state = torch._C._get_tracing_state
 _modes = torch._C._len_torch_dispatch_stack
 _KEYS = torch._C._TorchDispatchModeKey
-# None outside torch.func's transforms.
-transforming = torch._C._functorch.peek_interpreter_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
+
+
+def transforming() -> bool:
+    """Whether one of torch.func's transforms runs. Compilers are not asked: torch 2.6's cannot
+    record the question."""
+    return not torch.compiler.is_compiling() and _transforms() is not None
 
 
 def recording() -> bool:
@@ -47,7 +52,7 @@ def check_no_tracing(function: str) -> None:
             "no operator), got those of torch.export"
         )
     _refuse_jit(function)
-    if transforming() is not None:
+    if transforming():
         raise TypeError(
             f"{function}: tensors must lie in memory (call outside of torch.func's transforms, "
             "with all rows at once), got a call in one of them"
