@@ -1,6 +1,6 @@
-"""What a state costs that is shared out among ranks, beside one that each rank holds whole:
-`python -m bench.bench_distributed SAMPLES RANKS [KEEP] [shared|whole]` prints a row for each, of
-gloo ranks on this machine, a thread each. `bench.distributed_model` compares rows with its model.
+"""The cost of a sharded state compared with a replicated one:
+`python -m bench.bench_distributed SAMPLES RANKS [KEEP] [shared|whole]` prints a row for each, with
+gloo ranks on this machine, one thread each. `bench.distributed_model` compares rows with its model.
 
 A row has the seconds of an epoch's start and the processor's seconds of one rank in it; the bytes
 and messages that a rank sends, and the bytes as a multiple of kept samples / ranks; by how many
@@ -31,7 +31,7 @@ import emp_kernels as emp
 from bench import harness
 
 KINDS = ("shared", "whole")
-ROUNDS = 5  # epochs, of which the first finds no entries to bring
+ROUNDS = 5  # epochs; the first has no entries to exchange
 ROWS, CLASSES, CALLS = 128, 100, 200
 CALL = 1 << 16  # ids that an epoch writes at a time
 
@@ -122,7 +122,7 @@ def epochs_of(
 ) -> tuple[dict[str, Any], list[str], emp.EMPState]:
     """A row, what this rank's orders hash to, and the state behind them."""
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     state = made(kind, samples)
     sampler = emp.EMPSampler(state, keep, warmup_epochs=0)
     names = ("seconds", "cpu", "sent", "messages", "draw", "between")

@@ -67,7 +67,7 @@ def find_counted_cut(
 ) -> Cut:
     """`find_cut` of keys that only `count` reads, all of them in [-2^(width-1), 2^(width-1))."""
     shift = width
-    left = ranks.clone()  # of the scores in a target's range
+    left = ranks.clone()  # ranks within a target's range
     slots = torch.arange(len(ranks), device=ranks.device) if grouped else torch.zeros_like(ranks)
     # The leading digits of the threshold found so far.
     digits = ranks.new_zeros(len(ranks) if grouped else 1, dtype=dtype)

@@ -42,7 +42,7 @@ class Whole:
         raise NotImplementedError
 
     def follow(self, ids: torch.Tensor, progress: array[int], iterator: Iterator[int]) -> None:
-        """`iterator` will draw `ids` (L,), and says how many in `progress`."""
+        """Register `iterator`, which will draw `ids` (L,) and count them in `progress`."""
         _drawing.setdefault(self, weakref.WeakKeyDictionary())[iterator] = progress
 
     def fields_moved(self) -> None:

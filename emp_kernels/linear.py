@@ -18,7 +18,7 @@ from .results import LogProbs, Scores, Selection
 from .terms import scores_of
 from .tiles import KeptTiles
 from .tracing import records
-from .trained_rows import check_reduction, check_rows, lent_scores, only
+from .trained_rows import check_reduction, check_rows, only, reused_scores
 from .validation import (
     check_beta,
     check_ignore_index,
@@ -222,7 +222,7 @@ def linear_cross_entropy(
     kept = None
     if isinstance(rows, Selection):
         positions = check_rows(function, rows.indices, labels.numel(), hidden)
-        scores = lent_scores(function, rows, labels, hidden.dtype)
+        scores = reused_scores(function, rows, labels, hidden.dtype)
     else:
         positions, read, skipped = None, labels, ignore_index
         if rows is not None:

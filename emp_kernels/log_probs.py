@@ -35,10 +35,10 @@ def log_prob_and_entropy(
         lse      = log(sum(exp(a))),   d lse / d a_j = p_j
 
     The forward pass reads the logits once; one backward pass for all three results reads them once
-    and writes the gradient once. Of size N * C nothing is kept but the logits. Values and gradients
-    keep their relative accuracy where a row is nearly certain. A row's results and its gradient are
-    the same bits whatever rows stand beside it, and however many: replayed alone, in another batch
-    or packed otherwise, a row has the log-probability that it had.
+    and writes the gradient once. Nothing of size N * C is stored but the logits. Values and
+    gradients keep their relative accuracy for nearly certain rows. A row's results and its gradient
+    are the same bits whatever rows stand beside it, and however many: replayed alone, in another
+    batch or packed otherwise, a row has the log-probability that it had.
 
     Differentiable once with respect to `logits`, by ``backward``. ``torch.compile`` (also with
     ``fullgraph=True``), ``torch.export`` and ``make_fx`` take the call as an operator; with columns

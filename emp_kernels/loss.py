@@ -19,7 +19,7 @@ from .row_ids import check_ids_of_rows
 from .state import EMPState, recomputing
 from .terms import Adjustment
 from .tracing import records, running, transforming
-from .trained_rows import check_reduction, check_rows, check_unremembered, lent_scores, only
+from .trained_rows import check_reduction, check_rows, check_unremembered, only, reused_scores
 from .validation import check_ignore_index, check_logits, check_strided
 from .weighted_loss import loss_with_options
 
@@ -200,7 +200,7 @@ def cross_entropy(
         plan = EveryRow(chosen, state, indices, ignore_index, reduction, function)
     elif isinstance(rows, Selection):
         check_unremembered(function, state)
-        scores = lent_scores(function, rows, labels, logits.dtype)
+        scores = reused_scores(function, rows, labels, logits.dtype)
         if shard is not None:  # whose maxima cannot be reused
             sharded = Sharded(shard.columns.start, scores.lse, torch.zeros_like(scores.lse))
         positions = check_rows(function, rows.indices, n, logits)

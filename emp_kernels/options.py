@@ -42,7 +42,7 @@ class LossOptions:
     probabilities: torch.Tensor | None = None
 
     @property
-    def lends(self) -> bool:
+    def reuses(self) -> bool:
         """Whether a row's loss and lse suffice to compute its loss with these options."""
         return self.probabilities is None and self.label_smoothing == 0.0
 

@@ -157,9 +157,10 @@ class EMPSampler(Sampler[int]):
         return one.expand(self.state.num_samples)
 
     def __len__(self) -> int:
-        """How many ids this rank draws in the running epoch, as long as its iterator or its
-        loader's is held (also of a resumed one all of them), else in the coming one. The running
-        epoch's order stays as it is where the state grows; later ones draw of what there is then.
+        """Number of ids that this rank draws in the running epoch (all of them, also if it was
+        resumed), as long as its iterator or its loader's is held; else in the coming epoch. The
+        running epoch's order stays as it is where the state grows; later ones draw of what there is
+        then.
 
         A loader with ``persistent_workers`` holds its iterator between epochs; :meth:`epoch_length`
         gives any epoch's length.

@@ -26,10 +26,10 @@ _OPTIONS = (
     "Tensor? probabilities, float share, float uniform"
 )
 _OPTION_COUNT, _FIELD_COUNT = 8, len(RowTerms._fields)
-# `lent`: a Selection's loss, entropy and lse, reused instead of a read. `plain`: only the loss of
+# `reused`: a Selection's loss, entropy and lse, reused instead of a read. `plain`: only the loss of
 # unadjusted logits is differentiated, by the kernels without options.
 _FORWARD = (
-    f"Tensor labels, {_OPTIONS}, Tensor[] lent, bool plain, int? ignore_index, str function, "
+    f"Tensor labels, {_OPTIONS}, Tensor[] reused, bool plain, int? ignore_index, str function, "
     "str? backend) -> "
     f"({', '.join(['Tensor'] * _FIELD_COUNT)})"
 )
@@ -62,12 +62,12 @@ def _unpacked(options: Sequence[Any]) -> tuple[Adjustment, Targets | None]:
 
 
 def _terms(inputs: Sequence[Any], labels: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *options, lent, plain, ignore_index, function, backend = rest
+    *options, reused, plain, ignore_index, function, backend = rest
     adjustment, targets = _unpacked(options)
     check_temperatures(function, adjustment.temperature)
     asked = adjustment, targets, ignore_index, function
-    if lent:
-        found = RowTerms(*(x.clone() for x in lent))
+    if reused:
+        found = RowTerms(*(x.clone() for x in reused))
     elif plain:
         chosen = backends.resolve(function, backend, inputs[0])
         scores = chosen.score(inputs[0], labels, 1.0, ignore_index, function)
@@ -87,7 +87,7 @@ def _gradients(inputs: Sequence[Any], labels: Tensor, terms: list[Tensor], *rest
     coefficients, options = Coefficients(*by[:4]), _unpacked(by[4:])
     chosen = backends.resolve(function, backend, inputs[0])
     as_given = options[0].changes_nothing and options[1] is None
-    if len(inputs) == 1 and len(terms) == 3 and as_given:  # plain or lent
+    if len(inputs) == 1 and len(terms) == 3 and as_given:  # plain or reused
         loss, _, lse = terms
         return chosen.cross_entropy_backward(inputs[0], labels, loss, lse, coefficients.probability)
     made = RowTerms(*terms), coefficients, *options
@@ -124,9 +124,9 @@ def _register(name: str, count: int) -> None:
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         options = inputs[first_option : first_option + _OPTION_COUNT]
-        lent, plain, *ctx.rest = inputs[first_option + _OPTION_COUNT :]
-        few = plain or len(lent) > 0
-        ctx.lent = len(lent)
+        reused, plain, *ctx.rest = inputs[first_option + _OPTION_COUNT :]
+        few = plain or len(reused) > 0
+        ctx.reused = len(reused)
         ctx.options = [None if isinstance(x, Tensor) else x for x in options]
         ctx.terms = 3 if few else _FIELD_COUNT
         tensors = [x if isinstance(x, Tensor) else None for x in options]
@@ -150,7 +150,7 @@ def _register(name: str, count: int) -> None:
             made = operator(*inputs, labels, terms, *by, *options, wanted, function, backend)
             made = (made,) if count == 1 else made
             found = [x if asked else None for x, asked in zip(made, wanted, strict=True)]
-        return *found, None, *[None] * _OPTION_COUNT, [None] * ctx.lent, *[None] * 4
+        return *found, None, *[None] * _OPTION_COUNT, [None] * ctx.reused, *[None] * 4
 
     for suffix, run, fake in (
         ("", _terms, _fake_terms),
@@ -172,7 +172,7 @@ def differentiable_terms(
     labels: Tensor,
     adjustment: Adjustment,
     targets: Targets | None,
-    lent: RowTerms | None,
+    reused: RowTerms | None,
     ignore_index: int | None,
     function: str,
     backend: str | None,
@@ -183,7 +183,7 @@ def differentiable_terms(
     operator = torch.ops.emp_kernels.row_terms
     if len(inputs) > 1:
         operator = torch.ops.emp_kernels.linear_terms
-    known = [] if lent is None else list(lent[:3])
+    known = [] if reused is None else list(reused[:3])
     options = _packed(adjustment, targets)
     found = operator(*inputs, labels, *options, known, plain, ignore_index, function, backend)
     return RowTerms(*found), tuple(found[:4])

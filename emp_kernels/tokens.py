@@ -118,8 +118,8 @@ def _counts(score: torch.Tensor) -> torch.Tensor:
 
 
 def sequence_means(scores: Scores) -> Scores:
-    """Of each sequence the means (B,) over its tokens that count, taken in float64: score NaN
-    where none counts, -inf where all are ignored."""
+    """The means (B,) over each sequence's tokens that count, computed in float64; score NaN if none
+    counts, -inf if all are ignored."""
     counted = _counts(scores.score)
     number = counted.sum(1)
     means = [

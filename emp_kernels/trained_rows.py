@@ -40,7 +40,7 @@ def check_rows(function: str, rows: torch.Tensor, n: int, logits: torch.Tensor) 
     return rows
 
 
-def lent_scores(
+def reused_scores(
     function: str, selection: Selection, labels: torch.Tensor, dtype: torch.dtype
 ) -> Scores:
     """The selection's scores, flattened, in the dtype that logits of `dtype` give."""
@@ -52,8 +52,8 @@ def lent_scores(
         )
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     # Inference tensors cannot be saved for the backward pass.
-    lent = (x.to(wide, copy=not recording() and x.is_inference()) for x in selection.scores)
-    return Scores(*(field.reshape(-1) for field in lent))
+    reused = (x.to(wide, copy=not recording() and x.is_inference()) for x in selection.scores)
+    return Scores(*(field.reshape(-1) for field in reused))
 
 
 def only(

@@ -15,7 +15,7 @@ from .options import LossOptions
 from .results import Selection
 from .state import EMPState
 from .terms import Adjustment, Coefficients, RowTerms, Targets, coefficients_of, scores_of
-from .trained_rows import check_rows, check_unremembered, lent_scores, only
+from .trained_rows import check_rows, check_unremembered, only, reused_scores
 from .validation import as_int64
 
 
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     Attributes:
         chosen: the backend; None if the call is traced, where the operator chooses it.
         labels: of the rows to read; the others are `ignore_index`.
-        lent: terms to reuse, in which case the forward pass reads nothing.
+        reused: terms to reuse, in which case the forward pass reads nothing.
         whole: further information on rows with sharded columns.
     """
 
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
     ignore_index: int | None
     adjustment: Adjustment
     targets: Targets | None = None
-    lent: RowTerms | None = None
+    reused: RowTerms | None = None
     product: bool = False
     backend: str | None = None  # as requested, for the operator to resolve
     weighted_only: bool = False  # only the loss of unadjusted logits is differentiated
@@ -54,16 +54,16 @@ class Rows(NamedTuple):
             return self
         whole = whole_terms(
             self.function, self.chosen, inputs, self.labels, columns,
-            options or LossOptions(self.adjustment), self.ignore_index, self.lent,
+            options or LossOptions(self.adjustment), self.ignore_index, self.reused,
         )  # fmt: skip
         return self._replace(
-            labels=whole.labels, ignore_index=IGNORED, targets=whole.targets, lent=whole.terms,
+            labels=whole.labels, ignore_index=IGNORED, targets=whole.targets, reused=whole.terms,
             whole=whole, weighted_only=False,
         )  # fmt: skip
 
     def terms(self, *inputs: torch.Tensor | None) -> RowTerms:
-        if self.lent is not None:
-            return self.lent
+        if self.reused is not None:
+            return self.reused
         if self.weighted_only:
             scores = self.chosen.score(*inputs, self.labels, 1.0, self.ignore_index, self.function)
             return RowTerms(*(x.reshape(-1) for x in scores[1:4]))
@@ -107,7 +107,7 @@ def differentiable_terms(
     differentiable once with respect to the inputs; with probabilities the loss is not."""
     if rows.chosen is None:  # traced
         return term_ops.differentiable_terms(
-            inputs, rows.labels, rows.adjustment, rows.targets, rows.lent, rows.ignore_index,
+            inputs, rows.labels, rows.adjustment, rows.targets, rows.reused, rows.ignore_index,
             rows.function, rows.backend, rows.weighted_only,
         )  # fmt: skip
     with torch.no_grad():
@@ -227,21 +227,21 @@ def loss_with_options(
     of a product of hidden, weight and bias; `columns` are the local ones if they are sharded."""
     first = inputs[0]
     assert first is not None
-    n, lent, trained = labels.numel(), None, None
+    n, reused, trained = labels.numel(), None, None
     if isinstance(rows, Selection):
         check_unremembered(function, state)
-        scores = lent_scores(function, rows, labels, first.dtype)
+        scores = reused_scores(function, rows, labels, first.dtype)
         trained = check_rows(function, rows.indices, n, first)
-        if options.lends:
-            lent = RowTerms(*scores[1:4])
+        if options.reuses:
+            reused = RowTerms(*scores[1:4])
     elif rows is not None:
         trained = check_rows(function, rows, n, first)
     read, skipped = labels, ignore_index
-    if state is None and trained is not None and lent is None:
+    if state is None and trained is not None and reused is None:
         read, skipped = only(labels, trained, ignore_index)
     targets, product = options.targets(classes), len(inputs) > 1
     plan = Rows(
-        function, chosen, read, skipped, options.adjustment, targets, lent, product, backend
+        function, chosen, read, skipped, options.adjustment, targets, reused, product, backend
     )
     as_given = options.adjustment.changes_nothing and targets is None and options.z_loss == 0.0
     if as_given and not product:  # the plain loss's kernels

@@ -78,9 +78,9 @@ def test_log_prob_and_entropy_in_one_graph(backend):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("lends", [False, True])
+@pytest.mark.parametrize("reuses", [False, True])
 @pytest.mark.parametrize("kind", ["logits", "plain", "product"])
-def test_operators(kind, lends):
+def test_operators(kind, reuses):
     logits, labels, options = make(6, 5, {"temperature": "random", "weight": "random"})
     inputs, product, plain = [logits.requires_grad_()], kind == "product", kind == "plain"
     if product:
@@ -89,15 +89,15 @@ def test_operators(kind, lends):
     terms_of, gradient_of = operators.row_terms, operators.row_terms_backward
     if product:
         terms_of, gradient_of = operators.linear_terms, operators.linear_terms_backward
-    asked = (1.0, options["temperature"], 4.0, not lends)  # lent terms know no other targets
+    asked = (1.0, options["temperature"], 4.0, not reuses)  # reused terms know no other targets
     if plain:
         asked = (1.0, None, None, False)
-    asked += (None, None, 0.0, 0.0) if lends or plain else (options["weight"], None, 0.0, 0.02)
+    asked += (None, None, 0.0, 0.0) if reuses or plain else (options["weight"], None, 0.0, 0.02)
     with torch.no_grad():
         terms = list(terms_of(*inputs, labels, *asked, [], False, None, "loss", None))
-    lent = terms[:3] if lends else []
-    terms = terms[:3] if lends or plain else terms
-    torch.library.opcheck(terms_of, (*inputs, labels, *asked, lent, plain, None, "loss", None))
+    reused = terms[:3] if reuses else []
+    terms = terms[:3] if reuses or plain else terms
+    torch.library.opcheck(terms_of, (*inputs, labels, *asked, reused, plain, None, "loss", None))
     one = torch.ones(6)
     wanted = [True] if not product else [True, False, False]
     for by in ((one, one, one, one), (one, None, None, one)):

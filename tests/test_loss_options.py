@@ -225,8 +225,8 @@ def test_a_selection(asked, backend):
     )
     for reduction in REDUCTIONS:
         check(logits, labels, options, backend, rows=selection, reduction=reduction)
-    lends = "label_smoothing" not in options and not labels.is_floating_point()
-    if lends:
+    reuses = "label_smoothing" not in options and not labels.is_floating_point()
+    if reuses:
         given = {"rows": selection, "backend": backend, **options}
         assert torch.equal(
             emp.cross_entropy(logits * math.nan, labels, **given),

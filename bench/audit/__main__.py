@@ -8,8 +8,8 @@ disassembled with the tools of the Triton package (`machine_code`); each kernel 
 for sm_100, and for AMD's gfx942, where it must not spill either. Of sm_80 and sm_90 it is asserted
 (`demands`) that nothing spills or lives in local memory, that registers stay under the bound
 (EMP_AUDIT_MAX_REGISTERS, by default 128), and that a scoring kernel loads each logit once, 16 bytes
-at a time where rows allow it. A product's tile fills the registers; of 16-bit elements it must be
-the tensor cores'.
+at a time if rows allow it. A product's tile fills the registers; with 16-bit elements it must use
+tensor cores.
 """
 
 import multiprocessing
@@ -55,7 +55,7 @@ def audit(max_registers: int, only: str) -> int:
 
 
 def _compilations(only: str) -> Iterator[tuple[str, Launch, int | str]]:
-    """What is to be compiled: each variant for the targets that are read, each kernel for all."""
+    """What to compile: each variant for the checked targets, each kernel for all targets."""
     variants_seen, kernels_seen = set(), set()
     for name, call in variants():
         if only not in name:
@@ -77,7 +77,7 @@ def _compilations(only: str) -> Iterator[tuple[str, Launch, int | str]]:
             kernels_seen.add(kernel)
 
 
-_work: list[tuple[str, Launch, int | str]] = []  # of this process and of those that it forks
+_work: list[tuple[str, Launch, int | str]] = []  # shared with forked processes
 
 
 def _read(i: int) -> Code | tuple[int, int] | None:

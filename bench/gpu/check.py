@@ -1,14 +1,14 @@
 """``make gpu-check``: everything that needs a GPU, in one command, offline, inside eleven minutes.
 
-Builds the native modules with what is there, then runs, in the order of what a minute is worth: the
-tests of what no GPU has seen yet, all GPU tests, the benchmarks (ours first, then beside peers),
-compute-sanitizer on a small run, and the host's share of a call. Rows go to
-bench/results/<date>-<device>/gpu.jsonl, how the steps ended to gpu-check.json beside them; the
-README's table follows the rows. Without a GPU it says so.
-`python -m bench.gpu.check 300` takes at most 300 seconds: what does not fit is not measured.
+Builds the native modules with the tools available, then runs, in the order of what a minute is
+worth: the tests of what no GPU has seen yet, all GPU tests, the benchmarks (ours first, then beside
+peers), compute-sanitizer on a small run, and the host's share of a call. Rows go to
+bench/results/<date>-<device>/gpu.jsonl, the results of the steps to gpu-check.json next to them;
+the README's table follows the rows. Without a GPU it says so. `python -m bench.gpu.check 300` takes
+at most 300 seconds; what does not fit is not measured.
 
 ``make gpu-rehearsal`` runs every step's command on a machine without a GPU, up to where it says so:
-a wrong path or name would cost minutes of a lent machine.
+a wrong path or name would cost minutes of a reused machine.
 """
 
 from __future__ import annotations

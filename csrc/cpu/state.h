@@ -34,7 +34,7 @@ int64_t update_state(const State& state, const ScoredRows& scored, int threads);
 int64_t log_ids(const Labels& ids, int64_t rows, int64_t size, int32_t* log);
 int64_t log_ids(const Labels& ids, int64_t rows, int64_t size, int64_t* log);
 
-// Counts the selection of rows `indices` (count,); ids out of range are left out.
+// Counts the selection of rows `indices` (count,); ids out of range are skipped.
 void count_selections(const State& state, const int64_t* indices, int64_t count,
                       const int64_t* ids);
 

@@ -34,7 +34,7 @@ from .sharded import ShardedState
 from .sharing import own_part, sharded_tensor, sync_shared
 
 _FUNCTION = "EMPSampler"
-_PIECE = 1 << 17  # ids that a rank asks for at a time
+_PIECE = 1 << 17  # ids requested at a time
 
 
 class SharedOrder(NamedTuple):

@@ -21,7 +21,7 @@ from .owners import Owners
 from .selection import select
 from .write_log import Entries, WriteLog
 
-_LARGEST_SHARE = 2**31  # an owner's ids travel as int32
+_LARGEST_SHARE = 2**31  # an owner's ids are sent as int32
 
 
 class ShardedState(EMPState):
@@ -132,7 +132,7 @@ class ShardedState(EMPState):
                 "goes on with each call), got a ShardedState"
             )
         rows, places = self._log.append(indices, self.clock, self.beta, function)
-        if not on_cpu:  # where ids out of range make invalid rows
+        if not on_cpu:  # ids out of range make invalid rows there
             outside = (indices < 0) | (indices >= self.num_samples)
             places = places.masked_fill(outside, -1)
         return rows, places

@@ -14,7 +14,7 @@ from .write_log import Memory
 if TYPE_CHECKING:
     from .sharded import ShardedState
 
-_DRAWN = 1 << 17  # drawn ids that a rank sends at a time
+_DRAWN = 1 << 17  # drawn ids sent at a time
 
 
 def sync_shared(state: ShardedState, function: str) -> None:

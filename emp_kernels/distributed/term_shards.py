@@ -56,42 +56,42 @@ def whole_terms(
     columns: Columns,
     options: LossOptions,
     ignore_index: int | None,
-    lent: RowTerms | None = None,
+    reused: RowTerms | None = None,
 ) -> WholeRows:
     """Terms of rows with labels (...) and logits (..., C_local), or of a product of hidden, weight
     and bias, in one collective, which all ranks of the group must join. If loss, entropy and lse of
-    whole rows are given in `lent`, they are reused and only the labels' weights are sent.
+    whole rows are given in `reused`, they are reused and only the labels' weights are sent.
 
     Raises:
         ValueError: a label out of range, or columns that do not follow one another (on CPU): on
             all ranks.
     """
-    places = _places(labels, columns, ignore_index)
+    local_labels = _local_labels_of(labels, columns, ignore_index)
     product, soft = len(inputs) > 1, options.probabilities is not None
     wide = _wide(inputs)
     pieces: list[Targets] = []
     fields: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
-    if lent is None:
+    if reused is None:
         pieces = _pieces(options)
         read = []
         if columns.width:
             skipped = None if ignore_index is None else IGNORED
             wanted: Sequence[Targets | None] = pieces or [None]
             read = [
-                _read(function, chosen, inputs, places, options.adjustment, piece, skipped)
+                _read(function, chosen, inputs, local_labels, options.adjustment, piece, skipped)
                 for piece in wanted
             ]
         others = [x.others for x in read if x.others is not None]
-        fields = _told(read, len(pieces), options, places, product=product, wide=wide)
+        fields = _told(read, len(pieces), options, local_labels, product=product, wide=wide)
     weighted = options.weight is not None and not soft
     if options.weight is not None and weighted:
-        fields.append(_weights_at(options.weight, places))
+        fields.append(_weights_at(options.weight, local_labels))
     parts, classes = None, None
     if fields:
         packed = torch.stack([x.to(wide) for x in fields])
         # The uniform part of the smoothed targets depends on C.
-        tell = labels.is_cpu or (lent is None and options.label_smoothing > 0.0)
+        tell = labels.is_cpu or (reused is None and options.label_smoothing > 0.0)
         parts, classes = exchange(function, packed, columns, tell=tell)
         if classes is not None and not soft:
             check_label_range(function, labels, classes, ignore_index)
@@ -102,9 +102,9 @@ def whole_terms(
     def add_up(tensor: torch.Tensor) -> torch.Tensor:
         return sum_equal(function, tensor, columns.group)
 
-    if lent is not None:
-        terms = lent if product else _lent_terms(lent)
-        return WholeRows(terms, None, places, None, label_weight, add_up)
+    if reused is not None:
+        terms = reused if product else _reused_terms(reused)
+        return WholeRows(terms, None, local_labels, None, label_weight, add_up)
     assert parts is not None
     targets = options.targets(classes or 0)
     scales = []
@@ -119,9 +119,9 @@ def whole_terms(
         elsewhere = totals.sum(0).to(wide)
     if others:
         terms = terms._replace(others=_weighted_sum(scales, others))
-    ignored = places.reshape(-1) == IGNORED
+    ignored = local_labels.reshape(-1) == IGNORED
     kept = (x if x is None else x.to(wide).masked_fill(ignored, 0.0) for x in terms)
-    return WholeRows(RowTerms(*kept), targets, places, elsewhere, label_weight, add_up)  # type: ignore[arg-type]
+    return WholeRows(RowTerms(*kept), targets, local_labels, elsewhere, label_weight, add_up)  # type: ignore[arg-type]
 
 
 def _wide(inputs: Sequence[torch.Tensor | None]) -> torch.dtype:
@@ -129,12 +129,18 @@ def _wide(inputs: Sequence[torch.Tensor | None]) -> torch.dtype:
     return torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
 
 
-def _places(labels: torch.Tensor, columns: Columns, ignore_index: int | None) -> torch.Tensor:
+def _local_labels_of(
+    labels: torch.Tensor, columns: Columns, ignore_index: int | None
+) -> torch.Tensor:
     """Labels (...) as in WholeRows."""
     y = as_int64(labels)
     here = (y >= columns.start) & (y < columns.start + columns.width)
-    places = torch.where(here, y - columns.start, ELSEWHERE)
-    return places if ignore_index is None else places.masked_fill(y == ignore_index, IGNORED)
+    local_labels = torch.where(here, y - columns.start, ELSEWHERE)
+    return (
+        local_labels
+        if ignore_index is None
+        else local_labels.masked_fill(y == ignore_index, IGNORED)
+    )
 
 
 def _pieces(options: LossOptions) -> list[Targets]:
@@ -151,14 +157,14 @@ def _read(
     function: str,
     chosen: Any,
     inputs: Sequence[torch.Tensor | None],
-    places: torch.Tensor,
+    local_labels: torch.Tensor,
     adjustment: Adjustment,
     piece: Targets | None,
     ignore_index: int | None,
 ) -> RowTerms:
     """Terms of the local columns as if they were whole rows; a label on another rank is replaced by
     the first column."""
-    labels = places.masked_fill(places == ELSEWHERE, 0)
+    labels = local_labels.masked_fill(local_labels == ELSEWHERE, 0)
     options = adjustment, piece, ignore_index, function
     terms: RowTerms
     if len(inputs) > 1:
@@ -173,14 +179,14 @@ def _told(
     read: list[RowTerms],
     pieces: int,
     options: LossOptions,
-    places: torch.Tensor,
+    local_labels: torch.Tensor,
     *,
     product: bool,
     wide: torch.dtype,
 ) -> list[torch.Tensor]:
     """What this rank sends, (N,) each: maximum, above, mean and loss (NaN if the label is on
     another rank) of its columns; target and total of each piece; the sum of the probabilities."""
-    flat, soft = places.reshape(-1), options.probabilities
+    flat, soft = local_labels.reshape(-1), options.probabilities
     if not read:  # without columns there is no maximal element to leave out of u
         nothing = [-torch.inf, -torch.inf, 0.0, 0.0 if soft is not None else torch.nan]
         nothing += [0.0] * (2 * pieces + (soft is not None))
@@ -202,9 +208,9 @@ def _told(
     return fields if soft is None else [*fields, soft.sum(1, dtype=wide)]
 
 
-def _weights_at(weight: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _weights_at(weight: torch.Tensor, local_labels: torch.Tensor) -> torch.Tensor:
     """weight[y] (N,) if the label is local, else 0."""
-    flat = places.reshape(-1)
+    flat = local_labels.reshape(-1)
     if not len(weight):
         return torch.zeros(flat.shape, dtype=weight.dtype, device=weight.device)
     return weight[flat.clamp(min=0)].masked_fill(flat < 0, 0.0)
@@ -253,8 +259,8 @@ def _merged_terms(
     )  # fmt: skip
 
 
-def _lent_terms(lent: RowTerms) -> RowTerms:
+def _reused_terms(reused: RowTerms) -> RowTerms:
     """Reused terms completed for the gradient: 0, which no adjustment changes, serves as the
     maximum, and lse as the distance above it."""
-    zero = torch.zeros_like(lent.lse)
-    return lent._replace(maximum=zero, above=lent.lse, mean=zero)
+    zero = torch.zeros_like(reused.lse)
+    return reused._replace(maximum=zero, above=reused.lse, mean=zero)

@@ -59,13 +59,13 @@ class EMPCallback(Callback):
     then be 1.0, so that every sample is a candidate.
 
     Args:
-        state: what the training step writes the scores into.
-        sampler: the training loader's, or that of one of them.
-        candidates: how many samples are loaded for each that is trained.
+        state: the state that the training step writes scores into.
+        sampler: that of the training loader, or of one of them.
+        candidates: the number of samples loaded per trained sample.
         max_age: of the candidates, those whose score was written at most so many calls ago
             (:meth:`emp_kernels.EMPState.age`; a step makes two) are chosen by it, without a forward
             pass; a batch's first part must then be its ids. None: all are scored.
-        logits_of: of (module, batch), the (ids, logits, labels) of a batch's samples. By default a
+        logits_of: a function (module, batch) -> (ids, logits, labels). By default a
             batch is ``ids, (inputs, labels)`` and its logits are ``module(inputs)``.
 
     Raises:
@@ -131,8 +131,8 @@ class EMPCallback(Callback):
         *others: Any,
         **named: Any,
     ) -> Any:
-        """The module's `step` with the best candidates of a batch; Lightning runs it with the
-        precision that it trains in."""
+        """The module's `step` on the best candidates of a batch; Lightning runs it with its
+        training precision."""
         function, state, looked, part = "EMPCallback", self.emp_state, None, batch
         if self._max_age is not None:
             given = _ids_of(batch)

@@ -68,14 +68,14 @@ class EMPTrainerMixin(PrunedEpochs):
 
     Args:
         keep, sampler_options: of :class:`emp_kernels.EMPSampler`; `epochs`, `seed` and `shuffle`
-            come from the TrainingArguments. `keep` is 0.3 unless given, with `candidates` 1.0.
-        candidates: batches are loaded so many times as large, all of it is scored by a forward pass
-            in evaluation mode, and the `per_device_train_batch_size` samples with the highest
-            scores are trained. An epoch then has as many times fewer steps.
+            come from the TrainingArguments. `keep` defaults to 0.3, or to 1.0 with `candidates`.
+        candidates: batches are loaded this many times larger, scored by a forward pass in
+            evaluation mode, and the `per_device_train_batch_size` samples with the highest scores
+            are trained. An epoch then has that many times fewer steps.
         max_age: of the candidates, those whose score was written at most so many calls ago
             (:meth:`emp_kernels.EMPState.age`; a batch makes one or two) are chosen by it, without a
             forward pass. None: all are scored.
-        beta: of the :class:`emp_kernels.EMPState`, made for the training set.
+        beta: of the :class:`emp_kernels.EMPState` that is created for the training set.
         emp_state: an existing state instead.
         keep_tokens: a float in (0, 1], or None to train all tokens.
         materialise_logits: False trains a causal language model from its last hidden states and its

@@ -68,11 +68,11 @@ def score(
 
     Args:
         labels: N of them, of any integer dtype.
-        statistics: for all the statistics instead of score, loss, entropy and lse.
-        sums: for m, u, t and z_y instead, without selecting.
+        statistics: compute all statistics instead of score, loss, entropy and lse.
+        sums: compute m, u, t and z_y instead, without selecting.
         count: whether later launches need `work` to count rows that nobody selects.
-        keep: how many the launch's last program selects, after it wrote the state, of at most
-            FUSED rows; None leaves both to later launches.
+        keep: how many of at most FUSED rows the launch's last program selects after writing the
+            state; None leaves both to later launches.
         state, ids: an id out of range makes its row invalid.
         plan: by default that of `plan_of`.
 
@@ -82,7 +82,7 @@ def score(
     logits, n, classes = rows.logits, rows.count, rows.classes
     device, itemsize = logits.device, logits.element_size()
     if labels.dtype == torch.uint64 and ignore_index is not None and ignore_index < 0:
-        ignore_index = None  # labels from 2^63 on would wrap to it
+        ignore_index = None  # labels from 2^63 on would wrap around to it
     vector, spread = layout_of(
         logits.data_ptr(), rows.group_stride, rows.row_stride, classes, itemsize
     )
@@ -195,7 +195,7 @@ def selection(count: int, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 def _state_fields(state: Any) -> list[torch.Tensor | None]:
     if (
         state is not None and state.claims.shape[0] < state.num_samples
-    ):  # a CPU's state, interpreted
+    ):  # a CPU state, under the interpreter
         state.claims = torch.empty_like(state.seen_at)
     return [getattr(state, name, None) for name in STATE_FIELDS]
 

@@ -11,9 +11,9 @@ from .plan import VECTOR_BYTES
 
 
 class LinearPlan(NamedTuple):
-    """Tiles of `rows` x `columns`, `depth` of the inner dimension at a time and `stages` of those
-    on their way from memory; `parts` programs share the classes of a row. All of it decides how a
-    row is added up, so the number of rows is not asked for."""
+    """Tiles of `rows` x `columns` with `depth` of the inner dimension at a time, pipelined in
+    `stages`; `parts` programs share the classes of a row. All of it decides how a row is added up,
+    so the number of rows is not asked for."""
 
     rows: int
     columns: int
@@ -26,8 +26,8 @@ class LinearPlan(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def plan_linear(classes: int, itemsize: int, vector: int) -> LinearPlan:
     """The tiles for logits of so many classes."""
-    # Exact products of float32 are no tensor core's, and narrow loads need a register each: small
-    # tiles, which registers can hold.
+    # Exact float32 products do not use tensor cores, and narrow loads need a register each, so
+    # tiles are small enough for the registers.
     rows, columns, depth, stages, warps = 128, 128, 64, 3, 8
     if itemsize == 4 or vector * itemsize < 8:
         rows, columns, depth, warps = 64, 64, 32, 4

@@ -100,7 +100,7 @@ def gradient(
             *saved, *by, out, n, rows.per_group, rows.group_stride, rows.row_stride, stride,
             classes // cut["V"], classes, high, low, to_cap, share, uniform,
             GROUPED=rows.grouped, CAPPED=adjustment.softcap is not None,
-            PER_ROW=highs is not None, LENT=found.maximum is None,
+            PER_ROW=highs is not None, REUSED=found.maximum is None,
             ENTROPY=coefficients.entropy is not None, TARGETS=targets is not None,
             WEIGHTED=weight is not None, SOFT=probabilities is not None, **cut,
             **OPTIONS,

@@ -58,7 +58,7 @@ def score_tiles(
     if IGNORE:
         rows = tl.load(order + rows, mask=inside, other=0)
     rows = tl.where(inside, rows.to(tl.int64), 0)  # padding rows read row 0
-    y, known, _ = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
+    y, label_in_range, _ = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
 
     share = tl.cdiv(tl.cdiv(classes, COLUMNS), PARTS) * COLUMNS
     first = part * share
@@ -96,7 +96,7 @@ def score_tiles(
         if HAS_BIAS:
             z += tl.load(bias + columns, mask=present, other=0.0).to(tl.float32)[None, :]
         z = tl.where(present[None, :], z, -INF)
-        here = known & (y >= start) & (y < start + COLUMNS)
+        here = label_in_range & (y >= start) & (y < start + COLUMNS)
         if tl.sum(here.to(tl.int32), 0) > 0:
             z_y += tl.sum(tl.where(columns[None, :] == tl.where(here, y, -1)[:, None], z, 0.0), 1)
         m, u, t, ties = add_tile(z, m, u, t, ties, COMPENSATED)
@@ -117,7 +117,7 @@ def finish_scores(
     """out (4, n) from parts (PARTS, 4, n)."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
-    _, known, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
+    _, label_in_range, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
     each = parts + tl.arange(0, PARTS)[:, None].to(tl.int64) * 4 * n + rows[None, :]
     mask = counts[None, :] & (tl.arange(0, PARTS) >= 0)[:, None]
     part_m = tl.load(each, mask=mask, other=-INF)
@@ -125,5 +125,7 @@ def finish_scores(
     part_t = tl.load(each + 2 * n, mask=mask, other=0.0)
     z_y = tl.sum(tl.load(each + 3 * n, mask=mask, other=0.0), 0)
     m, u, t, _, _ = merge(part_m, part_u, part_t, part_u, part_m, False)
-    z_y = tl.where(known, z_y, float("nan"))
-    store_scores(m, u, t, z_y, known, counts, rows, inside, out, out, out, beta, n, n, False, False)
+    z_y = tl.where(label_in_range, z_y, float("nan"))
+    store_scores(
+        m, u, t, z_y, label_in_range, counts, rows, inside, out, out, out, beta, n, n, False, False
+    )

@@ -3,19 +3,19 @@
 import functools
 from typing import NamedTuple
 
-ROWS_LIMIT = 8192  # classes up to which a row is held in registers whole
-FUSED = 2048  # rows up to which the last program of a scoring launch selects
-FEW = 8192  # rows up to which one program selects: of twice as many, many are sooner done
-BLOCK = 4096  # of these rows at a time, where they are more
+ROWS_LIMIT = 8192  # up to this many classes a whole row is held in registers
+FUSED = 2048  # up to this many rows the last program of a scoring launch selects
+FEW = 8192  # up to this many rows one program selects; for more, several are faster
+BLOCK = 4096  # rows that it handles at a time
 BLOCK_OF_A_WARP = 512  # at most, in the last program of a scoring launch
 VECTOR_BYTES = 16
 LONG_ROW = 256  # classes from which a thread reads as much of an unaligned row as of another
 MOST_PIECES = 16  # of a row
-WORK_SIZE = 8  # ints of work memory before what a call adds (work)
-CHUNK = 4096  # scores that one program selects among at a time
+WORK_SIZE = 8  # fixed ints of work memory, before those that a call adds
+CHUNK = 4096  # scores per program and step
 DIGITS = 256  # bins of one narrowing of the bracket
-PLAN_SIZE = 16 + 4 * DIGITS  # of select_large
-# Arguments whose values must not make new variants: the kernels need no fact about them.
+PLAN_SIZE = 16 + 4 * DIGITS  # ints of select_large's plan
+# Arguments whose values must not cause new variants.
 SIZES = ["n", "rows_per_group", "group_stride", "row_stride", "vectors", "classes"]
 SIZES += ["ignore_index", "num_samples", "keep", "chunks", "step"]
 # Arguments whose alignment must not cause new variants; kernels state it where they need it.
@@ -82,7 +82,7 @@ def layout_of(
 @functools.lru_cache(maxsize=4096)
 def plan_of(classes: int, itemsize: int, vector: int, statistics: bool = False) -> Plan:
     """How rows of `classes` logits are summed."""
-    # 16-bit logits come twice as fast, and long rows average the error: see numerics.exp_scaled
+    # 16-bit logits are read twice as fast, and long rows average the error: see numerics.exp_scaled
     compensated = itemsize == 4 or classes <= 512
     if classes > ROWS_LIMIT:
         # Measured on an H200: small programs are out of step with one another, so that some read

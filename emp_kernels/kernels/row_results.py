@@ -15,32 +15,32 @@ def label_of(labels, rows, inside, classes, ignore_index, IGNORE: tl.constexpr):
     counts = inside
     if IGNORE:
         counts = inside & (y != ignore_index)
-    known = (y >= 0) & (y < classes) & counts
-    return tl.where(known, y, 0), known, counts
+    label_in_range = (y >= 0) & (y < classes) & counts
+    return tl.where(label_in_range, y, 0), label_in_range, counts
 
 
 @triton.jit
-def loss_and_lse(m, log_s, t, z_y, known):
+def loss_and_lse(m, log_s, t, z_y, label_in_range):
     """Loss and lse of a row, and whether it is invalid: a NaN or +inf logit, or no finite one."""
     infinite = tl.abs(m) == INF
     broken = infinite | (t != t)
     lse = tl.where(infinite, m, m + log_s)
     lse = tl.where((t != t) & (m != INF), float("nan"), lse)
     loss = tl.where(broken, lse - z_y, (m - z_y) + log_s)
-    return tl.where(known, loss, float("nan")), lse, broken
+    return tl.where(label_in_range, loss, float("nan")), lse, broken
 
 
 @triton.jit
 def store_scores(
-    m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
+    m, u, t, z_y, label_in_range, counts, rows, inside, out, work, ids, beta, n, num_samples,
     HAS_IDS: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """Stores score, loss, entropy and lse into out (4, N); with COUNT counts rows that nobody
     selects."""
     log_s = log1p(u * UNSCALE)
-    loss, lse, broken = loss_and_lse(m, log_s, t, z_y, known)
+    loss, lse, broken = loss_and_lse(m, log_s, t, z_y, label_in_range)
     entropy = log_s - tl.div_rn(t * UNSCALE, 1.0 + u * UNSCALE)
-    entropy = tl.where(known & (broken == 0), entropy, float("nan"))
+    entropy = tl.where(label_in_range & (broken == 0), entropy, float("nan"))
     score = tl.fma(entropy, beta, loss)
     score = tl.where((tl.abs(loss) <= LARGEST) & (tl.abs(entropy) <= LARGEST), score, float("nan"))
     if HAS_IDS:  # an id out of range makes its row invalid
@@ -73,14 +73,29 @@ def store_sums(m, u, t, z_y, counts, rows, inside, out, n):
 
 @triton.jit
 def store_statistics(
-    m, u, t, q, second, top, y, z_y, known, counts, rows, inside, out, correct, prediction, n
+    m,
+    u,
+    t,
+    q,
+    second,
+    top,
+    y,
+    z_y,
+    label_in_range,
+    counts,
+    rows,
+    inside,
+    out,
+    correct,
+    prediction,
+    n,
 ):
     """Store loss, entropy, lse, confidence, el2n and margin into out (6, N), and correct and
     prediction (N,), from `top`, the lowest index of the maximum."""
     u *= UNSCALE
     log_s = log1p(u)
-    loss, lse, broken = loss_and_lse(m, log_s, t, z_y, known)
-    bad = broken | (known == 0)
+    loss, lse, broken = loss_and_lse(m, log_s, t, z_y, label_in_range)
+    bad = broken | (label_in_range == 0)
     entropy = log_s - tl.div_rn(t * UNSCALE, 1.0 + u)
 
     at_maximum = z_y == m

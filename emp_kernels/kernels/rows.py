@@ -36,13 +36,13 @@ def score_rows(
     """See launch.score for the arguments, which both scoring kernels share."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
-    y, known, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
+    y, label_in_range, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
 
     if GROUPED:
         start = rows // rows_per_group * group_stride + rows % rows_per_group * row_stride
     else:
         start = rows * row_stride
-    z_y = tl.load(logits + start + y, mask=known, other=float("nan")).to(tl.float32)
+    z_y = tl.load(logits + start + y, mask=label_in_range, other=float("nan")).to(tl.float32)
 
     columns = tl.arange(0, WIDTH)
     if SPREAD:
@@ -61,9 +61,9 @@ def score_rows(
             champions = z
         else:
             tiles = tiles + (z,)
-    places = tl.zeros([ROWS, WIDTH], tl.int32)
-    champions, places, losers = keep_largest(
-        champions, places, tiles, WIDTH, WIDTH, TILES - 1, STATISTICS
+    positions = tl.zeros([ROWS, WIDTH], tl.int32)
+    champions, positions, losers = keep_largest(
+        champions, positions, tiles, WIDTH, WIDTH, TILES - 1, STATISTICS
     )
     champions = widened(champions)
     m = tl.max(champions, 1)
@@ -84,17 +84,17 @@ def score_rows(
     u, q, second = leave_one_out(u, q, ties, second, m, STATISTICS)
 
     if STATISTICS:
-        top = lowest_top(champions, m[:, None], places + columns[None, :])
+        top = lowest_top(champions, m[:, None], positions + columns[None, :])
         store_statistics(
-            m, u, t, q, second, top, y, z_y, known, counts, rows, inside, out, correct, prediction,
-            n,
+            m, u, t, q, second, top, y, z_y, label_in_range, counts, rows, inside, out, correct,
+            prediction, n,
         )  # fmt: skip
     elif SUMS:
         store_sums(m, u, t, z_y, counts, rows, inside, out, n)
     else:
         store_scores(
-            m, u, t, z_y, known, counts, rows, inside, out, work, ids, beta, n, num_samples,
-            HAS_IDS, COUNT,
+            m, u, t, z_y, label_in_range, counts, rows, inside, out, work, ids, beta, n,
+            num_samples, HAS_IDS, COUNT,
         )  # fmt: skip
         if SELECT:
             finish_call(

@@ -216,7 +216,7 @@ def count(
         tl.store(ties + chunk, equal)
     if take_ticket(plan, TICKETS + 5, tl.num_programs(0).to(tl.int64)):
         total = tl.load(plan + COUNT)
-        wanted = total - tl.load(plan + ABOVE)  # ties to select
+        ties_to_take = total - tl.load(plan + ABOVE)  # ties to select
         taken_before = tl.zeros((), tl.int64)
         ties_before = tl.zeros((), tl.int64)
         for start in range(0, chunks, TILE):
@@ -225,7 +225,7 @@ def count(
             over = tl.load(taken + later, mask=mask, other=0, cache_modifier=".cg")
             equal = tl.load(ties + later, mask=mask, other=0, cache_modifier=".cg")
             chunk_ties = ties_before + tl.cumsum(equal, 0) - equal
-            given = over + tl.minimum(tl.maximum(wanted - chunk_ties, 0), equal)
+            given = over + tl.minimum(tl.maximum(ties_to_take - chunk_ties, 0), equal)
             tl.store(taken + later, taken_before + tl.cumsum(given, 0) - given, mask=mask)
             tl.store(ties + later, chunk_ties, mask=mask)
             taken_before += tl.sum(given, 0)
@@ -246,12 +246,12 @@ def compact(
     total = tl.load(plan + COUNT)
     before = tl.load(ties + chunk)
     behind = tl.load(ties + chunk + 1, mask=chunk + 1 < tl.num_programs(0), other=before + 1)
-    wanted = total - tl.load(plan + ABOVE) - before
+    ties_to_take = total - tl.load(plan + ABOVE) - before
     start, places, live, key = _chunk_keys(scores, chunk, n, VALID_ONLY)
     chosen = live & (key > kth)
-    if (wanted > 0) & (behind > before):  # few chunks have ties to select
+    if (ties_to_take > 0) & (behind > before):  # few chunks have ties to select
         tied = live & (key == kth)
-        chosen = chosen | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= wanted))
+        chosen = chosen | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= ties_to_take))
     place = tl.cumsum(chosen.to(tl.int32), 0) - 1
     first = tl.load(taken + chunk)
     end = tl.load(taken + chunk + 1, mask=chunk + 1 < tl.num_programs(0), other=total)

@@ -20,15 +20,15 @@ from .work import ROW_TICKETS
 
 @triton.jit
 def absorb(
-    champions, places, m, u, t, q, second, tiles, first, TILES: tl.constexpr,
+    champions, positions, m, u, t, q, second, tiles, first, TILES: tl.constexpr,
     STATISTICS: tl.constexpr, COMPENSATED: tl.constexpr,
 ):  # fmt: skip
     """Add TILES tiles (L, V), from the lane's column `first` on, to each lane's champions and their
     columns (L, V), to their maximum m (finite while all logits so far are -inf) and to the sums
     relative to it (L,)."""
     WIDTH: tl.constexpr = champions.shape[0] * champions.shape[1]
-    champions, places, losers = keep_largest(
-        champions, places, tiles, first, WIDTH, TILES, STATISTICS
+    champions, positions, losers = keep_largest(
+        champions, positions, tiles, first, WIDTH, TILES, STATISTICS
     )
     values = widened(champions)
     new_m = tl.maximum(m, tl.max(values, 1))
@@ -41,18 +41,18 @@ def absorb(
     if STATISTICS:
         q += tl.sum(new_q, 1)
         second = tl.maximum(second, tl.max(new_second, 1))
-    return champions, places, new_m, u, t, q, second
+    return champions, positions, new_m, u, t, q, second
 
 
 def values_of_a_lane(vector: int, statistics: bool) -> int:
     """float32 values that a lane of a piece leaves behind: its champions and sums, and for the
-    statistics two more sums and the champions' places."""
+    statistics two more sums and the champions' positions."""
     return 2 * vector + 4 if statistics else vector + 2
 
 
 @triton.jit
 def nothing_yet(like, LANES: tl.constexpr, V: tl.constexpr):
-    """Champions and their places (L, V), and m, u, t, q and second (L,), of no columns."""
+    """Champions and their positions (L, V), and m, u, t, q and second (L,), of no columns."""
     champions = tl.full([LANES, V], -INF, tl.float32).to(like)
     zeros = tl.zeros([LANES], tl.float32)
     return (
@@ -62,14 +62,14 @@ def nothing_yet(like, LANES: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def join(
-    champions, places, m, u, t, q, second, other_champions, other_places, other_m, other_u,
+    champions, positions, m, u, t, q, second, other_champions, other_places, other_m, other_u,
     other_t, other_q, other_second, STATISTICS: tl.constexpr,
 ):  # fmt: skip
     """Each lane's sums over two pieces, of which the other one is behind."""
     if STATISTICS:
         rises = widened(other_champions) > widened(champions)
-        places = tl.where(rises, other_places, places)
-    champions, _, losers = keep_largest(champions, places, (other_champions,), 0, 1, 1, False)
+        positions = tl.where(rises, other_places, positions)
+    champions, _, losers = keep_largest(champions, positions, (other_champions,), 0, 1, 1, False)
     new_m = tl.maximum(m, other_m)
     u, t, q = rescale(m, new_m, u, t, q, STATISTICS)
     other_u, other_t, other_q = rescale(other_m, new_m, other_u, other_t, other_q, STATISTICS)
@@ -81,12 +81,12 @@ def join(
     if STATISTICS:
         q += other_q + tl.sum(new_q, 1)
         second = tl.maximum(tl.maximum(second, other_second), tl.max(new_second, 1))
-    return champions, places, new_m, u, t, q, second
+    return champions, positions, new_m, u, t, q, second
 
 
 @triton.jit
 def leave(
-    here, each, champions, places, u, t, q, second, LANES: tl.constexpr, V: tl.constexpr,
+    here, each, champions, positions, u, t, q, second, LANES: tl.constexpr, V: tl.constexpr,
     STATISTICS: tl.constexpr,
 ):  # fmt: skip
     """Stores a piece's lanes at `here`, what there is of each of their columns at `each` (L, V).
@@ -100,7 +100,7 @@ def leave(
     if STATISTICS:
         tl.store(here + LANES * (V + 2) + lanes, q)
         tl.store(here + LANES * (V + 3) + lanes, second)
-        tl.store(here + LANES * (V + 4) + each, places.to(tl.float32, bitcast=True))
+        tl.store(here + LANES * (V + 4) + each, positions.to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -111,13 +111,13 @@ def left(here, each, like, LANES: tl.constexpr, V: tl.constexpr, STATISTICS: tl.
     m = tl.maximum(tl.max(widened(champions), 1), -LARGEST)
     u = tl.load(here + LANES * V + lanes, cache_modifier=".cg")
     t = tl.load(here + LANES * (V + 1) + lanes, cache_modifier=".cg")
-    q, second, places = u, u, each
+    q, second, positions = u, u, each
     if STATISTICS:
         q = tl.load(here + LANES * (V + 2) + lanes, cache_modifier=".cg")
         second = tl.load(here + LANES * (V + 3) + lanes, cache_modifier=".cg")
-        places = tl.load(here + LANES * (V + 4) + each, cache_modifier=".cg")
-        places = places.to(tl.int32, bitcast=True)
-    return champions, places, m, u, t, q, second
+        positions = tl.load(here + LANES * (V + 4) + each, cache_modifier=".cg")
+        positions = positions.to(tl.int32, bitcast=True)
+    return champions, positions, m, u, t, q, second
 
 
 @triton.jit(**ONCE)
@@ -137,13 +137,13 @@ def score_stream(
     """See launch.score for the arguments, which both scoring kernels share."""
     row = tl.program_id(0).to(tl.int64) // PARTS
     part = tl.program_id(0) % PARTS
-    y, known, counts = label_of(labels, row, row < n, classes, ignore_index, IGNORE)
+    y, label_in_range, counts = label_of(labels, row, row < n, classes, ignore_index, IGNORE)
 
     if GROUPED:
         start = row // rows_per_group * group_stride + row % rows_per_group * row_stride
     else:
         start = row * row_stride
-    z_y = tl.load(logits + start + y, mask=known, other=float("nan")).to(tl.float32)
+    z_y = tl.load(logits + start + y, mask=label_in_range, other=float("nan")).to(tl.float32)
 
     if SPREAD:
         columns = tl.arange(0, LANES)[:, None] + tl.arange(0, V)[None, :] * LANES
@@ -159,7 +159,7 @@ def score_stream(
     STEP: tl.constexpr = WIDTH * TILES
     share = tl.cdiv(tl.cdiv(vectors * V, STEP), PIECES) * STEP  # columns of a piece
     like = logits.dtype.element_ty
-    champions, places, m, u, t, q, second = nothing_yet(like, LANES, V)
+    champions, positions, m, u, t, q, second = nothing_yet(like, LANES, V)
     for piece in range(part * (PIECES // PARTS), (part + 1) * (PIECES // PARTS)):
         first = piece * share
         stop = tl.minimum(first + share, end)
@@ -172,8 +172,7 @@ def score_stream(
                 z = tl.load(pointers + offset + j * WIDTH)
                 tiles = tiles + (z,)
             found = absorb(*found, tiles, offset, TILES, STATISTICS, COMPENSATED)
-        # What is left is less than a step. A few loads at a time wait for memory less often than
-        # one.
+        # The rest is less than a step; a few loads at a time hide more latency than one.
         for offset in range(whole, stop, WIDTH * TAIL):
             tiles = ()
             for j in tl.static_range(TAIL):
@@ -182,10 +181,10 @@ def score_stream(
                 tiles = tiles + (z,)
             found = absorb(*found, tiles, offset, TAIL, STATISTICS, COMPENSATED)
         if PIECES == PARTS:
-            champions, places, m, u, t, q, second = found
+            champions, positions, m, u, t, q, second = found
         else:
-            champions, places, m, u, t, q, second = join(
-                champions, places, m, u, t, q, second, *found, STATISTICS
+            champions, positions, m, u, t, q, second = join(
+                champions, positions, m, u, t, q, second, *found, STATISTICS
             )
 
     complete = True
@@ -194,34 +193,36 @@ def score_stream(
         here = parts + row * PARTS * size
         if not SPREAD:
             here = tl.multiple_of(here, 16)
-        leave(here + part * size, columns, champions, places, u, t, q, second, LANES, V, STATISTICS)
+        leave(
+            here + part * size, columns, champions, positions, u, t, q, second, LANES, V, STATISTICS
+        )
         complete = take_ticket(work, ROW_TICKETS + row, PARTS)
         if complete:
             tl.store(work + ROW_TICKETS + row, 0)
-            champions, places, m, u, t, q, second = nothing_yet(like, LANES, V)
+            champions, positions, m, u, t, q, second = nothing_yet(like, LANES, V)
             for piece in range(PARTS):
                 found = left(here + piece * size, columns, like, LANES, V, STATISTICS)
-                champions, places, m, u, t, q, second = join(
-                    champions, places, m, u, t, q, second, *found, STATISTICS
+                champions, positions, m, u, t, q, second = join(
+                    champions, positions, m, u, t, q, second, *found, STATISTICS
                 )
     lane_m, u, t, q, second = settle(widened(champions), u, t, q, second, STATISTICS)
     row_m, row_u, row_t, row_q, row_second = merge(lane_m, u, t, q, second, STATISTICS)
     row_top = row * 0
     if STATISTICS:
-        row_top = tl.min(lowest_top(widened(champions), row_m, places + columns), 0)
+        row_top = tl.min(lowest_top(widened(champions), row_m, positions + columns), 0)
 
     if complete:
         if STATISTICS:
             store_statistics(
-                row_m, row_u, row_t, row_q, row_second, row_top, y, z_y, known, counts,
+                row_m, row_u, row_t, row_q, row_second, row_top, y, z_y, label_in_range, counts,
                 row, row < n, out, correct, prediction, n,
             )  # fmt: skip
         elif SUMS:
             store_sums(row_m, row_u, row_t, z_y, counts, row, row < n, out, n)
         else:
             store_scores(
-                row_m, row_u, row_t, z_y, known, counts, row, row < n, out, work, ids, beta, n,
-                num_samples, HAS_IDS, COUNT,
+                row_m, row_u, row_t, z_y, label_in_range, counts, row, row < n, out, work, ids,
+                beta, n, num_samples, HAS_IDS, COUNT,
             )  # fmt: skip
     if SELECT:
         finish_call(

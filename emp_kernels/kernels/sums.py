@@ -43,7 +43,7 @@ def _sorted_pair(a, b):
 
 @triton.jit
 def widened(z):
-    """Logits as float32; of a register's two bfloat16 in one operation each."""
+    """Logits as float32; two packed bfloat16 take one operation each."""
     if NVIDIA and z.numel > 1 and z.dtype == tl.bfloat16:
         z = tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
@@ -54,20 +54,20 @@ def widened(z):
 
 @triton.jit
 def keep_largest(
-    champions, places, tiles, first, WIDTH: tl.constexpr, TILES: tl.constexpr,
+    champions, positions, tiles, first, WIDTH: tl.constexpr, TILES: tl.constexpr,
     STATISTICS: tl.constexpr,
 ):  # fmt: skip
     """The elementwise maximum of `champions` and all `tiles`, and the TILES smaller values, in the
-    dtype of the logits. A NaN stays the champion. With STATISTICS, `places` is the start column of
-    the first tile with the champion: tile i starts at `first` + i * WIDTH."""
+    dtype of the logits. A NaN stays the champion. With STATISTICS, `positions` is the start column
+    of the first tile with the champion: tile i starts at `first` + i * WIDTH."""
     losers = ()
     for i in tl.static_range(TILES):
         if STATISTICS:
             rises = widened(tiles[i]) > widened(champions)
-            places = tl.where(rises, first + i * WIDTH, places)
+            positions = tl.where(rises, first + i * WIDTH, positions)
         loser, champions = _sorted_pair(champions, tiles[i])
         losers = losers + (loser,)
-    return champions, places, losers
+    return champions, positions, losers
 
 
 @triton.jit

@@ -40,7 +40,7 @@ def row_terms(
     sum of the weights of all elements but one maximal one."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
-    y, known, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
+    y, label_in_range, counts = label_of(labels, rows, inside, classes, ignore_index, IGNORE)
     high, low = scales_of(highs, lows, high, low, rows, inside, PER_ROW)
     start = starts_of(rows, rows_per_group, group_stride, row_stride, V, GROUPED)
     probability_start = tl.multiple_of(rows * probability_stride, V)
@@ -114,12 +114,12 @@ def row_terms(
     lse = distance(m_whole, m_rest, zero, zero, high, low, CAPPED) + above
     if SOFT:
         loss = label_total * above - label_dot
-        known = counts
+        label_in_range = counts
     else:
         z_y = tl.load(logits + start + y, mask=counts, other=0.0).to(tl.float32)
         y_whole, y_rest, _ = parts_of(z_y, to_cap, CAPPED)
         loss = above - distance(y_whole, y_rest, m_whole, m_rest, high, low, CAPPED)
-    bad = broken | (known == 0)
+    bad = broken | (label_in_range == 0)
     if not CAPPED:  # an infinite maximum: no softmax, unless other shards have finite columns
         bad = bad | (tl.abs(m) == INF)
     column = n.to(tl.int64)
@@ -141,12 +141,12 @@ def terms_gradient(
     n, rows_per_group, group_stride, row_stride, probability_stride, vectors, classes,
     high, low, to_cap, share, uniform,
     V: tl.constexpr, GROUPED: tl.constexpr, CAPPED: tl.constexpr, PER_ROW: tl.constexpr,
-    LENT: tl.constexpr, ENTROPY: tl.constexpr, TARGETS: tl.constexpr, WEIGHTED: tl.constexpr,
+    REUSED: tl.constexpr, ENTROPY: tl.constexpr, TARGETS: tl.constexpr, WEIGHTED: tl.constexpr,
     SOFT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """out (N, C) = (A p_j + B p_j (d_j - mean) - S q_j - L [j = y]) d a_j / d z_j; a row whose
-    coefficients are all 0 is zero and not read. With LENT, loss and lse are reused and there is no
-    maximum."""
+    coefficients are all 0 is zero and not read. With REUSED, loss and lse are reused and there is
+    no maximum."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
     columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -160,7 +160,7 @@ def terms_gradient(
         s = tl.load(by_target + rows, mask=inside, other=0.0)
         trained = trained | (s != 0.0)
     high, low = scales_of(highs, lows, high, low, rows, trained, PER_ROW)
-    if LENT:
+    if REUSED:
         row_above = tl.load(lse + rows, mask=trained, other=0.0)
         m = row_above * 0.0  # NaN if there is no softmax
     else:

@@ -79,7 +79,7 @@ def missing(
     seeds: Sequence[int],
     done: set[tuple[Any, ...]],
 ) -> Iterator[Trial]:
-    """Trials without a row; `rows` and `done` grow while they are run."""
+    """Trials without a row; `rows` and `done` grow during the runs."""
     for family in families:
         for trial in family.trials(data, seeds, lambda: tuned(rows)):
             if trial.key not in done:

@@ -27,7 +27,7 @@ class Run:
 
     Attributes:
         split: the training split.
-        model: what is trained.
+        model: the model being trained.
         state: the samples' last scores, from the steps that trained them.
         batch_size: B.
         seed: of every draw.
@@ -84,7 +84,7 @@ class Full(Method):
 
 @dataclass(frozen=True)
 class Sampling(Method):
-    """EMPSampler: everything in the first epoch, then the share `keep` by its way of choosing."""
+    """EMPSampler: everything in the first epoch, then the share `keep` by its sampling method."""
 
     by_epoch: ClassVar[bool] = True
 
@@ -103,8 +103,8 @@ class Sampling(Method):
 
 @dataclass(frozen=True)
 class Balanced(Method):
-    """With replacement, each class as often as another to the power `power` of its size: 0 makes
-    all equally frequent, 0.5 those of the root of their sizes."""
+    """With replacement, each class with probability proportional to its size to the power `power`:
+    0 makes all classes equally frequent, 0.5 uses the square roots of their sizes."""
 
     power: float = 0.5
     beta: float = 1.0
@@ -125,8 +125,8 @@ class Balanced(Method):
 
 @dataclass(frozen=True)
 class Candidates(Method):
-    """Passes over all samples in batches `times` as large, of each of which B are trained: all are
-    scored, by a forward pass of their own with the weights of that step.
+    """Passes over all samples in batches `times` as large, B of which are trained: all are scored
+    by a separate forward pass with the current weights.
 
     choose: "top", the highest scores; "gumbel", without replacement in proportion to them;
     "importance", by score plus mean score with weights that keep the loss unbiased.

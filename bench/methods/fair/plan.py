@@ -1,7 +1,7 @@
 """What is run, and the families of comparisons, named before the test split was looked at.
 
 A method's learning rate is tuned for each length of training, by its accuracy with the tuning seeds
-on the validation split; other seeds then look at the test split, once each.
+on the validation split; other seeds then use the test split, once each.
 
 A family: every method of it less full data of as many steps, with the same seeds, in accuracy and
 in macro-F1, for each of its data sets and each of their lengths where the method differs from full

@@ -14,9 +14,9 @@ from bench.methods.fair.features import BUCKETS, Texts
 from bench.methods.fair.fetch import FOLDER
 from bench.methods.fair.network import Bags, wide
 
-WORDS = 32  # of a text; later ones are not read
+WORDS = 32  # per text; later ones are dropped
 WIDE = "-wide"
-FEWEST = 30  # texts of a class; smaller classes are left out
+FEWEST = 30  # texts per class; smaller classes are left out
 SPLIT_SEED = 7
 HELD_OUT = 0.1  # of the texts for validation, and as many for the test
 
@@ -30,8 +30,8 @@ def hashed(text: str) -> list[int]:
 
 @functools.cache
 def load(name: str) -> Data:
-    """The data set of build/texts/NAME.tsv; the features are kept beside it. NAME-wide is the same
-    for the large network.
+    """The data set of build/texts/NAME.tsv; the features are cached next to it. NAME-wide is the
+    same for the large network.
 
     Raises:
         FileNotFoundError: it was not fetched.

@@ -40,7 +40,8 @@ def steps_of(samples: int, epochs: float, batch_size: int) -> int:
 def train(
     data: Data, method: Method, rate: float, steps: int, seed: int, split: str, *, batch_size: int
 ) -> Result:
-    """Train with `method` for `steps` at `rate`, which falls linearly to 0, and look at `split`."""
+    """Train with `method` for `steps` at `rate`, which falls linearly to 0, and evaluate on
+    `split`."""
     model = data.network(data.classes, seed)
     state = emp.EMPState(len(data.train.labels), beta=method.beta)
     run = Run(data.train, model, state, batch_size, seed, steps)

@@ -24,7 +24,7 @@ launch_terms: Any = None
 
 
 def require() -> None:
-    """Import the kernels; raise where Triton is missing or no GPU can run them."""
+    """Import the kernels; raise if Triton is missing or no GPU can run them."""
     global contrastive, launch, launch_linear, launch_loss, launch_terms
     try:
         import triton  # noqa: F401
