@@ -42,7 +42,7 @@ def contents(state):
     found += [getattr(state, name).tolist() for name in SHARED]
     found += [int(state.clock), state.epoch, state.synced_at]
     if type(state) is not emp.EMPState:
-        found += [state.pending, state.drawn_ids().tolist()]
+        found += [state.pending, [ids.tolist() for ids in state.drawn_ids(100)]]
         found += [part.tolist() for entries in state.logged() for part in entries]
     return found
 

@@ -78,7 +78,8 @@ def test_the_backend_named_is_the_one_that_runs(operation, monkeypatch):
             module = backends.load(name)
         except backends.Unavailable:
             continue
-        for function in (backends._SERVED_BY.get(operation, operation), f"plain_{operation}"):
+        served = backends._SERVED_BY.get(operation, operation)
+        for function in (served, f"plain_{served}", f"plain_{operation}"):
             if hasattr(module, function):
                 monkeypatch.setattr(module, function, spy(name, getattr(module, function)))
     monkeypatch.setattr(backends, "plain", backends.plain.__wrapped__)  # not what it found before

@@ -51,6 +51,8 @@ def _live(training: Training, folder: Path, rank: int, life: int) -> None:
             timeout=datetime.timedelta(seconds=60),
         )
     loops.load(training.loop).train(here)
+    if dist.is_initialized():  # its threads may abort a process that ends with them
+        dist.destroy_process_group()
 
 
 def _path() -> dict[str, str]:
