@@ -64,7 +64,7 @@ def _gather_leaves(
     elif records("gather"):  # compilers know torch's own operation
         positions = indices.to(torch.int64)
         return [_compiled_rows(source, positions.to(source.device)) for source in sources]
-    derivatives = torch.is_grad_enabled(), backends.forward_mode() or transforming()
+    derivatives = torch.is_grad_enabled(), backends.forward_mode() or transforming() is not None
     for tensor in sources if outputs is None else sources + outputs:
         if not tensor.is_cpu or _needs_torch(tensor, *derivatives):
             break

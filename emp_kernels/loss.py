@@ -226,7 +226,7 @@ def _plain_loss(
 ) -> torch.Tensor | None:
     """The loss where arguments are what most calls pass, see :func:`backends.plain`."""
     function = "cross_entropy"
-    if not running() or transforming() or recomputing() or backends.forward_mode():
+    if not running() or transforming() is not None or recomputing() or backends.forward_mode():
         return None
     plain = backends.plain(function)
     found: Forward | None = plain and plain(logits, labels, state, indices, ignore_index, reduction)

@@ -13,10 +13,12 @@ _KEYS = torch._C._TorchDispatchModeKey
 _transforms = torch._C._functorch.peek_interpreter_stack
 
 
-def transforming() -> bool:
-    """Whether one of torch.func's transforms runs. Compilers are not asked: torch 2.6's cannot
-    record the question."""
-    return not torch.compiler.is_compiling() and _transforms() is not None
+def _transforming() -> object | None:
+    return None if torch.compiler.is_compiling() else _transforms()
+
+
+# None outside torch.func's transforms. The compilers of torch 2.6 cannot record the call.
+transforming = _transforms if torch.__version__ >= (2, 13) else _transforming
 
 
 def recording() -> bool:
@@ -52,7 +54,7 @@ def check_no_tracing(function: str) -> None:
             "no operator), got those of torch.export"
         )
     _refuse_jit(function)
-    if transforming():
+    if transforming() is not None:
         raise TypeError(
             f"{function}: tensors must lie in memory (call outside of torch.func's transforms, "
             "with all rows at once), got a call in one of them"

@@ -45,7 +45,7 @@ def check_strided(function: str, name: str, tensor: torch.Tensor) -> None:
     """Raise unless `tensor` is an ordinary dense tensor: sparse and other layouts have no rows in
     memory, and wrapper tensors, as in torch.func, have no memory."""
     strided = tensor.layout is torch.strided and not tensor.is_nested
-    if type(tensor) is not torch.Tensor or not strided or transforming():
+    if type(tensor) is not torch.Tensor or not strided or transforming() is not None:
         _refuse_unusual(function, name, tensor)
 
 
@@ -104,7 +104,7 @@ def check_labels(
         one = f" ({BINARY})" if logits.shape[-1] == 1 else ""
         raise TypeError(f"{function}: labels must have an integer dtype{one}, got {labels.dtype}")
     strided = labels.layout is torch.strided and not labels.is_nested
-    if type(labels) is not torch.Tensor or not strided or transforming():
+    if type(labels) is not torch.Tensor or not strided or transforming() is not None:
         _refuse_unusual(function, name, logits)
         _refuse_unusual(function, "labels", labels)
     shape, whole = labels.shape, logits.shape
