@@ -18,7 +18,7 @@ def _transforming() -> object | None:
 
 
 # None outside torch.func's transforms. The compilers of torch 2.6 cannot record the call.
-transforming = _transforms if torch.__version__ >= (2, 13) else _transforming
+transforming = _transforms if torch.__version__ >= "2.13" else _transforming
 
 
 def recording() -> bool:
