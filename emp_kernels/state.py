@@ -147,7 +147,8 @@ class EMPState(Whole):
             check_same_device(function, f"scores.{name}", field, "the state", self.score)
         if recomputing():
             return
-        scores = Scores(*(field.detach().to(torch.float32) for field in scores))
+        written = (field.detach().to(torch.float32) for field in scores[:3])
+        scores = Scores(*written, scores.lse)  # which no state stores
         rows, ids = self.rows_of(function, indices.to(self.device), len(indices))
         recorded = records(function)
         chosen = ops if recorded else backends.resolve("EMPState.update", None, self.score)
