@@ -28,6 +28,14 @@ def test_opcheck(backend):
         opcheck(OPERATORS.select_counted.default, (scores, ignored, *keep, backend))
 
 
+def test_opcheck_of_what_a_loss_writes_and_checks():
+    state, ids = emp.EMPState(9), torch.tensor([3, 1, 4])
+    scores = emp.score(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    fields = [getattr(state, name) for name in ops.STATE_FIELDS]
+    opcheck(OPERATORS.update_state.default, (*fields, ids, *scores[:3], "EMPState.update"))
+    opcheck(OPERATORS.positions.default, (torch.tensor([0, 2]), 5, "cross_entropy"))
+
+
 @pytest.mark.parametrize("keep", [(0.3, None), (None, 4)])
 @pytest.mark.parametrize("ids", [None, torch.arange(20).flip(0)])
 def test_opcheck_of_the_main_call(keep, ids):
