@@ -405,6 +405,7 @@ def test_autocast_changes_nothing(backend):
     same_as_torch(got, expected, torch.bfloat16)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="not recorded by Dynamo of torch 2.6")
 def test_a_call_with_a_state_is_in_one_graph():
     """The same bits, in the state too."""
     logits, labels = rows(16, 5)
