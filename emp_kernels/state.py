@@ -147,8 +147,8 @@ class EMPState(Whole):
             check_same_device(function, f"scores.{name}", field, "the state", self.score)
         if recomputing():
             return
-        written = (field.detach().to(torch.float32) for field in scores[:3])
-        scores = Scores(*written, scores.lse)  # which no state stores
+        score, loss, entropy = (field.detach().to(torch.float32) for field in scores[:3])
+        scores = Scores(score, loss, entropy, scores.lse)  # no state stores lse
         rows, ids = self.rows_of(function, indices.to(self.device), len(indices))
         recorded = records(function)
         chosen = ops if recorded else backends.resolve("EMPState.update", None, self.score)
