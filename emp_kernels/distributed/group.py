@@ -124,13 +124,15 @@ def missing_ranks(group: dist.ProcessGroup | None, started: float) -> list[int] 
     not call. None if unknown.
 
     gloo's errors only name an address. All ranks in the call fail within the group's timeout, and
-    each reports it in the store of the process group. A call that succeeds costs nothing.
+    each reports it in the store of the process group. A call that succeeds costs nothing. The first
+    rank hosts the store unless a launcher does: it stays until the others have read it.
     """
     whole = named(group)
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     number = _failures[whole.group_name] = _failures.get(whole.group_name, 0) + 1
     lost = _lost.setdefault(whole.group_name, set())
     keys = [f"emp_kernels/{whole.group_name}/failed/{number}/{other}" for other in range(size)]
+    read = [f"{key}/read" for key in keys]
     patience = min(_timeout(whole), _PATIENCE)
     deadline = max(started + patience, time.monotonic()) + _GRACE
     missing = set(range(size))
@@ -138,15 +140,23 @@ def missing_ranks(group: dist.ProcessGroup | None, started: float) -> list[int] 
         store = dist.distributed_c10d._get_default_store()  # there is no public accessor
         store.set(keys[rank], "")
         while True:
-            missing = {other for other in missing if not store.check([keys[other]])}
+            for other in sorted(missing):
+                if store.check([keys[other]]):
+                    missing.remove(other)
             if missing <= lost or time.monotonic() > deadline:
-                lost |= missing
-                return sorted(missing)
+                break
             time.sleep(0.05)
-    except (AttributeError, RuntimeError):  # the first rank hosts it, unless a launcher does
+        lost |= missing
+        store.set(read[rank], "")
+        readers = [read[other] for other in range(size) if other not in missing]
+        leave = time.monotonic() + _GRACE
+        while rank == 0 and not store.check(readers) and time.monotonic() < leave:
+            time.sleep(0.01)
+        return sorted(missing)
+    except (AttributeError, RuntimeError):  # the store is gone
         if rank == 0:
             return None
-        return [0] if 0 in missing else sorted(missing)  # or it has reported, and exited
+        return [0] if 0 in missing else sorted(missing)  # or its host has reported, and exited
 
 
 def _timeout(group: dist.ProcessGroup) -> float:
