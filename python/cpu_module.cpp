@@ -21,6 +21,7 @@
 #include "loss.h"
 #include "plain.h"
 #include "pruning.h"
+#include "reserve.h"
 #include "results.h"
 #include "scoring.h"
 #include "tensors.h"
@@ -146,6 +147,7 @@ void add_tile(const Tensor& tile, const Written& sums, bool columns, int threads
 
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of emp_kernels";
+  bindings::reserve.hold();
   module.def("use_torch", &bindings::use_torch,
              "torch.Tensor, and what makes and reads tensors: torch._C._from_dlpack, "
              "torch._C._to_dlpack, and torch.Tensor.__dlpack_c_exchange_api__ or None.");

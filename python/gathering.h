@@ -170,11 +170,12 @@ class Batch {
     return made;
   }
 
-  // Rows of the tensor as bytes, without involving autograd.
+  // Rows of the tensor as bytes, without involving autograd, which integers never do.
   bool has_plain_rows(PyObject* object, Tensor& tensor) const {
     static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
     return is_plain(object, tensor) && tensor.dims() > 0 && tensor.is_contiguous(1) &&
-           !(is_true(PyObject_GetAttr(object, requires_grad)) && settings.grad());
+           (tensor.dtype().code <= dlpack::kUInt ||
+            !(is_true(PyObject_GetAttr(object, requires_grad)) && settings.grad()));
   }
 
   bool valid_;

@@ -5,7 +5,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <cstdlib>
 #include <new>
 
 #include "cpu/threads.h"
@@ -17,19 +16,10 @@ namespace py = pybind11;
 // Takes any number of arguments and returns the result, or null for None.
 using PlainFunction = py::object (*)(PyObject* const* arguments);
 
-// Torch terminates the process if it cannot allocate a tensor's own few hundred bytes.
-inline bool has_memory_to_spare() {
-  constexpr size_t kTensors = 16 * 1024;
-  void* volatile spare = std::malloc(kTensors);
-  std::free(spare);
-  return spare != nullptr;
-}
-
 template <PlainFunction kFunction, Py_ssize_t kArguments>
 PyObject* call_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != kArguments)
     return PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", kArguments, count);
-  if (!has_memory_to_spare()) return PyErr_NoMemory();
   try {
     py::object served = kFunction(arguments);
     if (!served) served = py::none();

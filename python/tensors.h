@@ -13,6 +13,7 @@
 #include "cpu/memory.h"
 #include "cpu/pages.h"
 #include "dlpack.h"
+#include "reserve.h"
 
 namespace bindings {
 
@@ -168,6 +169,7 @@ class NewTensor {
 
   // With the first dimension of the shape replaced by `rows`.
   NewTensor(dlpack::DataType dtype, int64_t rows, const int64_t* shape, int dims) {
+    reserve.check();  // for torch, in tensor()
     const int64_t bytes = bytes_of(dtype, rows, shape, dims);
     constexpr size_t kAlignment = 64;
     const size_t header = sizeof(Block) + size_t(dims) * sizeof(int64_t);

@@ -55,37 +55,37 @@ EMP_MAY_RACE bool gather_units(const GatherRows& t, const int64_t* __restrict in
   return gather(Size(), Size());  // a constant, so that addresses are scaled without multiplication
 }
 
-// Rows large enough for lookahead: runs are copied as one block, and later rows are prefetched.
+// Rows large enough for lookahead: runs are copied as one block, and later rows, up to `stop`, are
+// prefetched, which never faults and so needs no checked index.
 EMP_MAY_RACE bool gather_runs(const GatherRows& t, const int64_t* indices, int64_t begin,
-                              int64_t end) {
-  int64_t own[kChecked];
-  const int64_t count = end - begin;
-  read_once(own, indices + begin, count);
-  if (any_bad_index(own, 0, count, t.rows)) return false;
-  char* out = t.out + begin * t.row_bytes;
+                              int64_t end, int64_t stop) {
   const bool dense = t.stride_bytes == t.row_bytes;
-  for (int64_t k = 0; k < count;) {
+  for (int64_t k = begin; k < end;) {
+    const int64_t index = read_once(indices + k);
     int64_t run = 1;
     if (dense)
-      while (k + run < count && own[k + run] == own[k] + run) ++run;
-    if (k + run + kAhead < count) {
-      const char* next = t.source + own[k + run + kAhead] * t.stride_bytes;
+      while (k + run < end && indices[k + run] == index + run) ++run;
+    if (index < 0 || index > t.rows - run) return false;
+    if (k + run + kAhead < stop) {
+      const uint64_t next = reinterpret_cast<uintptr_t>(t.source) +
+                            uint64_t(indices[k + run + kAhead]) * uint64_t(t.stride_bytes);
       for (int64_t line = 0; line < std::min<int64_t>(t.row_bytes, 128); line += 64)
-        __builtin_prefetch(next + line);
+        __builtin_prefetch(reinterpret_cast<const void*>(next + uint64_t(line)));
     }
-    std::memcpy(out + k * t.row_bytes, t.source + own[k] * t.stride_bytes,
+    std::memcpy(t.out + k * t.row_bytes, t.source + index * t.stride_bytes,
                 size_t(run * t.row_bytes));
     k += run;
   }
   return true;
 }
 
-// Writes rows [begin, end), at most kChecked, of the output; returns false, with the output
-// unspecified, if an index is out of range.
-bool gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int64_t end) {
+// Writes rows [begin, end) of the output, of [begin, stop) that follow; returns false, with the
+// output unspecified, if an index is out of range.
+bool gather_rows(const GatherRows& t, const int64_t* indices, int64_t begin, int64_t end,
+                 int64_t stop) {
   const int64_t bytes = t.row_bytes;
   if (bytes == 0) return !any_bad_index(indices, begin, end, t.rows);
-  if (bytes > 64) return gather_runs(t, indices, begin, end);
+  if (bytes > 64) return gather_runs(t, indices, begin, end, stop);
   if (bytes >= 32) return gather_units<char[32]>(t, indices, begin, end);
   if (bytes >= 16) return gather_units<char[16]>(t, indices, begin, end);
   if (bytes >= 8) return gather_units<char[8]>(t, indices, begin, end);
@@ -129,7 +129,7 @@ BadIndex gather(const GatherRows* tensors, int num_tensors, const int64_t* indic
     for (int64_t begin = task * step; begin < stop; begin += kChecked) {
       const int64_t end = std::min(stop, begin + kChecked);
       for (int i = 0; i < num_tensors; ++i)
-        if (!gather_rows(tensors[i], indices, begin, end))
+        if (!gather_rows(tensors[i], indices, begin, end, stop))
           bad.store(begin, std::memory_order_relaxed);
       if (bad.load(std::memory_order_relaxed) >= 0) return;
     }
