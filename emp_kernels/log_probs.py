@@ -11,7 +11,7 @@ from .distributed.columns import Columns, is_sharded, shard_of
 from .options import check_adjustment
 from .results import LogProbs
 from .tracing import records
-from .validation import check_ignore_index, check_labels, check_logits
+from .validation import check_ignore_index, check_labels, check_logits, is_one_row, of_one_row
 from .weighted_loss import Rows, differentiable_terms
 
 
@@ -68,6 +68,12 @@ def log_prob_and_entropy(
             died or did not call.
     """
     function = "log_prob_and_entropy"
+    if is_one_row(logits, labels):
+        rows = log_prob_and_entropy(
+            logits[None], labels[None], temperature=of_one_row(temperature), softcap=softcap,
+            ignore_index=ignore_index, group=group, vocab_start=vocab_start, backend=backend,
+        )  # fmt: skip
+        return LogProbs(*(field[0] for field in rows))
     if is_sharded(logits, vocab_start, group):
         return _of_shard(
             function, logits, labels, temperature, softcap, ignore_index, group, vocab_start,

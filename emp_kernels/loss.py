@@ -20,7 +20,13 @@ from .state import EMPState, recomputing
 from .terms import Adjustment
 from .tracing import records, running, transforming
 from .trained_rows import check_reduction, check_rows, check_unremembered, only, reused_scores
-from .validation import check_ignore_index, check_logits, check_strided
+from .validation import (
+    check_ignore_index,
+    check_logits,
+    check_strided,
+    is_one_row,
+    of_one_row,
+)
 from .weighted_loss import loss_with_options
 
 
@@ -82,7 +88,8 @@ def cross_entropy(
     with `group` it is a graph break. Autocast has no effect: logits are used in their own dtype.
 
     Args:
-        logits: (..., C) float32, float16 or bfloat16 (float64: reference backend).
+        logits: (..., C), also one row (C,), float32, float16 or bfloat16 (float64: reference
+            backend).
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`; or probabilities
             (..., C) of a floating dtype, without `ignore_index`.
         state: where the scores of all N rows are written, with the state's beta, as by
@@ -133,6 +140,15 @@ def cross_entropy(
         loss = _plain_loss(logits, labels, state, indices, ignore_index, reduction)
         if loss is not None:
             return loss
+    if is_one_row(logits, labels):
+        loss = cross_entropy(
+            logits[None], labels[None], state, indices=of_one_row(indices), rows=rows,
+            weight=weight, sample_weight=of_one_row(sample_weight),
+            label_smoothing=label_smoothing, z_loss=z_loss,
+            temperature=of_one_row(temperature), softcap=softcap, ignore_index=ignore_index,
+            reduction=reduction, group=group, vocab_start=vocab_start, backend=backend,
+        )  # fmt: skip
+        return loss[0] if reduction == "none" and rows is None else loss
     shard = None
     if is_sharded(logits, vocab_start, group):
         shard = shard_of(function, logits, labels, vocab_start, group)

@@ -8,7 +8,14 @@ from .options import asks_for_nothing, check_adjustment
 from .results import SampleStatistics, Scores
 from .terms import scores_of
 from .tracing import records, running
-from .validation import check_beta, check_ignore_index, check_labels, check_logits
+from .validation import (
+    check_beta,
+    check_ignore_index,
+    check_labels,
+    check_logits,
+    is_one_row,
+    of_one_row,
+)
 
 
 def score(
@@ -32,11 +39,11 @@ def score(
     A row's results are the same bits whatever rows stand beside it, and however many.
 
     Args:
-        logits: (..., C) float32, float16 or bfloat16 (float64 is served by the reference
-            backend, which then answers in float64). Any strides; read once, never copied when
-            the inner stride is 1 and at most two leading dimensions do not collapse. Also a NumPy
-            array (possibly memory-mapped), or anything with DLPack or ``__array__``: its memory is
-            read in place, and results are tensors.
+        logits: (..., C), also one row (C,), float32, float16 or bfloat16 (float64 is served by the
+            reference backend, which then answers in float64). Any strides; read once, never copied
+            when the inner stride is 1 and at most two leading dimensions do not collapse. Also a
+            NumPy array (possibly memory-mapped), or anything with DLPack or ``__array__``: its
+            memory is read in place, and results are tensors.
         labels: (...) of any integer dtype, in [0, C) or equal to `ignore_index`; a tensor or an
             array.
         beta: weight of the memory term, from -1e29 to 1e29.
@@ -67,6 +74,12 @@ def score(
             return served
     logits = as_tensor("score", "logits", logits)
     labels = as_tensor("score", "labels", labels)
+    if is_one_row(logits, labels):
+        rows = score(
+            logits[None], labels[None], beta=beta, temperature=of_one_row(temperature),
+            softcap=softcap, ignore_index=ignore_index, backend=backend,
+        )  # fmt: skip
+        return Scores(*(field[0] for field in rows))
     check_logits("score", logits)
     check_labels("score", labels, logits)
     beta = check_beta("score", beta)
@@ -126,6 +139,11 @@ def sample_statistics(
             return served
     logits = as_tensor("sample_statistics", "logits", logits)
     labels = as_tensor("sample_statistics", "labels", labels)
+    if is_one_row(logits, labels):
+        rows = sample_statistics(
+            logits[None], labels[None], ignore_index=ignore_index, backend=backend
+        )
+        return SampleStatistics(*(field[0] for field in rows))
     check_logits("sample_statistics", logits)
     check_labels("sample_statistics", labels, logits)
     ignore_index = check_ignore_index("sample_statistics", ignore_index)

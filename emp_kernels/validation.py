@@ -89,8 +89,25 @@ def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> N
     if type(logits) is not torch.Tensor or not strided:
         _refuse_unusual(function, name, logits)
     if logits.dim() < 2:
-        shapes = "(N, C) or (..., C)" + f" ({BINARY})" * (name == "logits")
+        shapes = "(N, C) or (..., C)"
+        if name == "logits":
+            shapes += f", or (C,) with a label () ({BINARY})"
         raise ValueError(f"{function}: {name} must have shape {shapes}, got {tuple(logits.shape)}")
+
+
+def is_one_row(logits: Any, labels: Any) -> bool:
+    """Whether these are one row (C,) and its label (), as torch's own losses take them too."""
+    return (
+        isinstance(logits, torch.Tensor)
+        and isinstance(labels, torch.Tensor)
+        and logits.dim() == 1
+        and labels.dim() == 0
+    )
+
+
+def of_one_row(value: Any) -> Any:
+    """An argument of one row (C,) as that of (1, C): a tensor () becomes (1,)."""
+    return value[None] if isinstance(value, torch.Tensor) and value.dim() == 0 else value
 
 
 def check_labels(

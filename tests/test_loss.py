@@ -282,6 +282,38 @@ def test_labels_and_rows_of_any_integer_dtype(dtype, backend):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": torch.tensor(0.5), "z_loss": 0.1}], ids=str
+)
+def test_one_row_without_a_leading_dimension(options, reduction, backend):
+    """(C,) logits and a label () give what (1, C) and (1,) give, without the leading dimension."""
+    logits, labels = rows(1, 11)
+    many = {k: x.reshape(1) if torch.is_tensor(x) else x for k, x in options.items()}
+    states = emp.EMPState(4), emp.EMPState(4)
+    arguments = {"reduction": reduction, "backend": backend}
+    loss, gradient = gradient_of(
+        logits[0], labels[0], states[0], indices=torch.tensor(2), **options, **arguments
+    )
+    want, want_gradient = gradient_of(
+        logits, labels, states[1], indices=torch.tensor([2]), **many, **arguments
+    )
+    assert torch.equal(loss, want.reshape(()))
+    assert torch.equal(gradient, want_gradient[0])
+    for name, field in states[0].state_dict().items():
+        assert torch.equal(torch.as_tensor(field), torch.as_tensor(states[1].state_dict()[name]))
+    adjustment = {k: x for k, x in options.items() if k == "temperature"}
+    adjustments = {k: x for k, x in many.items() if k == "temperature"}
+    for function in (emp.score, emp.log_prob_and_entropy):
+        found = function(logits[0], labels[0], **adjustment, backend=backend)
+        right = function(logits, labels, **adjustments, backend=backend)
+        assert [x.shape for x in found] == [()] * len(found)
+        assert all(torch.equal(a, b[0]) for a, b in zip(found, right, strict=True))
+    found = emp.sample_statistics(logits[0], labels[0], backend=backend)
+    right = emp.sample_statistics(logits, labels, backend=backend)
+    assert all(torch.equal(a, b[0]) for a, b in zip(found, right, strict=True))
+
+
 def test_gradcheck_in_float64():
     logits, labels = rows(6, 5)
     logits = logits.double().requires_grad_()
