@@ -8,10 +8,11 @@ import torch.distributed as dist
 from . import backends
 from .compiling import outside_compiler
 from .distributed.columns import Columns, is_sharded, shard_of
+from .one_row import batched, is_one_row
 from .options import check_adjustment
 from .results import LogProbs
 from .tracing import records
-from .validation import check_ignore_index, check_labels, check_logits, is_one_row, of_one_row
+from .validation import check_ignore_index, check_labels, check_logits
 from .weighted_loss import Rows, differentiable_terms
 
 
@@ -70,7 +71,7 @@ def log_prob_and_entropy(
     function = "log_prob_and_entropy"
     if is_one_row(logits, labels):
         rows = log_prob_and_entropy(
-            logits[None], labels[None], temperature=of_one_row(temperature), softcap=softcap,
+            logits[None], labels[None], temperature=batched(temperature), softcap=softcap,
             ignore_index=ignore_index, group=group, vocab_start=vocab_start, backend=backend,
         )  # fmt: skip
         return LogProbs(*(field[0] for field in rows))

@@ -13,20 +13,15 @@ from .compiling import outside_compiler_where
 from .distributed import vocab_parallel
 from .distributed.columns import Shard, is_sharded, local_part, shard_of
 from .gradient import EveryRow, Forward, Sharded, SomeRows, differentiable
-from .options import LossOptions, asks_for_nothing, check_adjustment, check_options, check_targets
+from .one_row import batched, is_one_row
+from .options import LossOptions, all_defaults, check_adjustment, check_options, check_targets
 from .results import Scores, Selection
 from .row_ids import check_ids_of_rows
 from .state import EMPState, recomputing
 from .terms import Adjustment
 from .tracing import records, running, transforming
 from .trained_rows import check_reduction, check_rows, check_unremembered, only, reused_scores
-from .validation import (
-    check_ignore_index,
-    check_logits,
-    check_strided,
-    is_one_row,
-    of_one_row,
-)
+from .validation import check_ignore_index, check_logits, check_strided
 from .weighted_loss import loss_with_options
 
 
@@ -132,9 +127,7 @@ def cross_entropy(
             died or did not call.
     """
     function = "cross_entropy"
-    unchanged = asks_for_nothing(
-        temperature, softcap, weight, sample_weight, label_smoothing, z_loss
-    )
+    unchanged = all_defaults(temperature, softcap, weight, sample_weight, label_smoothing, z_loss)
     ordinary = backend is None and (state is None or type(state) is EMPState)
     if unchanged and ordinary and rows is None and group is None and vocab_start is None:
         loss = _plain_loss(logits, labels, state, indices, ignore_index, reduction)
@@ -142,10 +135,10 @@ def cross_entropy(
             return loss
     if is_one_row(logits, labels):
         loss = cross_entropy(
-            logits[None], labels[None], state, indices=of_one_row(indices), rows=rows,
-            weight=weight, sample_weight=of_one_row(sample_weight),
+            logits[None], labels[None], state, indices=batched(indices), rows=rows,
+            weight=weight, sample_weight=batched(sample_weight),
             label_smoothing=label_smoothing, z_loss=z_loss,
-            temperature=of_one_row(temperature), softcap=softcap, ignore_index=ignore_index,
+            temperature=batched(temperature), softcap=softcap, ignore_index=ignore_index,
             reduction=reduction, group=group, vocab_start=vocab_start, backend=backend,
         )  # fmt: skip
         return loss[0] if reduction == "none" and rows is None else loss

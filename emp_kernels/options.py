@@ -56,7 +56,7 @@ class LossOptions:
         return Targets(self.weight, None, 0.0, smoothed)
 
 
-def asks_for_nothing(
+def all_defaults(
     temperature: float | torch.Tensor,
     softcap: float | None,
     weight: torch.Tensor | None = None,
@@ -64,8 +64,8 @@ def asks_for_nothing(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> bool:
-    """Whether all are as they stand where nobody gives them: then nothing is to be checked, which
-    of a small batch would be a good part of the call."""
+    """Whether all options have their default values: then none is checked, which would take a
+    large part of a small batch's call."""
     return (
         softcap is None
         and weight is None

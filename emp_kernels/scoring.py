@@ -4,18 +4,12 @@ import torch
 
 from . import backends, ops, term_ops
 from .arrays import as_tensor
-from .options import asks_for_nothing, check_adjustment
+from .one_row import batched, is_one_row
+from .options import all_defaults, check_adjustment
 from .results import SampleStatistics, Scores
 from .terms import scores_of
 from .tracing import records, running
-from .validation import (
-    check_beta,
-    check_ignore_index,
-    check_labels,
-    check_logits,
-    is_one_row,
-    of_one_row,
-)
+from .validation import check_beta, check_ignore_index, check_labels, check_logits
 
 
 def score(
@@ -66,7 +60,7 @@ def score(
         ValueError: a wrong shape, a label out of range (on CPU), different devices.
         RuntimeError: the named backend is not available.
     """
-    unadjusted = asks_for_nothing(temperature, softcap)
+    unadjusted = all_defaults(temperature, softcap)
     if unadjusted and backend is None and running():
         plain = backends.plain("score")
         served: Scores | None = plain and plain(logits, labels, beta, ignore_index)
@@ -76,7 +70,7 @@ def score(
     labels = as_tensor("score", "labels", labels)
     if is_one_row(logits, labels):
         rows = score(
-            logits[None], labels[None], beta=beta, temperature=of_one_row(temperature),
+            logits[None], labels[None], beta=beta, temperature=batched(temperature),
             softcap=softcap, ignore_index=ignore_index, backend=backend,
         )  # fmt: skip
         return Scores(*(field[0] for field in rows))

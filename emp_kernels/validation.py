@@ -95,21 +95,6 @@ def check_logits(function: str, logits: torch.Tensor, name: str = "logits") -> N
         raise ValueError(f"{function}: {name} must have shape {shapes}, got {tuple(logits.shape)}")
 
 
-def is_one_row(logits: Any, labels: Any) -> bool:
-    """Whether these are one row (C,) and its label (), as torch's own losses take them too."""
-    return (
-        isinstance(logits, torch.Tensor)
-        and isinstance(labels, torch.Tensor)
-        and logits.dim() == 1
-        and labels.dim() == 0
-    )
-
-
-def of_one_row(value: Any) -> Any:
-    """An argument of one row (C,) as that of (1, C): a tensor () becomes (1,)."""
-    return value[None] if isinstance(value, torch.Tensor) and value.dim() == 0 else value
-
-
 def check_labels(
     function: str, labels: torch.Tensor, logits: torch.Tensor, name: str = "logits"
 ) -> None:

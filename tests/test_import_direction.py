@@ -19,7 +19,17 @@ ROOT = "emp_kernels"
 PUBLIC: set[str] = set()  # every top-level module that no other layer names
 LAYERS = (
     {"_cpu", "_cuda", "kernels"},
-    {"arrays", "cautions", "keep", "options", "order_keys", "results", "similarities", "terms"}
+    {
+        "arrays",
+        "cautions",
+        "keep",
+        "one_row",
+        "options",
+        "order_keys",
+        "results",
+        "similarities",
+        "terms",
+    }
     | {"containers", "term_tiles", "tiles", "tracing", "validation"},
     {"backends"},
     {"ops", "term_ops"},

@@ -1,7 +1,7 @@
-"""Ways of choosing among candidates by more than their score of the moment, and by window.
+"""Methods that choose among candidates by more than their current score, or by a window of losses.
 
-All of them take what the package scores and remembers: losses now, losses at the last look, how
-often a sample was drawn. "A look" is a forward pass in evaluation mode.
+All use what the package scores and remembers: current losses, losses of the previous look, and how
+often a sample was drawn. A look is a forward pass in evaluation mode.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from bench.methods.fair.methods import Batch, Method, Run, drawn, in_order
 
 
 class Look(NamedTuple):
-    """Candidates (N,) of a step: `loss` and `entropy` now, `before` at the last look or training,
-    NaN where there was none."""
+    """A step's candidates (N,): their current `loss` and `entropy`, and `before`, the loss of the
+    previous look or training step, NaN if there was none."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -26,7 +26,7 @@ class Look(NamedTuple):
 
 
 def looks(run: Run, times: int) -> Iterator[Look]:
-    """For ever passes over all samples, so many for each place of a batch."""
+    """Endless passes over all samples, with `times` candidates for each sample of a batch."""
     everything = emp.EMPSampler(run.state, 1.0, seed=run.seed)
     for ids, _ in drawn(everything, times * run.batch_size):
         logits, labels = run.look(ids)
@@ -39,8 +39,8 @@ def looks(run: Run, times: int) -> Iterator[Look]:
 
 @dataclass(frozen=True)
 class Remembered(Method):
-    """As candidates by their score, of whom only those are looked at whose score is older than
-    `passes` passes over all samples; the others go by what the state remembers."""
+    """Candidates by their score, where only scores older than `passes` passes over all samples are
+    computed anew; the others are taken from the state."""
 
     times: int = 2
     beta: float = 1.0
@@ -66,8 +66,9 @@ class Remembered(Method):
 
 @dataclass(frozen=True)
 class Learnability(Method):
-    """Of `times` candidates for each place those whose loss has fallen most, by a moving average
-    over their looks with weight `new` for the newest; who has none yet goes first."""
+    """Of `times` candidates for each sample of a batch, those whose loss has fallen most, by a
+    moving average over their looks with weight `new` for the newest; candidates without an average
+    come first."""
 
     times: int = 4
     beta: float = 0.0
@@ -80,19 +81,19 @@ class Learnability(Method):
     def batches(self, run: Run) -> Iterator[Batch]:
         falls = torch.full((run.state.num_samples,), torch.inf)
         for ids, _, loss, _, before in looks(run, self.times):
-            known = ~before.isnan()
-            fall, last = (before - loss)[known], falls[ids[known]]
+            seen = ~before.isnan()
+            fall, last = (before - loss)[seen], falls[ids[seen]]
             mean = torch.where(last.isinf(), fall, self.new * fall + (1 - self.new) * last)
-            falls[ids[known]] = mean
+            falls[ids[seen]] = mean
             yield ids[emp.select(falls[ids], run.batch_size)], None
 
 
 @dataclass(frozen=True)
 class Uncertainty(Method):
-    """Of `times` candidates for each place those of the highest difficulty x uncertainty (DUAL,
-    Cho et al., arXiv 2502.06905): one less the mean, times the deviation, of their label's
-    probability over the looks. Theirs are over a window of epochs, ours moving, with weight `new`
-    for the newest; at its first look a sample's is that of being right, sqrt(p (1 - p))."""
+    """Of `times` candidates for each sample of a batch, those of highest difficulty times
+    uncertainty (DUAL, Cho et al., arXiv 2502.06905): 1 - mean, times the standard deviation, of the
+    label's probability over the looks. DUAL takes both over a window of epochs; here they are
+    moving, with weight `new` for the newest, and begin with a deviation of sqrt(p (1 - p))."""
 
     times: int = 2
     beta: float = 0.0
@@ -118,8 +119,9 @@ class Uncertainty(Method):
 
 @dataclass(frozen=True)
 class Quotas(Method):
-    """Of `times` candidates for each place each class's hardest: as many of a class as its number
-    among the candidates to the power `power` gives it: 1 for its share, 0 for as many as others."""
+    """Of `times` candidates for each sample of a batch, each class's hardest, in numbers
+    proportional to its number of candidates to the power `power`: 1 keeps the classes' shares, 0
+    gives all classes the same."""
 
     times: int = 2
     beta: float = 1.0
@@ -137,7 +139,7 @@ class Quotas(Method):
 
 
 def places_in_class(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many of its class score higher than each (N,), or as high and stand before it."""
+    """For each row (N,), the number of its class that score higher, or as high at a lower index."""
     order = scores.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]
     sizes = torch.bincount(labels)
@@ -149,11 +151,10 @@ def places_in_class(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RePB(Method):
-    """Batches of candidates of one moment, of each of which those are trained whose loss is the
-    batch's mean or more, and of the others each with probability `others`; a loss counts by how
-    often its sample was a candidate over how often it was trained, at most `clip` (Zhou et al.,
-    "Inconsistency biases in dynamic data pruning", ICLR 2026). What is kept waits until it fills a
-    batch."""
+    """Of each batch of candidates, those whose loss is at least the batch's mean are trained, and
+    each of the others with probability `others`; a loss is weighted by how often its sample was a
+    candidate over how often it was trained, at most `clip` (Zhou et al., "Inconsistency biases in
+    dynamic data pruning", ICLR 2026). Kept samples are collected until they fill a batch."""
 
     times: int = 2
     beta: float = 0.0
@@ -181,11 +182,11 @@ class RePB(Method):
 
 @dataclass(frozen=True)
 class SeTa(Method):
-    """Everything in the first epoch; then of a random share `pool` those whose remembered loss is
-    in a window over its quantiles, `width` of `groups` of them, which begins with the easiest and
-    moves up by a group an epoch, and begins anew above the hardest; the last `anneal` of the steps
-    draw from everything (Zhou et al., CVPR 2025, arXiv 2503.13385; theirs are clusters by k-means,
-    ours quantiles)."""
+    """The first epoch draws everything. Each later one draws from a random share `pool` the samples
+    whose remembered loss is in a window of `width` of `groups` quantile groups, which starts at the
+    easiest, moves up by one group an epoch, and starts again after the hardest. The last share
+    `anneal` of the steps draws everything (Zhou et al., CVPR 2025, arXiv 2503.13385, who group by
+    k-means instead of quantiles)."""
 
     by_epoch: ClassVar[bool] = True
 
@@ -203,7 +204,7 @@ class SeTa(Method):
         return in_order(self.epochs(run), run.batch_size)
 
     def epochs(self, run: Run) -> Iterator[torch.Tensor]:
-        """The ids of one epoch after the other."""
+        """The ids of each epoch."""
         n, draws = run.state.num_samples, torch.Generator().manual_seed(run.seed)
         yield torch.randperm(n, generator=draws)
         taken, starts = n, self.groups - self.width + 1
@@ -218,8 +219,8 @@ class SeTa(Method):
 
 
 def in_window(losses: torch.Tensor, start: int, width: int, groups: int) -> torch.Tensor:
-    """Positions of the losses (N,) whose rank is in groups [start, start + width) of equal size, in
-    their order."""
+    """Ascending positions of the losses (N,) whose rank is in groups [start, start + width) of
+    `groups` equal ones."""
     ranks = losses.argsort(stable=True).argsort()
     n = len(losses)
     low, high = (round(n * at / groups) for at in (start, start + width))

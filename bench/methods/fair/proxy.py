@@ -1,4 +1,4 @@
-"""A small network that looks for a large one, and learns beside it."""
+"""A small network that scores candidates for a large one, and is trained along with it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from emp_kernels.integrations.candidates import looking
 
 @dataclass(frozen=True)
 class Proxied(Method):
-    """As candidates by their score, but scored by a network of usual size, which then trains on the
-    same batch, at `rate`, falling linearly to 0."""
+    """Candidates by their score, as scored by a network of the usual size, which is then trained on
+    the same batch at learning rate `rate`, falling linearly to 0."""
 
     times: int = 2
     beta: float = 1.0
