@@ -158,10 +158,11 @@ def differentiable(
     labels: torch.Tensor,
     plan: EveryRow | SomeRows,
     found: Forward | None = None,
+    ready: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The plan's result, `found` where its forward pass was made already, differentiable once with
-    respect to `logits`."""
-    loss: torch.Tensor = _CrossEntropy.apply(logits, labels, plan, found)
+    """The plan's result, differentiable once with respect to `logits`. `found` is what its forward
+    pass gave, if it was made already, and `ready` the result's gradient, if that was too."""
+    loss: torch.Tensor = _CrossEntropy.apply(logits, labels, plan, found, ready)
     return loss
 
 
@@ -173,21 +174,23 @@ class _CrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         plan: EveryRow | SomeRows,
         found: Forward | None,
+        ready: torch.Tensor | None,
     ) -> torch.Tensor:
         result, loss, lse, ctx.counted = found or plan.forward(logits, labels)
-        ctx.plan = plan
+        ctx.plan, ctx.ready = plan, ready
         ctx.save_for_backward(logits, labels, loss, lse)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return ctx.plan.backward(*saved, ctx.counted, gradient), None, None, None
-        with torch.no_grad():  # create_graph=True
-            result = ctx.plan.backward(*saved, ctx.counted, gradient)
-        result = NotTwice.apply("cross_entropy", result, saved[0], gradient)
-        return result, None, None, None
+        result, ctx.ready = ctx.ready, None  # who gets it may change it
+        if result is None or gradient.item() != 1.0:
+            with torch.no_grad():
+                result = ctx.plan.backward(*saved, ctx.counted, gradient)
+        if torch.is_grad_enabled():  # create_graph=True
+            result = NotTwice.apply("cross_entropy", result, saved[0], gradient)
+        return result, None, None, None, None
 
 
 class NotTwice(torch.autograd.Function):

@@ -12,7 +12,7 @@ from . import backends
 from .compiling import outside_compiler_where
 from .distributed import vocab_parallel
 from .distributed.columns import Shard, is_sharded, local_part, shard_of
-from .gradient import EveryRow, Forward, Sharded, SomeRows, differentiable
+from .gradient import EveryRow, Sharded, SomeRows, differentiable
 from .one_row import batched, is_one_row
 from .options import LossOptions, all_defaults, check_adjustment, check_options, check_targets
 from .results import Scores, Selection
@@ -238,14 +238,16 @@ def _plain_loss(
     if not running() or transforming() is not None or recomputing() or backends.forward_mode():
         return None
     plain = backends.plain(function)
-    found: Forward | None = plain and plain(logits, labels, state, indices, ignore_index, reduction)
+    recorded = getattr(logits, "requires_grad", False) and torch.is_grad_enabled()
+    found = plain and plain(logits, labels, state, indices, ignore_index, reduction, recorded)
     if found is None:
         return None
-    if not (logits.requires_grad and torch.is_grad_enabled()):
-        return found[0]
+    if not recorded:
+        result: torch.Tensor = found[0]
+        return result
     chosen = backends.resolve(function, None, logits)
     plan = EveryRow(chosen, state, indices, ignore_index, reduction, function)
-    return differentiable(logits, labels, plan, found)
+    return differentiable(logits, labels, plan, found[:4], found[4])
 
 
 def _score(

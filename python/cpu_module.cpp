@@ -180,7 +180,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("log_ids", &bindings::log_ids);
   module.def("cross_entropy", &bindings::cross_entropy);
   module.attr("plain_cross_entropy") =
-      bindings::plain_function<bindings::plain_cross_entropy, 8>("plain_cross_entropy");
+      bindings::plain_function<bindings::plain_cross_entropy, 9>("plain_cross_entropy");
   module.def("cross_entropy_backward", &bindings::cross_entropy_backward);
   module.def("row_terms", &bindings::row_terms);
   module.def("row_terms_backward", &bindings::row_terms_backward);

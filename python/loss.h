@@ -33,28 +33,39 @@ inline py::tuple cross_entropy(const Tensor& z, const Dense& y, Ignored ignored,
 }
 
 // (logits, labels, a state's tensors or None, its samples, its beta, ids or None, ignore_index or
-// None, reduction): (result, loss, lse, rows that count) of logits (N, C) of at least one column,
-// unless a label or id is out of range.
+// None, reduction, whether the gradient is wanted): (result, loss, lse, rows that count, the
+// result's gradient or None) of logits (N, C) of at least one column, unless a label or id is out
+// of range. The gradient is made where a call of its own would take longer than the gradient.
 inline py::object plain_cross_entropy(PyObject* const* arguments) {
   PlainRows rows;
   if (!rows.look_at(arguments[0], arguments[1], arguments[6])) return {};
   PlainState state;
   if (!state.look_at(arguments[2], arguments[3], arguments[4], arguments[5], rows)) return {};
-  const long reduction = PyLong_AsLong(arguments[7]);
+  const auto reduction = emp::Reduction(PyLong_AsLong(arguments[7]));
   if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  const bool each = emp::Reduction(reduction) == emp::Reduction::kNone;
+  const emp::Logits logits = rows.logits();
+  const bool each = reduction == emp::Reduction::kNone;
   Result<float> result = each ? Result<float>(rows.y) : Result<float>();
   Result<float> loss(rows.y), lse(rows.y);
+  constexpr int64_t kBrief = 128 * 1024;
+  std::optional<NewTensor> gradient;
+  if (arguments[8] == Py_True && !each && logits.bytes() <= kBrief) gradient = rows.like_logits();
   const int threads = rows.threads();
   emp::CountedRows counted;
   {
     py::gil_scoped_release released;
-    counted =
-        emp::cross_entropy(rows.logits(), rows.labels(), emp::Reduction(reduction), state.beta(),
-                           state.get(), state.ids(), {result, loss, lse}, threads);
+    counted = emp::cross_entropy(logits, rows.labels(), reduction, state.beta(), state.get(),
+                                 state.ids(), {result, loss, lse}, threads);
+    if (gradient && !counted.bad) {
+      const float scale = 1;
+      const float divisor = reduction == emp::Reduction::kMean ? float(counted.count) : 1.0f;
+      emp::cross_entropy_backward(logits, rows.labels(), {loss, lse, &scale, 0, divisor, nullptr},
+                                  gradient->data<void>(), threads);
+    }
   }
   if (counted.bad) return {};
-  return py::make_tuple(result.tensor(), loss.tensor(), lse.tensor(), counted.count);
+  return py::make_tuple(result.tensor(), loss.tensor(), lse.tensor(), counted.count,
+                        gradient ? gradient->tensor() : py::object(py::none()));
 }
 
 // Writes the gradient to out. `scales` has an element for each row, or one for all; `maximum` is

@@ -88,6 +88,7 @@ class PlainRows {
   int threads() const { return settings.threads(logits().bytes()); }
   emp::Logits logits() const { return logits_of(z_); }
   emp::Labels labels() const { return labels_of(y, ignored_); }
+  NewTensor like_logits() const { return {z_.dtype(), z_.shape(), z_.dims()}; }
 
   Tensor y;
 

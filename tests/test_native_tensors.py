@@ -1,5 +1,6 @@
 """Tensors between torch and the native module: made and read through DLPack, in both directions."""
 
+import functools
 import gc
 import itertools
 from collections.abc import Iterator
@@ -225,6 +226,19 @@ def test_the_main_call_without_checks_does_what_it_does_with_them(way, dtype, la
             assert (without is None) == (way == "capsules")
 
 
+def gradients(loss_of, leaf):
+    """The bits of the gradient of loss_of() by `leaf`, times some numbers, each derived twice and
+    the first one overwritten in between."""
+    found = []
+    for scale in (1.0, 0.25, -(2.0**16), 0.3, 0.0, torch.nan):
+        scaled = (scale * loss_of()).sum()
+        for _ in range(2):
+            (gradient,) = torch.autograd.grad(scaled, leaf, retain_graph=True)
+            found.append(gradient.clone().view(torch.uint8))
+            gradient.fill_(7)
+    return found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("label_dtype", [torch.int64, torch.int32, torch.int16], ids=str)
 def test_scores_and_losses_without_checks_are_those_with_them(way, dtype, label_dtype):
@@ -254,18 +268,21 @@ def test_scores_and_losses_without_checks_are_those_with_them(way, dtype, label_
                 for backend in (None, "cpu"):
                     state = emp.EMPState(n if given is None else 2 * n + 1, beta=0.5)
                     leaf = logits.clone().requires_grad_()
-                    loss = emp.cross_entropy(
+                    loss_of = functools.partial(
+                        emp.cross_entropy,
                         *(leaf, labels, state),
                         indices=given,
                         reduction=reduction,
                         backend=backend,
                         **options,
                     )
-                    loss.sum().backward()
+                    scaled = gradients(loss_of, leaf)
                     tensors = cpu.native.state_tensors(state)
-                    results.append((loss.detach(), leaf.grad.view(torch.uint8), *tensors))
+                    results.append((loss_of().detach(), *scaled, *tensors))
                 assert same(*results)
-            found = native.plain_cross_entropy(logits, labels, None, 0, 1.0, None, ignored, 0)
+            found = native.plain_cross_entropy(
+                logits, labels, None, 0, 1.0, None, ignored, 0, False
+            )
             assert (found is None) == (way == "capsules")
 
 
@@ -303,7 +320,7 @@ def test_what_is_served_without_checks_leaves_the_rest_alone(way):
         "score_and_select": {"logits": logits, "labels": labels, "fields": fields, "samples": 12}
         | {"beta": 1.0, "keep": 0.5, "ids": ids, "ignored": None},
         "cross_entropy": {"logits": logits, "labels": labels, "fields": fields, "samples": 12}
-        | {"beta": 1.0, "ids": ids, "ignored": None, "reduction": 0},
+        | {"beta": 1.0, "ids": ids, "ignored": None, "reduction": 0, "recorded": False},
     }.items():
         plain = getattr(native, f"plain_{name}")
         for argument in usual.keys() & unusual.keys():

@@ -9,15 +9,17 @@ from .native import DEVICE, int64_ids, logit_rows, raise_bad_label, readable_lab
 _REDUCTION_CODES = {"mean": 0, "sum": 1, "none": 2}  # of csrc/cpu/cross_entropy.h
 
 
-def plain_cross_entropy(logits, labels, state, ids, ignore_index, reduction: str):
-    """As `cross_entropy`, of ordinary rows and numbers; `state` is an EMPState or None."""
+def plain_cross_entropy(logits, labels, state, ids, ignore_index, reduction: str, recorded: bool):
+    """As `cross_entropy`, of ordinary rows and numbers; `state` is an EMPState or None. Where
+    autograd has `recorded` the logits, also the result's gradient, if it takes less time than the
+    call that makes it otherwise, else None."""
     code = _REDUCTION_CODES.get(reduction) if isinstance(reduction, str) else None
     if code is None:
         return None
     tensors = None if state is None else state_tensors(state)
     samples, beta = (0, 1.0) if state is None else (state.num_samples, state.beta)
     return native.module.plain_cross_entropy(
-        *(logits, labels, tensors, samples, beta, ids, ignore_index, code)
+        *(logits, labels, tensors, samples, beta, ids, ignore_index, code, recorded)
     )
 
 
