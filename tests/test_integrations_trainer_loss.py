@@ -118,6 +118,12 @@ def test_the_state_keeps_each_sequences_mean_over_the_tokens_that_count(tmp_path
     torch.testing.assert_close(state.loss.double(), mean.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_tokens_alone_leave_all_sequences(tmp_path):
+    trainer, _ = made(tmp_path, keep_tokens=0.5, arguments={"num_train_epochs": 3})
+    trainer.train()
+    assert (trainer.emp_state.updates == 3).all()
+
+
 def test_sequences_are_pruned_over_epochs(tmp_path):
     """The second epoch trains the half with the highest means after the first."""
     trainer, _ = made(tmp_path, arguments={"num_train_epochs": 2, "learning_rate": 0.0}, keep=0.5)
@@ -199,6 +205,28 @@ def test_a_batch_without_tokens_to_train_does_not_stop_the_selection(tmp_path):
     trainer.train()
     assert torch.isfinite(torch.tensor(recorder.losses[0][1]))
     assert trainer.emp_state.updates.tolist() == [0] * 8 + [1] * 8
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+@pytest.mark.parametrize("empty", [0, 8])
+def test_accumulated_batches_of_which_one_has_no_tokens_are_as_in_the_stock_trainer(
+    tmp_path, kind, empty
+):
+    """The first batch, too, from which the loss cannot tell what the model divides by."""
+    losses = []
+    for trainer_type, options in ((transformers.Trainer, {}), (PruningTrainer, {"keep": 1.0})):
+        data = texts(32)
+        for row in data[empty : empty + 8]:
+            row["labels"] = torch.full((12,), -100)
+        trainer, recorder = trainer_of(
+            *(trainer_type, tmp_path / trainer_type.__name__, causal_model(kind), data),
+            arguments=ALL | {"gradient_accumulation_steps": 2},
+            **options,
+        )
+        trainer.train()
+        losses.append([loss for _, loss in recorder.losses])
+    assert len(losses[0]) == 2
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"keep_tokens": 0.5}, {"materialise_logits": False}])

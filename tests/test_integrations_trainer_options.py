@@ -192,6 +192,8 @@ def test_at_keep_1_an_option_acts_as_in_the_stock_trainer(tmp_path, name):
          "max_steps must be -1 with anneal_epochs"),
         ({"keep_tokens": 0.5, "compute_loss_func": focal},
          "keep_tokens must be None with a compute_loss_func, got 0.5"),
+        ({"sampler_options": {"sampling": "importance"}},
+         "sampling must be one without weights, got 'importance'"),
         ({"keep_tokens": 1.5}, r"keep_tokens must be in \(0, 1\] or None, got 1.5"),
         ({"materialise_logits": False, "compute_loss_func": focal},
          "materialise_logits must be True with compute_loss_func, got False"),

@@ -64,11 +64,11 @@ def divides_by_items(
     inputs: Mapping[str, Any],
     expected: Callable[[Any], torch.Tensor],
     trainer: Trainer,
-) -> bool:
+) -> bool | None:
     """Whether the loss that `model` computes from labels in `inputs` is a sum divided by
-    `num_items_in_batch`. The Trainer passes that to every model whose forward takes arbitrary
-    keywords and assumes that the loss is divided by it; some models ignore it and return the batch
-    mean.
+    `num_items_in_batch`; None if all labels of this batch are ignored, which cannot tell. The
+    Trainer passes that number to every model whose forward takes arbitrary keywords and assumes
+    that the loss is divided by it; some models ignore it and return the batch mean.
 
     It takes two forward passes, without dropout.
 
@@ -97,6 +97,8 @@ def divides_by_items(
             items = _loss_of(model(**inputs, num_items_in_batch=many))
         finally:
             model.train()
+    if not own > 0:
+        return None
     return items is None or bool(own - items > 0.01 * own)
 
 

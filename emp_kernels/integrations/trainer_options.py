@@ -58,6 +58,8 @@ def check_options(
     loss = getattr(arguments, "loss_type", "nll")  # TRL's
     if loss != "nll":
         _refuse("loss_type", "'nll'", repr(loss))
+    if sampler_options.get("sampling") == "importance":  # its weights would belong in the loss
+        _refuse("sampling", "one without weights", "'importance'")
     anneals = sampler_options.get("anneal_epochs") and sampler_options.get("epochs") is None
     if arguments.max_steps > 0 and anneals:
         _refuse(

@@ -58,7 +58,8 @@ class EMPTrainerMixin(PrunedEpochs):
 
     Language models: a sequence's score is the mean over its tokens that count (labels other than
     -100), and `keep` chooses sequences. `keep_tokens` trains, of each batch's tokens, that share
-    with the highest scores, as Rho-1 and ESLM do; with ``keep=1.0`` only tokens are selected.
+    with the highest scores (loss plus beta times entropy; Rho-1 takes the excess over a reference
+    model's loss instead); without `keep`, every epoch then has all sequences.
 
     The Trainer's options work as without the mixin, except those that raise an error: orders other
     than "random" and "sequential" (`train_sampling_strategy`), several GPUs in one process, TRL's
@@ -67,8 +68,10 @@ class EMPTrainerMixin(PrunedEpochs):
     take another forward pass.
 
     Args:
-        keep, sampler_options: of :class:`emp_kernels.EMPSampler`; `epochs`, `seed` and `shuffle`
-            come from the TrainingArguments. `keep` defaults to 0.3, or to 1.0 with `candidates`.
+        keep, sampler_options: of :class:`emp_kernels.EMPSampler`; where `sampler_options` does not
+            name them, `epochs`, `seed` and `shuffle` come from the TrainingArguments. `keep`
+            defaults to 0.3, or to 1.0 with `candidates` or `keep_tokens`. Importance sampling is
+            refused: the Trainer's loss would leave its weights out.
         candidates: batches are loaded this many times larger, scored by a forward pass in
             evaluation mode, and the `per_device_train_batch_size` samples with the highest scores
             are trained. An epoch then has that many times fewer steps.
@@ -111,7 +114,7 @@ class EMPTrainerMixin(PrunedEpochs):
         self._candidates = check_candidates("EMPTrainerMixin", candidates)
         self._max_age = check_max_age("EMPTrainerMixin", max_age, emp_state)
         if keep is None:
-            keep = 0.3 if candidates == 1 else 1.0
+            keep = 0.3 if candidates == 1 and keep_tokens is None else 1.0
         if keep_tokens is not None:
             keep_tokens = check_real("EMPTrainerMixin", "keep_tokens", keep_tokens)
             if not 0 < keep_tokens <= 1:
@@ -244,11 +247,12 @@ class EMPTrainerMixin(PrunedEpochs):
         labels = inputs[name]
         if self._divides is None:
             plain = trainer.label_smoother is None and loss.own is None and loss.head is None
-            self._divides = True
             if plain and takes(loss.model, name) and not self._is_sft:
                 expected = partial(loss.of_one_batch, labels=labels)
                 self._divides = divides_by_items(model, inputs, expected, trainer)
-        loss.divides = self._divides
+            else:
+                self._divides = True
+        loss.divides = self._divides is not False
         inputs["labels"] = labels  # the Trainer passes them to the loss and not to the model
         return loss
 
