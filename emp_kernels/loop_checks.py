@@ -147,7 +147,7 @@ def check_not_wrapped() -> None:
         )
 
 
-def check_position(epoch: Epoch | None, state: EMPState) -> None:
+def check_not_prefetched(epoch: Epoch | None, state: EMPState) -> None:
     """Warn of a mid-epoch checkpoint that counts prefetched ids as drawn, unless the loader itself
     requests it and corrects for them."""
     if epoch is None or epoch.hold is None or asked_by_loader():
@@ -157,7 +157,20 @@ def check_position(epoch: Epoch | None, state: EMPState) -> None:
             "EMPSampler.state_dict: the loader's worker processes have prefetched ids, which count "
             "as drawn and would never be trained after a resume: use torchdata's "
             "StatefulDataLoader and save its state_dict(), or pass "
-            "state_dict(position=ids trained in this epoch)",
+            "state_dict(position=ids trained since the epoch began or was last resumed)",
             state,
             "position",
+        )
+
+
+def check_drawn(function: str, position: int, epoch: Epoch | None, state: EMPState) -> None:
+    """Warn of ids up to `position` that cannot have been trained because they were not drawn, as
+    where they are counted from the epoch's start and not from its last resume."""
+    if epoch is not None and epoch.position < position < len(epoch.ids):
+        caution(
+            f"{function}: position counts the ids trained since the epoch began or was last "
+            f"resumed; {epoch.position} of {len(epoch.ids)} were drawn since, got {position}: "
+            "the ids in between would never be trained",
+            state,
+            "undrawn",
         )

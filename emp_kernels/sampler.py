@@ -14,7 +14,13 @@ from .distributed.orders import loaded_order, saved_order, shared_order
 from .drawing import SHUFFLED, iterator_of, shuffled, stream_of
 from .epochs import Epochs
 from .keep import Keep, check_keep_of, kept_count
-from .loop_checks import Writes, check_keep_of_one, check_not_wrapped, check_position
+from .loop_checks import (
+    Writes,
+    check_drawn,
+    check_keep_of_one,
+    check_not_prefetched,
+    check_not_wrapped,
+)
 from .orders import AnyOrder, Order, grown_weights
 from .state import EMPState
 from .validation import check_int, check_size, check_snapshot
@@ -177,23 +183,35 @@ class EMPSampler(Sampler[int]):
         """
         return self._length(_checked("EMPSampler.epoch_length", epoch))
 
-    def total_steps(self, batch_size: int, *, drop_last: bool = False) -> int:
-        """Optimiser steps of all epochs on this rank, for a learning-rate schedule: the sum of
-        ceil(len / batch_size), or of floor if the loader has ``drop_last=True``.
+    def total_steps(
+        self, batch_size: int, *, drop_last: bool = False, accumulation: int = 1
+    ) -> int:
+        """Optimiser steps of all epochs on this rank, for a learning-rate schedule.
+
+        An epoch has ceil(len / batch_size) batches, or floor with `drop_last`, and
+        ceil(batches / accumulation) steps.
+
+        Args:
+            batch_size: of the loader.
+            drop_last: the loader's: whether it drops an epoch's last, smaller batch.
+            accumulation: number of batches whose gradients one step adds up; an epoch's last step
+                may have fewer.
 
         Raises:
-            TypeError: `batch_size` is no int, `drop_last` no bool.
-            ValueError: it is below 1, or the sampler was not given `epochs`.
+            TypeError: `batch_size` or `accumulation` is no int, `drop_last` no bool.
+            ValueError: one is below 1, or the sampler was not given `epochs`.
         """
         function = "EMPSampler.total_steps"
-        if check_size(function, "batch_size", batch_size) < 1:
-            raise ValueError(f"{function}: batch_size must be at least 1, got {batch_size}")
+        for name, size in (("batch_size", batch_size), ("accumulation", accumulation)):
+            if check_size(function, name, size) < 1:
+                raise ValueError(f"{function}: {name} must be at least 1, got {size}")
         if self.epochs is None:
             raise ValueError(f"{function}: epochs must be given to EMPSampler, got None")
         if not isinstance(drop_last, bool):
             raise TypeError(f"{function}: drop_last must be a bool, got {type(drop_last).__name__}")
         rest = 0 if drop_last else batch_size - 1
-        return sum((self._length(epoch) + rest) // batch_size for epoch in range(self.epochs))
+        batches = [(self._length(epoch) + rest) // batch_size for epoch in range(self.epochs)]
+        return sum(-(-count // accumulation) for count in batches)
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one; without this call, epochs follow one another.
@@ -257,16 +275,20 @@ class EMPSampler(Sampler[int]):
 
         Args:
             position: how many ids of the last iterator count as drawn, if a prefetching loader has
-                drawn more than were trained. With all of them, or more, the epoch is over.
+                drawn more than were trained: those that this rank has trained since the epoch
+                began or, if it was resumed, since it was last resumed. With all of the iterator's
+                ids, or more, the epoch is over.
 
         Raises:
             TypeError: `position` is no int.
             ValueError: it is negative.
         """
+        function = "EMPSampler.state_dict"
         if position is None:
-            check_position(self._epochs.running, self.state)
+            check_not_prefetched(self._epochs.running, self.state)
         else:
-            position = check_size("EMPSampler.state_dict", "position", position)
+            position = check_size(function, "position", position)
+            check_drawn(function, position, self._epochs.running, self.state)
         epoch, order, drawn = self._epochs.snapshot(position)
         return {
             "version": _VERSION,

@@ -36,7 +36,7 @@ def main(checkpoint: Path | None = None) -> None:
     loader = DataLoader(emp.IndexedDataset(dataset), batch_size=batch_size, sampler=sampler)
 
     # Accelerate advances a schedule by one step per process, so it needs that many steps.
-    steps = sampler.total_steps(batch_size * accelerator.gradient_accumulation_steps)
+    steps = sampler.total_steps(batch_size, accumulation=accelerator.gradient_accumulation_steps)
     schedule = torch.optim.lr_scheduler.LinearLR(
         optimizer, 1, 0.1, steps * accelerator.num_processes
     )

@@ -329,11 +329,35 @@ def test_a_checkpoint_that_counts_what_was_prefetched(loader, workers):
     if workers:
         (message,) = messages
         assert "StatefulDataLoader" in message
-        assert "state_dict(position=ids trained in this epoch)" in message
+        assert "position=ids trained since the epoch began or was last resumed)" in message
         assert not told(sampler.state_dict)
     else:
         assert not messages
     list(drawing)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_position_counts_from_the_last_resume(workers):
+    """Counted so, two resumes in one epoch lose nothing; counted from its start, it warns."""
+    seen, since_start = [], 0
+    sampler = emp.EMPSampler(emp.EMPState(400), 1.0)
+    for batches in (5, 8, None):
+        loader = DataLoader(indexed(400), batch_size=20, sampler=sampler, num_workers=workers)
+        drawing = iter(loader)
+        drawn = [ids for _, (ids, _) in zip(range(batches or 99), drawing, strict=False)]
+        seen += drawn
+        position = sum(map(len, drawn))
+        since_start += position
+        saved = sampler.state_dict(position=position)
+        if batches == 8:
+            undrawn = r"\d+ of 300 were drawn since, got 260: the ids in between"
+            with pytest.warns(emp.EMPWarning, match=undrawn):
+                sampler.state_dict(position=since_start)
+        del drawing
+        sampler = emp.EMPSampler(emp.EMPState(400), 1.0)
+        sampler.load_state_dict(saved)
+    assert sorted(torch.cat(seen).tolist()) == list(range(400))
+    assert sampler.epoch == 1
 
 
 def test_the_category():

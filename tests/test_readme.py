@@ -286,3 +286,21 @@ def test_files_that_the_text_links_to_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)#\s]+)[^)]*\)", text):
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_accumulation_resumes_between_any_two_groups(tmp_path, monkeypatch):
+    """The page's loop, stopped at every step in turn: every step is taken and every id trained."""
+    (program,) = programs("docs/howto/training.md")
+    names = {}
+    for _, code, _ in program[:2]:
+        exec(compile(code, "training.md", "exec"), names)
+    for parts in (2, 3):  # 3 leaves a smaller group at each epoch's end
+        names["parts"] = parts
+        whole, planned, _ = names["train"](tmp_path / "none")
+        assert planned == -(-20 // parts) * 2 + -(-6 // parts) * 2
+        path = tmp_path / f"{parts}.pt"
+        for until in range(1, planned + 1):
+            state, step, steps = names["train"](path, until)
+            assert (step, steps) == (until, planned)
+        assert torch.equal(state.updates.sum(), whole.updates.sum())
+        assert state.updates.sum() == 1000 + 300 + 300 + 1000

@@ -336,8 +336,27 @@ def test_total_steps(drop_last):
     for error, wrong in ((ValueError, 0), (TypeError, 2.0)):
         with pytest.raises(error, match=r"EMPSampler.total_steps: batch_size must "):
             sampler.total_steps(wrong)
+        with pytest.raises(error, match=r"EMPSampler.total_steps: accumulation must "):
+            sampler.total_steps(5, accumulation=wrong)
     with pytest.raises(TypeError, match=r"EMPSampler.total_steps: drop_last must be a bool"):
         sampler.total_steps(5, drop_last=1)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("parts", [1, 2, 3, 4, 100])
+def test_total_steps_with_accumulation(parts, drop_last):
+    """Those that a loop takes which steps after every `parts` batches and at an epoch's end."""
+    for n, batch_size in ((1797, 50), (1000, 50), (61, 7), (40, 10), (3, 5)):
+        options = {"anneal_epochs": 1, "epochs": 3}
+        sampler = emp.EMPSampler(seen_state(n), 0.3, **options)
+        dataset = emp.IndexedDataset(range(n))
+        loader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last)
+        taken = 0
+        for _ in range(3):
+            for i, _ in enumerate(loader):
+                taken += (i + 1) % parts == 0 or i + 1 == len(loader)
+        planned = sampler.total_steps(batch_size, drop_last=drop_last, accumulation=parts)
+        assert planned == taken
 
 
 def saved(state_dict):
