@@ -28,6 +28,8 @@ class Rows(NamedTuple):
         labels: of the rows to read; the others are `ignore_index`.
         reused: terms to reuse, in which case the forward pass reads nothing.
         whole: further information on rows with sharded columns.
+        expected: the derivative of the result by each row's `target`, if it alone is
+            differentiated and the forward pass is to make the gradient with the terms.
     """
 
     function: str
@@ -41,6 +43,7 @@ class Rows(NamedTuple):
     backend: str | None = None  # as requested, for the operator to resolve
     weighted_only: bool = False  # only the loss of unadjusted logits is differentiated
     whole: WholeRows | None = None
+    expected: float | None = None
 
     def over(
         self,
@@ -58,7 +61,7 @@ class Rows(NamedTuple):
         )  # fmt: skip
         return self._replace(
             labels=whole.labels, ignore_index=IGNORED, targets=whole.targets, reused=whole.terms,
-            whole=whole, weighted_only=False,
+            whole=whole, weighted_only=False, expected=None,
         )  # fmt: skip
 
     def terms(self, *inputs: torch.Tensor | None) -> RowTerms:
@@ -110,17 +113,45 @@ def differentiable_terms(
             inputs, rows.labels, rows.adjustment, rows.targets, rows.reused, rows.ignore_index,
             rows.function, rows.backend, rows.weighted_only,
         )  # fmt: skip
+    ready = None
     with torch.no_grad():
-        terms = rows.terms(*inputs)
-    return terms, _Terms.apply(rows, terms, *inputs)
+        if rows.expected is None:
+            terms = rows.terms(*inputs)
+        else:
+            terms, ready = rows.chosen.row_terms_with_gradient(
+                *inputs, rows.labels, rows.adjustment, rows.targets, rows.expected
+            )
+    return terms, _Terms.apply(rows, terms, ready, *inputs)
+
+
+# A larger gradient, in bytes, is not held between the forward and the backward pass.
+_READY_BYTES = 64 << 20
+
+
+def _expected(
+    chosen: Any, logits: torch.Tensor, options: LossOptions, rows: int, reduction: str
+) -> float | None:
+    """See Rows: where labels are probabilities, whose read costs more than the arithmetic."""
+    if options.probabilities is None or options.z_loss or options.sample_weight is not None:
+        return None
+    if not (logits.requires_grad and torch.is_grad_enabled()) or not rows:
+        return None
+    if not hasattr(chosen, "row_terms_with_gradient") or logits.nbytes > _READY_BYTES:
+        return None
+    share = torch.ones(()).div(rows).item()  # as rounded by autograd
+    return {"mean": share, "sum": 1.0}.get(reduction)
 
 
 class _Terms(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Rows, terms: RowTerms, *inputs: torch.Tensor | None
+        ctx: Any,
+        rows: Rows,
+        terms: RowTerms,
+        ready: torch.Tensor | None,
+        *inputs: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
-        ctx.rows = rows
+        ctx.rows, ctx.ready = rows, ready
         ctx.inputs = len(inputs)
         ctx.save_for_backward(*inputs, *terms)
         ctx.set_materialize_grads(False)
@@ -134,17 +165,41 @@ class _Terms(torch.autograd.Function):
         found: Sequence[torch.Tensor | None] = [None] * ctx.inputs
         with torch.no_grad():
             by_loss, by_entropy, by_lse, by_target = gradients
+            ready, ctx.ready = ctx.ready, None  # who gets it may change it
+            if ready is not None and by_loss is by_entropy is by_lse is None:
+                ready = _scaled(ready, by_target, rows.expected)
+            else:
+                ready = None
             elsewhere = None if rows.whole is None else rows.whole.elsewhere
-            coefficients = coefficients_of(
-                terms, rows.targets, rows.labels, rows.ignore_index,
-                by_loss, by_entropy, by_lse, by_target, elsewhere,
-            )  # fmt: skip
-            if coefficients is not None:
-                found = rows.gradients(inputs, terms, coefficients, ctx.needs_input_grad[2:])
+            coefficients = None
+            if ready is None:
+                coefficients = coefficients_of(
+                    terms, rows.targets, rows.labels, rows.ignore_index,
+                    by_loss, by_entropy, by_lse, by_target, elsewhere,
+                )  # fmt: skip
+            if ready is not None:
+                found = (ready,)
+            elif coefficients is not None:
+                found = rows.gradients(inputs, terms, coefficients, ctx.needs_input_grad[3:])
         if torch.is_grad_enabled():  # create_graph=True
             origins = [x for x in (*inputs, *gradients) if x is not None]
             found = [x if x is None else NotTwice.apply(rows.function, x, *origins) for x in found]
-        return (None, None, *found)
+        return (None, None, None, *found)
+
+
+def _scaled(
+    ready: torch.Tensor, by_target: torch.Tensor | None, expected: float | None
+) -> torch.Tensor | None:
+    """The gradient for `by_target` from `ready`, which was made for `expected` in all rows; None if
+    it has to be computed again, as in 16 bits, which would be rounded twice."""
+    if by_target is None or not len(by_target):
+        return None
+    lowest, highest = (float(x) for x in by_target.aminmax())
+    if lowest == highest == expected:
+        return ready
+    if not lowest == highest != 0.0 or expected is None or ready.dtype is not torch.float32:
+        return None
+    return ready.mul_(highest / expected)
 
 
 def losses_of(rows: Rows, options: LossOptions, values: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -246,6 +301,8 @@ def loss_with_options(
     as_given = options.adjustment.changes_nothing and targets is None and options.z_loss == 0.0
     if as_given and not product:  # the plain loss's kernels
         plan = plan._replace(weighted_only=True)
+    elif trained is None and columns is None:
+        plan = plan._replace(expected=_expected(chosen, first, options, n, reduction))
     plan = plan.over(columns, inputs, options)
     terms, values = differentiable_terms(plan, *inputs)
     if state is not None:

@@ -35,11 +35,12 @@ inline emp::TargetWeights targets_of(const Shares& shares, const Optional& weigh
 }
 
 // (-1, loss, entropy, lse, maximum, above, mean, target, total), (rows,) each, the last two None
-// without weights; or (the first row with an invalid label,).
+// without weights; or (the first row with an invalid label,). With a `gradient`, of probabilities,
+// also writes to it that of scale * sum of the targets.
 inline py::tuple row_terms(const Tensor& z, const Dense& y, Ignored ignored, double temperature,
                            const Optional& temperatures, double softcap, const Shares& shares,
                            const Optional& weight, const std::optional<Tensor>& probabilities,
-                           int threads) {
+                           float scale, const std::optional<Written>& gradient, int threads) {
   const emp::Logits logits = logits_of(z);
   const int64_t rows = logits.rows;
   Result<float> loss(rows), entropy(rows), lse(rows), maximum(rows), above(rows), mean(rows);
@@ -48,12 +49,16 @@ inline py::tuple row_terms(const Tensor& z, const Dense& y, Ignored ignored, dou
   {
     py::gil_scoped_release released;
     float* const none = nullptr;
-    bad = emp::row_terms(logits, labels_of(y, ignored),
-                         adjustment_of(temperature, temperatures, softcap),
-                         targets_of(shares, weight, probabilities),
-                         {loss, entropy, lse, shares ? (float*)target : none,
-                          shares ? (float*)total : none, maximum, above, mean},
-                         threads);
+    const emp::Adjustment adjustment = adjustment_of(temperature, temperatures, softcap);
+    const emp::TargetWeights targets = targets_of(shares, weight, probabilities);
+    const emp::TermOutputs out{
+        loss,    entropy, lse, shares ? (float*)target : none, shares ? (float*)total : none,
+        maximum, above,   mean};
+    if (gradient)
+      emp::row_terms_with_gradient(logits, adjustment, targets, scale, out, gradient->data<void>(),
+                                   threads);
+    else
+      bad = emp::row_terms(logits, labels_of(y, ignored), adjustment, targets, out, threads);
   }
   if (bad >= 0) return py::make_tuple(bad);
   const auto given = [&](Result<float>& result) {

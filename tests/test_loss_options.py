@@ -492,6 +492,47 @@ def test_a_gradient_that_streams_past_the_caches(backend):
         assert not got[1::3].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"label_smoothing": 0.2}, {"weight": "random"}, {"temperature": "random", "softcap": 9.0}],
+    ids=name_of,
+)
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_a_gradient_by_probabilities_is_made_with_the_loss(asked, dtype, backend, monkeypatch):
+    """The bits of one made by the backward pass, also if a row is certain, has ties or no finite
+    loss; if it is then scaled, within a rounding. It is given away once."""
+    logits, labels, options = make(8, 1100, {"probabilities": True, **asked}, dtype)
+    logits[1, 3] = 90.0
+    labels[1] = F.one_hot(torch.tensor(3), 1100) * 0.99999 + labels[1] * 0.00001
+    logits[2, 5] = logits[2, 6] = logits[2, 1050] = 20.0
+    logits[3, 7], logits[4, 8], logits[5, :1030] = INF, torch.nan, -INF
+    labels[5, :1030] = 0.0
+    for n, reduction in ((8, "mean"), (7, "mean"), (7, "sum"), (1, "mean"), (0, "sum")):
+        if "temperature" in options:
+            options["temperature"] = options["temperature"][:n]
+        results = []
+        for limit in (1 << 20, -1):
+            monkeypatch.setattr("emp_kernels.weighted_loss._READY_BYTES", limit)
+            leaf = logits[:n].clone().requires_grad_()
+            state, found = emp.EMPState(n or 1), []
+            for scale in (1.0, 0.25, -0.3, 0.0, torch.nan):
+                loss = emp.cross_entropy(
+                    leaf, labels[:n], state, indices=torch.arange(n), reduction=reduction,
+                    backend=backend, **options,
+                )  # fmt: skip
+                found.append(loss.detach())
+                for _ in range(2):
+                    (gradient,) = torch.autograd.grad(scale * loss, leaf, retain_graph=True)
+                    found.append(gradient.clone())
+                    gradient.fill_(7)
+            results.append([*found, state.loss, state.entropy])
+        for i, (made, want) in enumerate(zip(*results, strict=True)):
+            scaled = i in (4, 7) and dtype == torch.float32
+            atol = 4e-7 * float(want.nan_to_num(0, 0, 0).abs().max()) if scaled and n else 0.0
+            torch.testing.assert_close(made, want, rtol=0.0, atol=atol, equal_nan=True)
+
+
 def test_the_result_does_not_depend_on_threads(threads):
     logits, labels, options = make(301, 2129, TOGETHER[-1])
     results = []

@@ -19,6 +19,8 @@ TermRowKernels kernels() {
 }
 
 constexpr int64_t kLargeBytes = 64 << 20;  // read and written bytes that exceed the caches
+constexpr int64_t kGradientTask = 8
+                                  << 20;  // a few huge pages: usually one thread touches one first
 
 // Calls body(begin, end) over all rows, in tasks of about `task_bytes`.
 template <class Body>
@@ -57,9 +59,22 @@ void row_terms_backward(const Logits& logits, const Labels& labels, const Adjust
   const bool stream = touched >= kLargeBytes;
   prefer_huge_pages(out, bytes);
   const auto gradient = kernels().gradient;
-  // Tasks of a few huge pages, so that usually one thread touches a page first.
-  for_tasks(logits, touched, 8 << 20, threads, [&](int64_t begin, int64_t end) {
+  for_tasks(logits, touched, kGradientTask, threads, [&](int64_t begin, int64_t end) {
     gradient(logits, labels, adjustment, targets, gradients, out, stream, begin, end);
+  });
+}
+
+void row_terms_with_gradient(const Logits& logits, const Adjustment& adjustment,
+                             const TargetWeights& targets, float scale, const TermOutputs& terms,
+                             void* out, int threads) {
+  const int64_t bytes = logits.bytes();
+  if (logits.rows == 0) return;
+  const int64_t touched = 2 * bytes + targets.probabilities.bytes();
+  const bool stream = touched >= kLargeBytes;
+  if (bytes > 0) prefer_huge_pages(out, bytes);
+  const auto both = kernels().both;
+  for_tasks(logits, touched, kGradientTask, threads, [&](int64_t begin, int64_t end) {
+    both(logits, adjustment, targets, scale, terms, out, stream, begin, end);
   });
 }
 

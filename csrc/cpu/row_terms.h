@@ -60,4 +60,10 @@ void row_terms_backward(const Logits& logits, const Labels& labels, const Adjust
                         const TargetWeights& targets, const TermGradients& gradients, void* out,
                         int threads);
 
+// Both in one read, for probabilities and no ignored rows: the terms, and into `out` the gradient
+// of scale * sum of all rows' targets. The same bits as one call after the other.
+void row_terms_with_gradient(const Logits& logits, const Adjustment& adjustment,
+                             const TargetWeights& targets, float scale, const TermOutputs& terms,
+                             void* out, int threads);
+
 }  // namespace emp

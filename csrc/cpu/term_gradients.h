@@ -22,7 +22,7 @@ struct TermGradientRow : AdjustedLogits<S> {
 
   struct Memory {
     typename TermSums<S>::Memory sums;
-    typename Columns::Buffer w, out;
+    typename Columns::Buffer out;
   };
   struct Coefficients {
     float probability, entropy, target, rest;
@@ -32,6 +32,9 @@ struct TermGradientRow : AdjustedLogits<S> {
           entropy(g.entropy == nullptr ? 0.0f : g.entropy[i]),
           target(g.target == nullptr ? 0.0f : g.target[i]),
           rest(g.rest[i]) {}
+    // Of probabilities: A = S * total, so that A - S * total is 0.
+    Coefficients(float probability_, float target_)
+        : probability(probability_), entropy(0.0f), target(target_), rest(0.0f) {}
     bool nothing() const {
       return probability == 0.0f && entropy == 0.0f && target == 0.0f && rest == 0.0f;
     }
@@ -80,15 +83,36 @@ struct TermGradientRow : AdjustedLogits<S> {
     }
   };
 
-  // Writes a chunk's columns to `out` and returns the sum of their q (kProbabilities: p).
+  // q of class weights w and probabilities p.
+  [[gnu::always_inline]] static F q_of(const Weights& weights, F w, F p) {
+    return S::mul(w, S::madd(S::set(weights.share), p, S::set(weights.uniform)));
+  }
+  // What column i adds to a chunk's Total, the same bits.
+  static float added_by(const Weights& weights, const Chunk& q, int64_t i) {
+    if (weights.weighing == Weighing::kProbabilities) return q.p[i];
+    if (weights.weighing != Weighing::kBoth) return 0.0f;
+    return S::reduce_max(q_of(weights, S::set(q.w[i]), S::set(q.p[i])));
+  }
+
+  // The sum of a chunk's q (kProbabilities: p): of the columns with the maximum, and of the others.
+  struct Total {
+    float maximal = 0, others = 0;
+  };
+
+  // Writes a chunk's columns to `out` and returns their Total, with probabilities.
   template <bool kCapped, bool kEntropy, Weighing kWeighing>
-  static float write_chunk(const Constants& k, const Row& row, const Normaliser& norm,
+  static Total write_chunk(const Constants& k, const Row& row, const Normaliser& norm,
                            const Shared& shared, const Weights& weights, const float* z, int64_t n,
                            const Chunk& q, float* out) {
     const typename Base::template Distance<kCapped> from(k, row, norm.from);
     const F normal = S::set(kNormal), far = S::set(-1e4f),
             minus_above = S::sub(S::set(0.0f), shared.above);
-    F total = S::set(0.0f);
+    const F maximum = S::set(norm.from);
+    F maximal = S::set(0.0f), others = maximal;
+    const auto add_up = [&](F x, F q_of_x) __attribute__((always_inline)) {
+      maximal = S::add(maximal, S::zero_unless(S::equal(x, maximum), q_of_x));
+      others = S::add(others, S::zero_unless(S::not_equal(x, maximum), q_of_x));
+    };
     const auto gradient = [&](F x, const Chunk& at, int64_t i) __attribute__((always_inline)) {
       F slope;
       const F distance = from(k, row, x, slope);
@@ -105,12 +129,11 @@ struct TermGradientRow : AdjustedLogits<S> {
         g = S::madd(S::load(at.w + i), shared.s, S::mul(e, a));
       } else if constexpr (kWeighing == Weighing::kProbabilities) {
         const F p = S::load(at.p + i);
-        total = S::add(total, p);
+        add_up(x, p);
         g = S::madd(p, shared.s, S::madd(e, a, shared.constant));
       } else {
-        const F q_of_1 = S::madd(S::set(weights.share), S::load(at.p + i), S::set(weights.uniform));
-        const F both = S::mul(S::load(at.w + i), q_of_1);
-        total = S::add(total, both);
+        const F both = q_of(weights, S::load(at.w + i), S::load(at.p + i));
+        add_up(x, both);
         g = S::madd(both, shared.s, S::mul(e, a));
       }
       return kCapped ? S::mul(g, S::mul(slope, shared.inverse_temperature)) : g;
@@ -134,10 +157,10 @@ struct TermGradientRow : AdjustedLogits<S> {
       S::store(found, gradient(S::load(some_z), {w, p, nullptr}, 0));
       for (int64_t j = 0; j < count; ++j) out[i + j] = found[j];
     }
-    return S::reduce_add(total);
+    return {S::reduce_add(maximal), S::reduce_add(others)};
   }
   template <bool kCapped>
-  static float write_chunk(const Constants& k, const Row& row, const Normaliser& norm,
+  static Total write_chunk(const Constants& k, const Row& row, const Normaliser& norm,
                            const Shared& shared, const Weights& weights, bool by_entropy,
                            const float* z, int64_t n, const Chunk& q, float* out) {
     const auto write = [&](auto kernel) {
@@ -156,15 +179,6 @@ struct TermGradientRow : AdjustedLogits<S> {
     }
     if (by_entropy) return write(write_chunk<kCapped, true, Weighing::kNone>);
     return write(write_chunk<kCapped, false, Weighing::kNone>);
-  }
-
-  // Copies the n numbers at `from`, if any, to `buffer`, with one of them replaced by 0.
-  static void without(int64_t one, int64_t n, typename Columns::Buffer& buffer,
-                      const float*& from) {
-    if (from == nullptr) return;
-    if (from != buffer.x) std::copy(from, from + n, buffer.x);
-    buffer.x[one] = 0.0f;
-    from = buffer.x;
   }
 
   // Writes the gradient of the row z. `label` is its label, unused with probabilities.
@@ -188,23 +202,24 @@ struct TermGradientRow : AdjustedLogits<S> {
       if (start == 0 && stream)  // aligned to cache lines from the second chunk on
         n = std::min(n, kChunk - 64 + Columns::to_next_line(dtype, to));
       const float* x = Columns::floats(z, dtype, start, n, memory.sums.z);
-      Chunk q = weights.chunk(start, n, memory.sums.p);
+      const Chunk q = weights.chunk(start, n, memory.sums.p);
+      const Total total = row.capped()
+                              ? write_chunk<true>(k, row, norm, shared, weights, c.entropy != 0.0f,
+                                                  x, n, q, memory.out.x)
+                              : write_chunk<false>(k, row, norm, shared, weights, c.entropy != 0.0f,
+                                                   x, n, q, memory.out.x);
+      double tied = double(total.maximal);  // of the columns that tie with `place`
       if (soft && place < 0) {
         const int64_t found = Columns::find(x, LogitDtype::kFloat32, 0, n, norm.from);
         if (found < n) {
           place = start + found;
-          without(found, n, memory.sums.p, q.p);
-          without(found, n, memory.w, q.w);
+          tied -= double(added_by(weights, q, found));
         }
       }
-      const double total = row.capped()
-                               ? write_chunk<true>(k, row, norm, shared, weights, c.entropy != 0.0f,
-                                                   x, n, q, memory.out.x)
-                               : write_chunk<false>(k, row, norm, shared, weights,
-                                                    c.entropy != 0.0f, x, n, q, memory.out.x);
       others += weights.weighing == Weighing::kProbabilities
-                    ? double(weights.share) * total + double(weights.uniform) * double(n)
-                    : total;
+                    ? double(weights.share) * (double(total.others) + tied) +
+                          double(weights.uniform) * double(n)
+                    : double(total.others) + tied;
       Columns::write(dtype, memory.out.x, start, n, to, stream);
     }
     if (place < 0) return;
@@ -212,10 +227,10 @@ struct TermGradientRow : AdjustedLogits<S> {
     const double log_p = soft ? -double(norm.above) : -double(gradients.loss[i]);
     double at =
         double(c.rest) + double(c.target) * others + double(c.probability) * std::expm1(log_p);
-    const double p_there = std::exp(log_p), there = Columns::element(z, dtype, place);
-    if (c.entropy != 0.0f && p_there > 0) {
-      const double d = row.scale * row.distance(there, norm.from);
-      at += double(c.entropy) * p_there * (d - double(norm.mean));
+    const double there = Columns::element(z, dtype, place);
+    if (c.entropy != 0.0f) {
+      const double p_there = std::exp(log_p), d = row.scale * row.distance(there, norm.from);
+      if (p_there > 0) at += double(c.entropy) * p_there * (d - double(norm.mean));
     }
     at = at * row.slope(there) + (norm.from - norm.from);
     const float value = float(at);

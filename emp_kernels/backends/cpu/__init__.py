@@ -18,7 +18,7 @@ from .sampler import draws, shuffle, shuffled_at, systematic
 from .scoring import row_sums, sample_statistics, score
 from .selection import select, select_rows
 from .state import log_ids, update_state
-from .terms import row_terms, row_terms_backward
+from .terms import row_terms, row_terms_backward, row_terms_with_gradient
 
 __all__ = [
     "DEVICE",
@@ -42,6 +42,7 @@ __all__ = [
     "row_sums",
     "row_terms",
     "row_terms_backward",
+    "row_terms_with_gradient",
     "sample_statistics",
     "score",
     "score_and_select",

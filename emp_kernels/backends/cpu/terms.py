@@ -11,18 +11,39 @@ def row_terms(logits, labels, adjustment, targets, ignore_index, function) -> Ro
     """Terms of logits (..., C) and labels (...). If the targets are probabilities, labels only mark
     ignored rows."""
     labels = readable_labels(labels)
+    bad, terms = _row_terms(logits, labels, adjustment, targets, ignore_index)
+    if bad >= 0:
+        raise_bad_label(function, labels, bad, logits.shape[-1])
+    return terms
+
+
+def row_terms_with_gradient(
+    logits, labels, adjustment, targets, scale: float
+) -> tuple[RowTerms, torch.Tensor]:
+    """Terms of logits (..., C) with targets that are probabilities, and the gradient of
+    scale * sum of target by the logits, like them, in one read."""
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=DEVICE)
+    _, terms = _row_terms(
+        logits, readable_labels(labels), adjustment, targets, None, scale=scale, gradient=out
+    )
+    return terms, out
+
+
+def _row_terms(logits, labels, adjustment, targets, ignore_index, scale=0.0, gradient=None):
     bad, *found = native.module.row_terms(
         logit_rows(logits),
         labels,
         ignore_index,
         *_adjustment(adjustment),
         *_targets(targets),
+        scale,
+        gradient,
         torch.get_num_threads(),
     )
     if bad >= 0:
-        raise_bad_label(function, labels, bad, logits.shape[-1])
+        return bad, None
     loss, entropy, lse, maximum, above, mean, target, total = found
-    return RowTerms(loss, entropy, lse, target, total, maximum, above, mean)
+    return bad, RowTerms(loss, entropy, lse, target, total, maximum, above, mean)
 
 
 def row_terms_backward(logits, labels, terms, coefficients, adjustment, targets) -> torch.Tensor:
