@@ -146,16 +146,21 @@ def test_a_vocabulary(dtype, backend, threads):
     hidden, weight, bias, labels = product(70, 48, 50257, dtype, scale=4)
     labels[::9] = -100
     truth = oracle.statistics(exact_logits(hidden, weight, bias), labels, -100)
-    tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2e-2}[dtype]
+    # In 16 bits the processor decides whether the product is rounded to them, as in torch.
+    plain = torch.nn.functional.linear(hidden, weight, bias)
+    torchs = oracle.statistics(plain.double(), labels, -100)
+    tolerance = 1e-5 + 2 * max(
+        np.abs(getattr(torchs, name) - getattr(truth, name)).max() for name in ("loss", "entropy")
+    )
     for count in threads[:2]:
         torch.set_num_threads(count)
         got = emp.score_linear(
             hidden, weight, labels, bias=bias, beta=-0.5, ignore_index=-100, backend=backend
         )
-        np.testing.assert_allclose(got.loss, truth.loss, rtol=tolerance, atol=tolerance)
-        np.testing.assert_allclose(got.entropy, truth.entropy, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(got.loss, truth.loss, rtol=1e-5, atol=tolerance)
+        np.testing.assert_allclose(got.entropy, truth.entropy, rtol=1e-5, atol=tolerance)
         want = np.where(truth.ignored, -INF, truth.loss - 0.5 * truth.entropy)
-        np.testing.assert_allclose(got.score, want, rtol=tolerance, atol=2 * tolerance)
+        np.testing.assert_allclose(got.score, want, rtol=1e-5, atol=2 * tolerance)
 
 
 @settings(max_examples=10 if INTERPRETED else 60)
