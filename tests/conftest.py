@@ -52,6 +52,14 @@ ABSENT = [name for name in TRAINERS if importlib.util.find_spec(name) is None]
 collect_ignore = [file for file, needs in NEEDED_BY.items() if not needs.isdisjoint(ABSENT)]
 
 
+# Their tests take half a minute each: begun first, they leave no worker waiting at the end.
+LONG = ("test_triton_interpreter.py", "test_kills.py", "test_sharded_checkpoints.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def pytest_report_header() -> list[str]:
     lines = [
         f"backend {name}: {'loaded' if reason is None else 'NOT TESTED, ' + reason}"
