@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from . import backends
 from .containers import collect, rebuild, same_structure
-from .tracing import check_no_tracing, records, running, transforming
+from .tracing import check_no_tracing, records, transforming
 from .validation import check_ids, describe
 
 
@@ -36,7 +37,7 @@ def gather(batch: Any, indices: torch.Tensor, *, out: Any = None) -> Any:
         ValueError: an index out of range (on CPU; under ``torch.compile`` the error is torch's),
             a wrong shape, device or aliasing in `out`.
     """
-    if out is None and running():  # tracers record the operations below
+    if out is None and not is_compiling():  # compilers see the operations below
         plain = backends.plain("gather")
         gathered = plain and plain(batch, indices)
         if gathered is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.compiler import is_compiling
 
 from . import backends
 from .compiling import outside_compiler_where
@@ -17,9 +18,9 @@ from .one_row import batched, is_one_row
 from .options import LossOptions, all_defaults, check_adjustment, check_options, check_targets
 from .results import Scores, Selection
 from .row_ids import check_ids_of_rows
-from .state import EMPState, recomputing
+from .state import EMPState
 from .terms import Adjustment
-from .tracing import records, running, transforming
+from .tracing import records, transforming
 from .trained_rows import check_reduction, check_rows, check_unremembered, only, reused_scores
 from .validation import check_ignore_index, check_logits, check_strided
 from .weighted_loss import loss_with_options
@@ -235,7 +236,7 @@ def _plain_loss(
 ) -> torch.Tensor | None:
     """The loss where arguments are what most calls pass, see :func:`backends.plain`."""
     function = "cross_entropy"
-    if not running() or transforming() is not None or recomputing() or backends.forward_mode():
+    if is_compiling() or transforming() is not None or backends.forward_mode():
         return None
     plain = backends.plain(function)
     recorded = getattr(logits, "requires_grad", False) and torch.is_grad_enabled()

@@ -1,13 +1,14 @@
 """The main call: score a batch, store the scores, select the top rows."""
 
 import torch
+from torch.compiler import is_compiling
 
 from . import backends, ops, tokens
 from .keep import Keep, check_keep_of
 from .results import Selection
 from .row_ids import check_ids_of_rows
-from .state import EMPState, recomputing
-from .tracing import records, running
+from .state import EMPState
+from .tracing import records
 from .validation import (
     check_ignore_index,
     check_labels,
@@ -63,7 +64,7 @@ def score_and_select(
     """
     function = "score_and_select"
     ordinary = backend is None and per == "all" and (state is None or type(state) is EMPState)
-    if ordinary and running() and not recomputing():
+    if ordinary and not is_compiling():
         plain = backends.plain(function)
         selection: Selection | None = plain and plain(
             logits, labels, state, keep, indices, ignore_index

@@ -1,6 +1,7 @@
 """Scoring: every pruning statistic of a row from one read of its logits."""
 
 import torch
+from torch.compiler import is_compiling
 
 from . import backends, ops, term_ops
 from .arrays import as_tensor
@@ -8,7 +9,7 @@ from .one_row import batched, is_one_row
 from .options import all_defaults, check_adjustment
 from .results import SampleStatistics, Scores
 from .terms import scores_of
-from .tracing import records, running
+from .tracing import records
 from .validation import check_beta, check_ignore_index, check_labels, check_logits
 
 
@@ -61,7 +62,7 @@ def score(
         RuntimeError: the named backend is not available.
     """
     unadjusted = all_defaults(temperature, softcap)
-    if unadjusted and backend is None and running():
+    if unadjusted and backend is None and not is_compiling():
         plain = backends.plain("score")
         served: Scores | None = plain and plain(logits, labels, beta, ignore_index)
         if served is not None:
@@ -126,7 +127,7 @@ def sample_statistics(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`score`.
     """
-    if backend is None and running():
+    if backend is None and not is_compiling():
         plain = backends.plain("sample_statistics")
         served: SampleStatistics | None = plain and plain(logits, labels, ignore_index)
         if served is not None:

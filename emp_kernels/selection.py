@@ -1,11 +1,12 @@
 """Selection: the exact top-k, the same on every backend, run and thread count."""
 
 import torch
+from torch.compiler import is_compiling
 
 from . import backends, ops
 from .arrays import as_tensor
 from .keep import Keep, check_ignored, check_keep, check_keep_of, kept_count
-from .tracing import check_recordable, records, running
+from .tracing import check_recordable, records
 from .validation import check_scores
 
 
@@ -39,7 +40,7 @@ def select(
         ValueError: scores is not 1-D, keep is out of range, ignored has another shape or device.
         RuntimeError: the named backend is not available.
     """
-    if ignored is None and backend is None and running():
+    if ignored is None and backend is None and not is_compiling():
         plain = backends.plain("select")
         served: torch.Tensor | None = plain and plain(scores, keep)
         if served is not None:

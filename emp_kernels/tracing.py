@@ -26,13 +26,6 @@ def recording() -> bool:
     return torch.compiler.is_compiling() or (_modes() > 0 and _mode(_KEYS.PROXY) is not None)
 
 
-def running() -> bool:
-    """Whether nothing is tracing, torch.jit.trace included."""
-    if torch.compiler.is_compiling() or _tracing_state() is not None:
-        return False
-    return not _modes() or _mode(_KEYS.PROXY) is None
-
-
 def records(function: str) -> bool:
     """`recording`, but raises under torch.jit.trace, which would record sizes as constants."""
     if torch.compiler.is_compiling():

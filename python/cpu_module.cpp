@@ -152,8 +152,9 @@ PYBIND11_MODULE(_cpu, module) {
              "torch.Tensor, and what makes and reads tensors: torch._C._from_dlpack, "
              "torch._C._to_dlpack, and torch.Tensor.__dlpack_c_exchange_api__ or None.");
   module.def("use_settings", &bindings::use_settings,
-             "torch.get_num_threads, torch.is_grad_enabled, and the variables of "
-             "torch.autograd.forward_ad.");
+             "torch.get_num_threads, torch.is_grad_enabled, the variables of "
+             "torch.autograd.forward_ad, torch._C's _is_tracing, _len_torch_dispatch_stack and "
+             "_current_graph_task_id, and tracing.recording.");
   module.def("use_results", &bindings::use_results, "Scores, SampleStatistics and Selection.");
   module.def("score", &bindings::score);
   module.attr("plain_score") = bindings::plain_function<bindings::plain_score, 4>("plain_score");

@@ -97,7 +97,7 @@ class PlainState {
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     given_ = fields != Py_None;
     has_ids_ = ids != Py_None;
-    if (given_ && !has_fields(fields, size)) return false;
+    if (given_ && (settings.recomputes() || !has_fields(fields, size))) return false;
     if (has_ids_ && !rows.is_integer_each(ids, ids_, 64)) return false;
     return !given_ || has_ids_ || size == rows.count();
   }

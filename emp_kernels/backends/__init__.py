@@ -180,8 +180,9 @@ def resolve_gather(source: torch.Tensor, by_torch: bool) -> ModuleType:
 @functools.cache
 def plain(function: str) -> Callable[..., Any] | None:
     """The CPU backend's fast path of the public `function`, which takes ordinary arguments without
-    any check in Python. It returns None for all other arguments, and for invalid ones, which the
-    checks then report. For small batches the checks would dominate the call."""
+    any check in Python. It returns None for all other arguments, for invalid ones, which the checks
+    then report, and under a tracer that is no compiler. For small batches the checks would dominate
+    the call."""
     try:
         backend = load(default("cpu", torch.float32))
     except Unavailable:

@@ -13,6 +13,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ...results import SampleStatistics, Scores, Selection
+from ...tracing import recording
 from ...validation import raise_label_out_of_range
 from .. import Unavailable, forked
 
@@ -48,7 +49,11 @@ def require() -> ModuleType:
         torch._C._to_dlpack,
         getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
     )
-    _cpu.use_settings(torch.get_num_threads, torch.is_grad_enabled, vars(forward_ad))
+    _cpu.use_settings(
+        *(torch.get_num_threads, torch.is_grad_enabled, vars(forward_ad)),
+        *(torch._C._is_tracing, torch._C._len_torch_dispatch_stack),
+        *(torch._C._current_graph_task_id, recording),
+    )
     _cpu.use_results(Scores, SampleStatistics, Selection)
     module = _cpu
     return _cpu
