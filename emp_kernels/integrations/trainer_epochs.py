@@ -14,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from .. import distributed
+from ..cautions import caution
 from ..keep import Keep
 from ..sampler import EMPSampler
 from ..state import EMPState
@@ -52,6 +53,7 @@ class PrunedEpochs:
     _ids: int
     _batches: int
     _trained: int = 0
+    _scored: bool  # whether the mixin computed this batch's loss
     _left_out: int
     _selections: torch.Tensor | None = None
 
@@ -212,7 +214,17 @@ class PrunedEpochs:
 
     def training_step(self, *arguments: Any, **options: Any) -> Any:
         self._trained += 1
-        return super().training_step(*arguments, **options)  # type: ignore[misc]
+        self._scored = False
+        loss = super().training_step(*arguments, **options)  # type: ignore[misc]
+        if not self._scored and self._candidates == 1:
+            caution(
+                f"EMPTrainerMixin: {type(self).compute_loss.__qualname__} does not call "  # type: ignore[attr-defined]
+                "super().compute_loss, so that no scores are written and the samples are chosen by "
+                "chance: pass your own loss as compute_loss_func instead",
+                self.emp_state,
+                "unwritten",
+            )
+        return loss
 
     def save_model(self, output_dir: str | None = None, *arguments: Any, **options: Any) -> None:
         """As in Trainer; also saves the scores and the epoch's order into a checkpoint's folder."""

@@ -39,7 +39,7 @@ from .trainer_epochs import CHECKPOINT, PrunedEpochs
 from .trainer_logits import OutputHead
 from .trainer_loss import BatchLoss
 from .trainer_model import divides_by_items, takes, unwrapped
-from .trainer_options import check_options, check_trainer
+from .trainer_options import check_options, check_tokens, check_trainer
 
 __all__ = ["CHECKPOINT", "IDS", "EMPTrainerMixin", "IdCollator"]
 
@@ -80,7 +80,7 @@ class EMPTrainerMixin(PrunedEpochs):
             forward pass. None: all are scored.
         beta: of the :class:`emp_kernels.EMPState` that is created for the training set.
         emp_state: an existing state instead.
-        keep_tokens: a float in (0, 1], or None to train all tokens.
+        keep_tokens: a float in (0, 1], or None to train all tokens. Only for labels (B, T).
         materialise_logits: False trains a causal language model from its last hidden states and its
             output head's weight (:func:`emp_kernels.linear_cross_entropy`), without computing
             logits.
@@ -116,10 +116,11 @@ class EMPTrainerMixin(PrunedEpochs):
         if keep is None:
             keep = 0.3 if candidates == 1 and keep_tokens is None else 1.0
         if keep_tokens is not None:
-            keep_tokens = check_real("EMPTrainerMixin", "keep_tokens", keep_tokens)
+            given = keep_tokens
+            keep_tokens = check_real("EMPTrainerMixin", "keep_tokens", given)
             if not 0 < keep_tokens <= 1:
                 raise ValueError(
-                    f"EMPTrainerMixin: keep_tokens must be in (0, 1] or None, got {keep_tokens}"
+                    f"EMPTrainerMixin: keep_tokens must be a share in (0, 1] or None, got {given}"
                 )
         if isinstance(train_dataset, IndexedDataset):
             train_dataset = train_dataset.dataset
@@ -158,6 +159,7 @@ class EMPTrainerMixin(PrunedEpochs):
         whose = inherited.__qualname__
         if not model.training:
             return inherited(model, inputs, return_outputs, num_items_in_batch)
+        self._scored = True
         self._is_sft = inherited.__module__ == _SFT
         if self._is_sft:  # it would run the model again for its metrics
             inherited = partial(Trainer.compute_loss, self._trainer())
@@ -172,7 +174,7 @@ class EMPTrainerMixin(PrunedEpochs):
         if not loss.called:
             raise RuntimeError(
                 "EMPTrainerMixin: compute_loss must call the Trainer's compute_loss_func, got "
-                f"{whose}, which computes a loss of its own"
+                f"{whose}, which computes a loss of its own: pass that as compute_loss_func"
             )
         return found
 
@@ -223,6 +225,7 @@ class EMPTrainerMixin(PrunedEpochs):
             )
         name = self._labels_name(inputs)
         labels = inputs[name]
+        check_tokens(labels, self._keep_tokens, self._materialise_logits)
         inner = unwrapped(trainer.accelerator.unwrap_model(trainer.model))
         decoder_ids = getattr(inner, "prepare_decoder_input_ids_from_labels", None)
         if decoder_ids is not None and "decoder_input_ids" not in inputs:
