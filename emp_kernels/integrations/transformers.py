@@ -34,7 +34,7 @@ from .candidates import (
     narrowed,
     to_look_at,
 )
-from .trainer_batches import IDS, LENGTHS, IdCollator
+from .trainer_batches import IDS, LENGTHS, IdCollator, count_tokens
 from .trainer_epochs import CHECKPOINT, PrunedEpochs
 from .trainer_logits import OutputHead
 from .trainer_loss import BatchLoss
@@ -64,8 +64,8 @@ class EMPTrainerMixin(PrunedEpochs):
     The Trainer's options work as without the mixin, except those that raise an error: orders other
     than "random" and "sequential" (`train_sampling_strategy`), several GPUs in one process, TRL's
     losses other than "nll". A `compute_loss_func` remains the loss, and scores are computed in
-    addition. TRL's own metrics (token accuracy, entropy) are not logged in training, as they would
-    take another forward pass.
+    addition. Of TRL's own metrics `num_tokens` is logged in training; token accuracy and entropy
+    are not, as they would take another forward pass.
 
     Args:
         keep, sampler_options: of :class:`emp_kernels.EMPSampler`; where `sampler_options` does not
@@ -163,6 +163,7 @@ class EMPTrainerMixin(PrunedEpochs):
         self._is_sft = inherited.__module__ == _SFT
         if self._is_sft:  # it would run the model again for its metrics
             inherited = partial(Trainer.compute_loss, self._trainer())
+            count_tokens(self, inputs)
         loss = self._loss_of(model, inputs)
         trainer = self._trainer()
         own, trainer.compute_loss_func = trainer.compute_loss_func, loss
