@@ -157,7 +157,9 @@ def linear_cross_entropy(
         bias: (C,) of the same dtype, or None.
         rows: (K,) integer positions, in the flattened leading dimensions, of the rows to train on;
             None trains on all. A Selection trains on its rows and reuses its losses, so that the
-            forward pass computes no product (with label_smoothing it does, for those rows).
+            forward pass computes no product (with label_smoothing it does, for those rows); its
+            temperature and softcap must be those of the loss, as in
+            :func:`emp_kernels.cross_entropy`.
         class_weight, sample_weight, label_smoothing, z_loss, temperature, softcap: as `weight` and
             the others in :func:`emp_kernels.cross_entropy`.
         ignore_index: rows with this label are skipped and do not count. None ignores nothing.

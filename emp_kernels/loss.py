@@ -97,7 +97,8 @@ def cross_entropy(
             None trains on all. A Selection, made from these logits and labels, trains on its rows
             and reuses its losses, so that the forward pass reads no logits (with label_smoothing or
             probabilities it reads those rows); state must then be None, and temperature and softcap
-            those of the Selection.
+            those of the Selection. :func:`emp_kernels.score_and_select` has neither: with them,
+            pass ``rows=selection.indices``, or a Selection made of ``emp.score(..., softcap=...)``.
         weight: (C,) of a floating dtype, per class, or None for 1.
         sample_weight: (N,) of a floating dtype, per row of all N rows, or None for 1.
         label_smoothing: in [0, 1].
@@ -122,8 +123,9 @@ def cross_entropy(
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, a label, id or row out of range (on CPU), different devices;
-            raised before anything is written.
+        ValueError: a wrong shape, a label, id or row out of range (on CPU), different devices, a
+            Selection of other adjusted logits (on CPU, where its first row tells); raised before
+            anything is written.
         RuntimeError: the named backend is not available; differentiated twice; a rank of `group`
             died or did not call.
     """

@@ -33,10 +33,21 @@ def score_and_select(
     :func:`emp_kernels.select` over the rows that count: invalid and ignored rows are never selected
     and never written.
 
+    A language model's tokens, logits (B, T, C) with padding labelled -100, without a state::
+
+        kept = emp.score_and_select(logits, labels, None, keep=0.3, ignore_index=-100)
+        loss = emp.cross_entropy(logits, labels, rows=kept, ignore_index=-100)
+
+    This trains the share 0.3 of the batch's tokens that are not padding, those with the highest
+    loss + entropy, at ``kept.indices`` in the flattened (B, T).
+
     Args:
-        logits: (N, C) float32, float16 or bfloat16 (float64: reference backend).
-        labels: (N,) of any integer dtype, in [0, C) or equal to `ignore_index`.
-        state: where the scores are stored; None scores with beta 1 and stores nothing.
+        logits: (N, C) or, for tokens, (B, T, C), float32, float16 or bfloat16 (float64: reference
+            backend).
+        labels: (N,) or (B, T) of any integer dtype, in [0, C) or equal to `ignore_index`.
+        state: where the scores are stored. Its beta, given to :class:`emp_kernels.EMPState`, is
+            that of score = loss + beta * entropy. None stores nothing, and beta is then 1; for
+            another one call ``emp.score(..., beta=...)`` and ``emp.select``.
         keep: a float in (0, 1] keeps K = max(1, round(keep * N)) rows, an int keeps that many.
             Fewer are returned if fewer are valid. With `ignore_index`, K is a fraction of, or at
             most, the number of rows that count. Per "row" this applies within each sequence, with T

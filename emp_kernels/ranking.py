@@ -10,6 +10,7 @@ from .compiling import outside_compiler
 from .keep import Keep, check_keep_of
 from .order_keys import order_keys, values_of_keys
 from .ranked_rows import RankedRows, Rows, classes_of, counted_classes
+from .results import in_brief
 from .scoring import sample_statistics, score
 from .tracing import check_no_tracing
 from .validation import check_beta, check_ignore_index, check_labels, check_logits
@@ -39,6 +40,9 @@ class Ranking(NamedTuple):
     rows_of_class: torch.Tensor
     kept_of_class: torch.Tensor
     num_invalid: torch.Tensor
+
+    def __repr__(self) -> str:
+        return in_brief(self, self.values, **self._asdict())
 
 
 @outside_compiler

@@ -1,8 +1,24 @@
 """Result types of the public functions, shared by every backend."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+
+def in_brief(result: Any, among: Any, **fields: Any) -> str:
+    """A result's repr without the elements of its tensors. The first field is of the rows chosen,
+    `among` how many. Fields may also be anything that tree_map has put there."""
+    found = []
+    for i, (name, value) in enumerate(fields.items()):
+        shown = repr(value)
+        if isinstance(value, torch.Tensor) and value.dim():
+            shape: Any = tuple(value.shape)
+            if i == 0 and isinstance(among, torch.Tensor):
+                rows = len(among) if among.dim() == 1 else tuple(among.shape)
+                shape = f"{len(value)} of {rows}"
+            shown = f"<{shape}, {str(value.dtype).removeprefix('torch.')}, {value.device}>"
+        found.append(f"{name}={shown}")
+    return f"{type(result).__name__}({', '.join(found)})"
 
 
 class Scores(NamedTuple):
@@ -77,6 +93,12 @@ class Selection(NamedTuple):
     scores: Scores
     threshold: torch.Tensor
     num_invalid: torch.Tensor
+
+    def __repr__(self) -> str:
+        fields = self._asdict()
+        if isinstance(self.scores, Scores):
+            fields["scores"] = self.scores.score
+        return in_brief(self, fields["scores"], **fields)
 
 
 # Allows torch.load to read them with its default weights_only=True.

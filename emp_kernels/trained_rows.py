@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from . import ops
 from .results import Scores, Selection
 from .state import EMPState
+from .terms import Adjustment
 from .tracing import recording
 from .validation import as_int64, check_ids, check_rows_in
 
@@ -54,6 +57,43 @@ def reused_scores(
     # Inference tensors cannot be saved for the backward pass.
     reused = (x.to(wide, copy=not recording() and x.is_inference()) for x in selection.scores)
     return Scores(*(field.reshape(-1) for field in reused))
+
+
+def check_reused_adjustment(
+    function: str,
+    inputs: Sequence[torch.Tensor | None],
+    scores: Scores,
+    positions: torch.Tensor,
+    adjustment: Adjustment,
+) -> None:
+    """Raise if a Selection's `scores` are those of the logits as given, although the loss adjusts
+    them. This compares the first row at `positions`, of logits (..., C) or of a product of hidden,
+    weight and bias; on the CPU only, as elsewhere it would wait for the device."""
+    first, *others = inputs
+    if adjustment.changes_nothing or first is None or first.device.type != "cpu":
+        return
+    row = positions[:1]
+    with torch.no_grad():
+        z = first.reshape(-1, first.shape[-1])[row]
+        if others:
+            weight, bias = others
+            assert weight is not None
+            z = torch.nn.functional.linear(z, weight, bias)
+        given = z.double()
+        temperature, softcap = adjustment
+        if isinstance(temperature, torch.Tensor):
+            temperature = temperature.reshape(-1)[row].double()[:, None]
+        adjusted = given if softcap is None else softcap * (given / softcap).tanh()
+        reused = scores.lse[row].double()
+
+        def close(logits: torch.Tensor) -> bool:
+            return torch.allclose(logits.logsumexp(1), reused, rtol=1e-3, atol=1e-3)
+
+        if len(row) and close(given) and not close(adjusted / temperature):
+            raise ValueError(
+                f"{function}: rows must be a Selection of scores with the loss's temperature and "
+                "softcap, got one of scores without them; pass rows=selection.indices"
+            )
 
 
 def only(

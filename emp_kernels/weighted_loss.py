@@ -15,7 +15,13 @@ from .options import LossOptions
 from .results import Selection
 from .state import EMPState
 from .terms import Adjustment, Coefficients, RowTerms, Targets, coefficients_of, scores_of
-from .trained_rows import check_rows, check_unremembered, only, reused_scores
+from .trained_rows import (
+    check_reused_adjustment,
+    check_rows,
+    check_unremembered,
+    only,
+    reused_scores,
+)
 from .validation import as_int64
 
 
@@ -289,6 +295,8 @@ def loss_with_options(
         trained = check_rows(function, rows.indices, n, first)
         if options.reuses:
             reused = RowTerms(*scores[1:4])
+            if chosen is not None and columns is None:
+                check_reused_adjustment(function, inputs, scores, trained, options.adjustment)
     elif rows is not None:
         trained = check_rows(function, rows, n, first)
     read, skipped = labels, ignore_index

@@ -10,6 +10,7 @@ import transformers
 from trainers import causal_model, classifier, sentences, texts, trainer_of
 from transformers.trainer_utils import HPSearchBackend
 
+import emp_kernels as emp
 from emp_kernels.integrations import trainer_options
 from emp_kernels.integrations.transformers import CHECKPOINT, EMPTrainerMixin
 
@@ -194,7 +195,7 @@ def test_at_keep_1_an_option_acts_as_in_the_stock_trainer(tmp_path, name):
          "keep_tokens must be None with a compute_loss_func, got 0.5"),
         ({"sampler_options": {"sampling": "importance"}},
          "sampling must be one without weights, got 'importance'"),
-        ({"keep_tokens": 1.5}, r"keep_tokens must be in \(0, 1\] or None, got 1.5"),
+        ({"keep_tokens": 60}, r"keep_tokens must be a share in \(0, 1\] or None, got 60$"),
         ({"materialise_logits": False, "compute_loss_func": focal},
          "materialise_logits must be True with compute_loss_func, got False"),
     ],
@@ -202,6 +203,20 @@ def test_at_keep_1_an_option_acts_as_in_the_stock_trainer(tmp_path, name):
 def test_what_would_be_dropped_is_refused_by_name(tmp_path, change, message):
     with pytest.raises(ValueError, match=f"EMPTrainerMixin: {message}"):
         trainer_of(PruningTrainer, tmp_path, classifier(), sentences(), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keep_tokens": 0.5}, "keep_tokens must be None where each sample has one label"),
+        ({"materialise_logits": False}, "materialise_logits must be True where each sample has on"),
+    ],
+)
+def test_options_of_tokens_are_refused_for_a_classifier(tmp_path, change, message):
+    trainer, _ = trainer_of(PruningTrainer, tmp_path, classifier(), sentences(), **change)
+    with pytest.raises(ValueError, match=f"EMPTrainerMixin: {message}"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path):
@@ -281,8 +296,25 @@ def test_a_trainer_with_a_loss_of_its_own_is_refused(tmp_path):
         pass
 
     trainer, _ = trainer_of(Pruning, tmp_path, classifier(), sentences())
-    with pytest.raises(RuntimeError, match=r"must call the Trainer's compute_loss_func, got .*Own"):
+    message = (
+        r"must call the Trainer's compute_loss_func, got .*Own.*pass that as compute_loss_func"
+    )
+    with pytest.raises(RuntimeError, match=message):
         trainer.train()
+
+
+def test_a_loss_that_passes_by_the_mixin_is_told_of_once(tmp_path):
+    class Own(PruningTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            inputs.pop("sample_ids")
+            return model(**inputs)["loss"]
+
+    trainer, _ = trainer_of(Own, tmp_path, classifier(), sentences())
+    message = r"Own\.compute_loss does not call super\(\).*pass your own loss as compute_loss_func"
+    with pytest.warns(emp.EMPWarning, match=message) as told:
+        trainer.train()
+    assert [x.category for x in told].count(emp.EMPWarning) == 1
+    assert trainer.state.global_step == 7 + 2 + 2 + 2
 
 
 def test_a_training_set_of_another_size_is_refused(tmp_path):

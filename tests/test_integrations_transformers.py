@@ -107,6 +107,39 @@ def test_it_resumes_with_other_batches(tmp_path, batches):
     assert trainer.emp_state.epoch == trainer.state.epoch == 1
 
 
+@pytest.mark.parametrize(
+    ("before", "saved_at", "after", "steps"),
+    [
+        # 50 samples in batches of 8, then three times 20: 7 + 3 + 3 + 3 steps, accumulated
+        # 4 + 2 + 2 + 2
+        ({}, 7, {"gradient_accumulation_steps": 2}, 7 + 2 + 2 + 2),
+        ({}, 3, {"gradient_accumulation_steps": 2}, 3 + 2 + 2 + 2 + 2),  # 26 samples are left
+        ({"gradient_accumulation_steps": 2}, 2, {}, 2 + 3 + 3 + 3 + 3),
+        ({}, 8, {"per_device_train_batch_size": 5}, 8 + 3 + 4 + 4),
+        ({"max_steps": 10}, 8, {"num_train_epochs": 4}, 7 + 3 + 3 + 3),
+        ({"gradient_accumulation_steps": 2}, 4, {"max_steps": 17}, 17),  # 13 of 3 an epoch
+    ],
+)
+def test_a_training_resumed_with_other_steps_trains_all_that_is_left(
+    tmp_path, before, saved_at, after, steps
+):
+    saving = {"save_strategy": "steps", "save_steps": saved_at}
+    killed, _ = made(tmp_path, keep=0.4, callbacks=[Kill(saved_at)], arguments=saving | before)
+    with pytest.raises(Killed):
+        killed.train()
+    resumed, recorder = made(tmp_path, keep=0.4, arguments=saving | after)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == resumed.state.max_steps == steps
+    assert [step for step, _ in recorder.losses] == list(range(saved_at + 1, steps + 1))
+    assert set(resumed.lr_scheduler.get_last_lr()) == {0.0}
+    if "max_steps" not in after:
+        epochs = after.get("num_train_epochs", 4)
+        assert resumed.state.epoch == resumed.emp_state.epoch == epochs
+        drawn = 50 + 20 * (epochs - 1)
+        assert int(resumed.emp_state.updates.sum()) == drawn
+        assert int(resumed.emp_state.selections.sum()) == drawn
+
+
 def test_ignore_data_skip_begins_the_epoch_anew(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 1}
     killed, _ = made(tmp_path, callbacks=[Kill(2)], arguments=options)

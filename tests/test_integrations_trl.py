@@ -105,6 +105,11 @@ def test_at_keep_1_it_trains_as_sft_does(tmp_path, kind, materialise, accumulate
     for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
     assert ours.emp_state.updates.tolist() == [2] * len(ours.train_dataset)
+    counted, expected = (
+        [logs["num_tokens"] for logs in trainer.state.log_history if "loss" in logs]
+        for trainer in (ours, theirs)
+    )
+    assert counted == expected
 
 
 @pytest.mark.parametrize("materialise", [True, False])

@@ -238,6 +238,25 @@ def test_a_selection(asked, backend):
         )
 
 
+@pytest.mark.parametrize(
+    "adjustment", [{"temperature": 2.0}, {"softcap": 3.0}, {"temperature": torch.full((8,), 0.5)}]
+)
+def test_a_selection_of_logits_that_are_not_adjusted(adjustment):
+    """Its losses would be taken for those of the adjusted logits; its indices are the way."""
+    logits, labels, _ = make(8, 5, {})
+    selection = emp.score_and_select(logits, labels, None, 0.5)
+    message = r"cross_entropy: rows must be a Selection .* pass rows=selection\.indices"
+    with pytest.raises(ValueError, match=message):
+        emp.cross_entropy(logits, labels, rows=selection, **adjustment)
+    with pytest.raises(ValueError, match=f"linear_{message}"):
+        emp.linear_cross_entropy(logits, torch.eye(5), labels, rows=selection, **adjustment)
+    made = selection._replace(scores=emp.score(logits, labels, **adjustment))
+    want = emp.cross_entropy(logits, labels, rows=selection.indices, **adjustment)
+    torch.testing.assert_close(emp.cross_entropy(logits, labels, rows=made, **adjustment), want)
+    nothing = selection._replace(indices=selection.indices[:0])
+    assert emp.cross_entropy(logits, labels, rows=nothing, **adjustment).isnan()
+
+
 @some_options
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_leading_dimensions_and_strides(asked, dtype, backend):

@@ -1,6 +1,7 @@
 """score_and_select: exactly score, then EMPState.update, then select over the rows that count."""
 
 import math
+import pickle
 
 import hard_rows
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_map
 
 import emp_kernels as emp
 
@@ -304,3 +306,21 @@ def test_any_sequence_of_calls(backend, data):
             indices=torch.tensor(ids, dtype=torch.int64),
             ignore_index=ignore,
         )
+
+
+def test_a_selection_is_shown_without_its_elements():
+    logits, labels = rows(700, 3)
+    flat = emp.score_and_select(logits, labels, None, 0.3)
+    assert repr(flat) == (
+        "Selection(indices=<210 of 700, int64, cpu>, scores=<(700,), float32, cpu>, "
+        f"threshold={flat.threshold!r}, num_invalid=tensor(0, dtype=torch.int32))"
+    )
+    for copy in (pickle.loads(pickle.dumps(flat)), tree_map(torch.clone, flat)):
+        assert type(copy) is emp.Selection
+        assert type(copy.scores) is emp.Scores
+        assert repr(copy) == repr(flat)
+    tokens = emp.score_and_select(logits.view(7, 100, 3), labels.view(7, 100), None, 2, per="row")
+    assert repr(tokens).startswith("Selection(indices=<14 of (7, 100), int64, cpu>, scores=<(7, 1")
+    assert repr(emp.Selection(0, None, "x", 2.5)) == (
+        "Selection(indices=0, scores=None, threshold='x', num_invalid=2.5)"
+    )

@@ -105,6 +105,17 @@ def test_the_share_of_each_class(by):
     assert torch.equal(found.ids, torch.cat(kept).sort().values)
 
 
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_ranking_is_shown_without_its_elements(per_class):
+    found = emp.rank(*batch(), keep=0.3, per_class=per_class)
+    threshold = "<(7,), float32, cpu>" if per_class else repr(found.threshold)
+    assert repr(found) == (
+        f"Ranking(ids=<{len(found.ids)} of 1000, int64, cpu>, values=<(1000,), float32, cpu>, "
+        f"threshold={threshold}, rows_of_class=<(7,), int64, cpu>, "
+        "kept_of_class=<(7,), int64, cpu>, num_invalid=tensor(0))"
+    )
+
+
 def test_beta_weighs_the_memory_term():
     logits, labels = batch()
     want = emp.select(emp.score(logits, labels, beta=-3.0).score, 0.3)

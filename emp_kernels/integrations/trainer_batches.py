@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from ..dataset import IndexedDataset
 
 IDS = "sample_ids"  # the batch's key of the sample ids
+_COUNTS = ("_total_train_tokens", "_tp_size", "_metrics")  # SFTTrainer's, of its num_tokens
 LENGTHS = "sample_lengths"  # the samples' lengths, if a collator packs them into one row
 
 
@@ -39,6 +40,23 @@ class IdCollator:
 def _length(features: Any) -> int:
     tokens = features.get("input_ids", ()) if isinstance(features, Mapping) else ()
     return len(tokens) if hasattr(tokens, "__len__") else 0
+
+
+def count_tokens(trainer: Any, inputs: Mapping[str, Any]) -> None:
+    """Add the tokens of a training batch to the `num_tokens` that TRL's SFTTrainer logs, as its own
+    compute_loss does."""
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if mask is not None:
+        tokens = mask.sum()
+    elif positions is not None:  # without padding, B sequences in one row
+        tokens = torch.tensor(positions.shape[1], device=positions.device)
+    else:
+        return
+    if not all(hasattr(trainer, name) for name in _COUNTS):  # another version of TRL
+        return
+    total = trainer.accelerator.gather_for_metrics(tokens).sum().item()
+    trainer._total_train_tokens += total // trainer._tp_size
+    trainer._metrics["train"]["num_tokens"] = [trainer._total_train_tokens]
 
 
 def with_ids(loader: Any, sampler: Sampler[int], drop_last: bool, times: int) -> DataLoader:

@@ -81,5 +81,15 @@ def check_options(
             _refuse("materialise_logits", f"True with {option}", False)
 
 
+def check_tokens(labels: Any, keep_tokens: float | None, materialise_logits: bool) -> None:
+    """Raise if an option for the labels (B, T) of tokens is set and a sample has one label."""
+    if getattr(labels, "ndim", 2) > 1:
+        return
+    if keep_tokens is not None:
+        _refuse("keep_tokens", "None where each sample has one label, not tokens", keep_tokens)
+    if not materialise_logits:
+        _refuse("materialise_logits", "True where each sample has one label, not tokens", False)
+
+
 def _refuse(option: str, rule: str, value: Any) -> None:
     raise ValueError(f"EMPTrainerMixin: {option} must be {rule}, got {value}")

@@ -34,12 +34,12 @@ from .candidates import (
     narrowed,
     to_look_at,
 )
-from .trainer_batches import IDS, LENGTHS, IdCollator
+from .trainer_batches import IDS, LENGTHS, IdCollator, count_tokens
 from .trainer_epochs import CHECKPOINT, PrunedEpochs
 from .trainer_logits import OutputHead
 from .trainer_loss import BatchLoss
 from .trainer_model import divides_by_items, takes, unwrapped
-from .trainer_options import check_options, check_trainer
+from .trainer_options import check_options, check_tokens, check_trainer
 
 __all__ = ["CHECKPOINT", "IDS", "EMPTrainerMixin", "IdCollator"]
 
@@ -64,8 +64,8 @@ class EMPTrainerMixin(PrunedEpochs):
     The Trainer's options work as without the mixin, except those that raise an error: orders other
     than "random" and "sequential" (`train_sampling_strategy`), several GPUs in one process, TRL's
     losses other than "nll". A `compute_loss_func` remains the loss, and scores are computed in
-    addition. TRL's own metrics (token accuracy, entropy) are not logged in training, as they would
-    take another forward pass.
+    addition. Of TRL's own metrics `num_tokens` is logged in training; token accuracy and entropy
+    are not, as they would take another forward pass.
 
     Args:
         keep, sampler_options: of :class:`emp_kernels.EMPSampler`; where `sampler_options` does not
@@ -80,7 +80,7 @@ class EMPTrainerMixin(PrunedEpochs):
             forward pass. None: all are scored.
         beta: of the :class:`emp_kernels.EMPState` that is created for the training set.
         emp_state: an existing state instead.
-        keep_tokens: a float in (0, 1], or None to train all tokens.
+        keep_tokens: a float in (0, 1], or None to train all tokens. Only for labels (B, T).
         materialise_logits: False trains a causal language model from its last hidden states and its
             output head's weight (:func:`emp_kernels.linear_cross_entropy`), without computing
             logits.
@@ -116,10 +116,11 @@ class EMPTrainerMixin(PrunedEpochs):
         if keep is None:
             keep = 0.3 if candidates == 1 and keep_tokens is None else 1.0
         if keep_tokens is not None:
-            keep_tokens = check_real("EMPTrainerMixin", "keep_tokens", keep_tokens)
+            given = keep_tokens
+            keep_tokens = check_real("EMPTrainerMixin", "keep_tokens", given)
             if not 0 < keep_tokens <= 1:
                 raise ValueError(
-                    f"EMPTrainerMixin: keep_tokens must be in (0, 1] or None, got {keep_tokens}"
+                    f"EMPTrainerMixin: keep_tokens must be a share in (0, 1] or None, got {given}"
                 )
         if isinstance(train_dataset, IndexedDataset):
             train_dataset = train_dataset.dataset
@@ -158,9 +159,11 @@ class EMPTrainerMixin(PrunedEpochs):
         whose = inherited.__qualname__
         if not model.training:
             return inherited(model, inputs, return_outputs, num_items_in_batch)
+        self._scored = True
         self._is_sft = inherited.__module__ == _SFT
         if self._is_sft:  # it would run the model again for its metrics
             inherited = partial(Trainer.compute_loss, self._trainer())
+            count_tokens(self, inputs)
         loss = self._loss_of(model, inputs)
         trainer = self._trainer()
         own, trainer.compute_loss_func = trainer.compute_loss_func, loss
@@ -172,7 +175,7 @@ class EMPTrainerMixin(PrunedEpochs):
         if not loss.called:
             raise RuntimeError(
                 "EMPTrainerMixin: compute_loss must call the Trainer's compute_loss_func, got "
-                f"{whose}, which computes a loss of its own"
+                f"{whose}, which computes a loss of its own: pass that as compute_loss_func"
             )
         return found
 
@@ -223,6 +226,7 @@ class EMPTrainerMixin(PrunedEpochs):
             )
         name = self._labels_name(inputs)
         labels = inputs[name]
+        check_tokens(labels, self._keep_tokens, self._materialise_logits)
         inner = unwrapped(trainer.accelerator.unwrap_model(trainer.model))
         decoder_ids = getattr(inner, "prepare_decoder_input_ids_from_labels", None)
         if decoder_ids is not None and "decoder_input_ids" not in inputs:
