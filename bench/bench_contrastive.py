@@ -54,7 +54,7 @@ def dense(form, z, hidden):
 
 
 def dense_in_place(z, hidden):
-    """The same for InfoNCE, optimised: two matrices that are reused."""
+    """The same for InfoNCE, optimised to reuse two matrices."""
 
     def shifted(pair, out=None):
         first, second = units(pair)
@@ -84,12 +84,12 @@ def bench_score_contrastive(case, form, n):
     parts = [[x[:1000] for x in pair] for pair in (z, hidden)]
     few = emp.score_contrastive(*parts[0], form=form, hidden=parts[1])
     exact = dense(form, *([x.double() for x in pair] for pair in parts))
-    for found, want in zip(few, exact, strict=False):
-        torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5)
+    for found, expected in zip(few, exact, strict=False):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     scores = ours()
     for opponent in opponents.values():
-        for found, want in zip(scores, opponent(), strict=False):
-            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+        for found, expected in zip(scores, opponent(), strict=False):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     peak = memory.of_a_first_call("bench_contrastive", form, n)
     assert peak is None or peak <= memory.MOST
     width = 2 * n if form == "ntxent" else n

@@ -7,7 +7,7 @@ import torch
 import emp_kernels as emp
 from bench import harness
 
-# Row bytes, rows, rounds, calls per round; the last ones are batches.
+# Row bytes, rows, rounds, calls per round; the second list has batch sizes.
 SINGLE = [(4, 10**7, 15, 1), (512, 400_000, 15, 1), (12288, 20_000, 15, 1)]
 SINGLE += [(4, 256, 61, 200), (4, 33_333, 61, 50), (512, 256, 61, 200), (12288, 256, 61, 50)]
 # Rows, rounds, calls per round: an epoch's images, a large batch, a small batch.
@@ -26,9 +26,9 @@ def ascending(rows: int) -> torch.Tensor:
     ("row_bytes", "rows", "rounds", "calls"), SINGLE, ids=[f"{s[0]}B-{s[1]}" for s in SINGLE]
 )
 def bench_one_tensor(case, row_bytes, rows, rounds, calls):
-    """The bytes are those of the rows, read and written, and of the indices."""
+    """The bytes counted: rows read, rows written, and indices."""
     numbers = torch.randn(rows, row_bytes // 4, generator=torch.Generator().manual_seed(0))
-    source = numbers.squeeze(1)  # of single numbers (N,), as labels are
+    source = numbers.squeeze(1)  # rows of one number become (N,), like labels
     indices = ascending(rows)
     array, positions = source.numpy(), indices.numpy()
     assert torch.equal(emp.gather(source, indices), source.index_select(0, indices))
@@ -61,9 +61,9 @@ def bench_dictionary(case, rows, rounds, calls):
     def each() -> dict[str, torch.Tensor]:
         return {name: tensor.index_select(0, indices) for name, tensor in batch.items()}
 
-    wanted = each()
+    expected = each()
     for name, tensor in emp.gather(batch, indices).items():
-        assert torch.equal(tensor, wanted[name])
+        assert torch.equal(tensor, expected[name])
     row_bytes = [tensor[0].nbytes for tensor in batch.values()]
     case(
         f"gather dict of 3, {rows} rows",

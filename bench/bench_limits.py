@@ -14,7 +14,7 @@ N, C, SIDE = 4096, 32000, 1024
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def bench_scoring_from_cache(case, dtype):
-    """The same row repeatedly, from the L2 cache. A long row has the fewest operations per
+    """Scores one long row repeatedly, from the L2 cache: long rows need the fewest operations per
     logit."""
     logits = harness.normal_logits(C, dtype).expand(N, C)
     labels = torch.arange(N) % C

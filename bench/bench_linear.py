@@ -1,7 +1,7 @@
 """score_linear and linear_cross_entropy: hidden @ weightᵀ without logits, against torch's product.
 
-For a language model's head with C = 128256 and D = 1024. A call of 4096 rows takes seconds, so
-there are few rounds; few rows are the case in which call overhead and narrow products cost most.
+The head is a language model's, with C = 128256 and D = 1024. A call of 4096 rows takes seconds, so
+it runs few rounds; with few rows, call overhead and narrow products cost most.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def first_call(n: str, dtype: str) -> Callable[[], emp.Scores]:
 def check(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, scores: emp.Scores
 ) -> None:
-    """Rows spread over all agree with float64 of torch's product, and a few with float64's."""
+    """Sampled rows agree with torch's product at the given dtype, a few also with float64."""
     rows = torch.linspace(0, len(labels) - 1, harness.ORACLE_ROWS, dtype=torch.float64).long()
     for some, dtype in ((rows, hidden.dtype), (rows[::4], torch.float64)):
         logits = hidden[some].to(dtype) @ weight.to(dtype).t()
@@ -74,12 +74,12 @@ def bench_score_linear(case, n, dtype, rounds):
 
 
 def spread_classes() -> torch.Tensor:
-    """Numbers of a few classes, from the first to the last."""
+    """Evenly spaced class numbers, the first and the last included."""
     return torch.linspace(0, C - 1, harness.ORACLE_ROWS, dtype=torch.float64).long()
 
 
 def exact_gradients(hidden, weight, labels) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the mean loss in float64: hidden's (N, D), and weight's of a few classes."""
+    """float64 gradients of the mean loss: hidden's (N, D), and weight's rows `spread_classes`."""
     hidden, weight = hidden.detach().double(), weight.detach().double()
     signal = (hidden @ weight.t()).softmax(1)
     signal[torch.arange(len(labels)), labels] -= 1
@@ -89,14 +89,14 @@ def exact_gradients(hidden, weight, labels) -> tuple[torch.Tensor, torch.Tensor]
 
 def check_gradients(found, right, rtol: float) -> None:
     """Gradients (N, D) and (C, D) agree with the exact ones."""
-    for own, wanted in zip((found[0], found[1][spread_classes()]), right, strict=True):
-        assert (own.double() - wanted).norm() <= rtol * wanted.norm()
+    for own, exact in zip((found[0], found[1][spread_classes()]), right, strict=True):
+        assert (own.double() - exact).norm() <= rtol * exact.norm()
 
 
 def bench_linear_cross_entropy(case):
-    """The loss with both gradients. The bytes are the weight twice and its gradient. Like others,
-    ours computes three products: the logits' tiles are stored in the memory of the weight's
-    gradient."""
+    """The loss with both gradients. The bytes counted are two reads of the weight and one write of
+    its gradient. Like the others, ours computes three products: it stores the tiles of logits in
+    the memory of the weight's gradient."""
     n, dtype, rounds = CASES[0]
     hidden, weight, labels = inputs(n, dtype)
     hidden.requires_grad_()

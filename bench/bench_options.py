@@ -1,5 +1,5 @@
-"""Losses with options, and differentiable log-probability and entropy, each with its gradient,
-against the same in torch."""
+"""Losses with options, and log-probability with entropy, both with their gradients, against the
+same in torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ CHECKED = 8  # rows
 DTYPES = ("float32", "bfloat16")
 
 GOALS = {"torch": (6, 8)}
-RTOL = {"float32": 1e-4, "bfloat16": 3e-2}  # of torch's own roundings
+RTOL = {"float32": 1e-4, "bfloat16": 3e-2}  # torch rounds in between
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -30,20 +30,20 @@ def with_z_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def options_of(name: str, n: int, c: int, dtype: str) -> tuple[dict[str, Any], Loss]:
-    """An option of ours, and the same loss in plain torch."""
+    """Our arguments for an option, and the same loss in plain torch."""
     generator = torch.Generator().manual_seed(2)
     weight, rows = (torch.rand(size, generator=generator) + 0.5 for size in (c, n))
-    own = weight.to(getattr(torch, dtype))
+    torch_weight = weight.to(getattr(torch, dtype))
 
     def by_row(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return (F.cross_entropy(logits, labels, reduction="none") * rows).mean()
 
-    ways: dict[str, tuple[dict[str, Any], Loss]] = {
+    options: dict[str, tuple[dict[str, Any], Loss]] = {
         "label_smoothing": (
             {"label_smoothing": SMOOTHING},
             lambda z, y: F.cross_entropy(z, y, label_smoothing=SMOOTHING),
         ),
-        "weight": ({"weight": weight}, lambda z, y: F.cross_entropy(z, y, own)),
+        "weight": ({"weight": weight}, lambda z, y: F.cross_entropy(z, y, torch_weight)),
         "sample_weight": ({"sample_weight": rows}, by_row),
         "z_loss": ({"z_loss": Z_LOSS}, with_z_loss),
         "temperature": (
@@ -53,7 +53,7 @@ def options_of(name: str, n: int, c: int, dtype: str) -> tuple[dict[str, Any], L
         "softcap": ({"softcap": SOFTCAP}, lambda z, y: F.cross_entropy(capped(z), y)),
         "probabilities": ({}, F.cross_entropy),
     }
-    return ways[name]
+    return options[name]
 
 
 def labels_of(name: str, n: int, c: int, dtype: str) -> torch.Tensor:
@@ -69,8 +69,8 @@ def gradients_of(results: tuple[torch.Tensor, ...], logits: torch.Tensor) -> tor
 def errors_of(
     ways: dict[str, Loss], theirs: Loss, logits: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, list[float]]:
-    """Each way's errors on a few rows against `theirs` of float64 logits: the loss's, relative, and
-    the gradient's by its largest element."""
+    """Errors of each implementation on a few rows, against `theirs` of float64 logits: the loss's
+    relative error, and the gradient's relative to its largest element."""
 
     def both(loss: Loss, z: torch.Tensor, y: torch.Tensor) -> tuple[float, torch.Tensor]:
         z = z.detach().requires_grad_()
@@ -87,7 +87,7 @@ def errors_of(
 
 
 def check(logits: torch.Tensor, ours: Any, theirs: Any, dtype: str) -> None:
-    """Values of the two agree, and gradients of a few rows."""
+    """Values agree, and so do the gradients of a few rows."""
     for own, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own.float(), other.float(), rtol=RTOL[dtype], atol=1e-3)
     own, other = (gradients_of(x, logits)[:CHECKED].float() for x in (ours, theirs))
@@ -108,7 +108,8 @@ CASES = [
     ("n", "c", "dtype", "name"), CASES, ids=[f"{n}x{c}-{d}-{name}" for n, c, d, name in CASES]
 )
 def bench_loss_with_option(case, n, c, dtype, name):
-    """The bytes are the logits twice and the gradient, and probabilities twice."""
+    """The bytes counted: two reads of the logits (and of probabilities), one write of the
+    gradient."""
     logits = harness.normal_logits(n * c, dtype).view(n, c).requires_grad_()
     labels = labels_of(name, n, c, dtype)
     options, theirs = options_of(name, n, c, dtype)

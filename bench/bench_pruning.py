@@ -1,4 +1,4 @@
-"""score_and_select: the whole Python call with a state, against the same in float32 PyTorch."""
+"""score_and_select: the whole call, with a state, against the same in float32 PyTorch."""
 
 import numpy as np
 import pytest

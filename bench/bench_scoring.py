@@ -7,8 +7,8 @@ import emp_kernels as emp
 from bench import harness
 
 CASES = [(65536, 1000, "float32"), (65536, 1000, "bfloat16"), (8192, 32000, "float16")]
-CLASSES, ROWS = 1000, 256  # while the other one grows
-LARGEST = {"float32": 10**9, "bfloat16": 22 * 10**8}  # logits: 4 GB, the latter beyond 2^31
+CLASSES, ROWS = 1000, 256  # each is fixed while the other grows
+LARGEST = {"float32": 10**9, "bfloat16": 22 * 10**8}  # logits, about 4 GB; the latter exceeds 2^31
 
 
 @pytest.mark.parametrize(("n", "c", "dtype"), CASES, ids=[f"{n}x{c}-{d}" for n, c, d in CASES])
@@ -35,7 +35,8 @@ def bench_score(case, n, c, dtype):
 
 @pytest.fixture(scope="module")
 def logits():
-    """A dtype's logits, as many as its largest case needs; one dtype at a time is kept."""
+    """A function of the dtype: as many logits as its largest case needs. Only the last dtype's
+    stay in memory."""
     kept: dict[str, torch.Tensor] = {}
 
     def made(dtype: str) -> torch.Tensor:
@@ -49,7 +50,7 @@ def logits():
 
 
 def grown() -> list[tuple[str, str, int, int]]:
-    """dtype, the growing size, N and C: logits and classes from 10^3 up to the largest case."""
+    """Tuples (dtype, growing size, N, C), with 10^3 logits or classes up to the largest case."""
     found = []
     for dtype, largest in LARGEST.items():
         sizes = [10**e for e in range(3, 10)] + [largest] * (largest > 10**9)
@@ -61,7 +62,7 @@ def grown() -> list[tuple[str, str, int, int]]:
 
 @pytest.mark.parametrize(("dtype", "growth", "n", "c"), grown())
 def bench_growth(case, logits, dtype, growth, n, c):
-    """Fixed costs show below 10^5 elements; beyond, twice the elements take twice the time."""
+    """Below 10^5 elements fixed costs show; above, twice the elements take twice the time."""
     batch = logits(dtype)[: n * c].view(n, c)
     labels = torch.arange(n) % c
     found = emp.score_and_select(batch, labels, None)

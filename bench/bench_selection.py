@@ -16,10 +16,8 @@ CASES = [  # n, rounds, calls per round, and the goals
     (10**7, 11, 1, {TOPK: (25, 40), "floor": (6, 2.5)}),
     (5 * 10**7, 9, 1, {TOPK: (25, 40), "floor": (6, 2.5)}),
 ]
-MOST, FIXED = (
-    5 * 10**8,
-    10**8,
-)  # scores: the largest case, and those of which more and more are kept
+MOST = 5 * 10**8  # scores of the largest case
+FIXED = 10**8  # scores, while K grows
 GROWN = [
     *(("n", n, round(KEEP * n)) for n in (*(10**e for e in range(3, 9)), MOST)),
     *(("K", FIXED, k) for k in (*(10**e for e in range(3, 8)), 9 * 10**7)),
@@ -34,7 +32,7 @@ def numpy_lines(scores: np.ndarray, count: int) -> np.ndarray:
     ("n", "rounds", "calls", "goals"), CASES, ids=[f"{n:.0e}" for n, *_ in CASES]
 )
 def bench_select(case, n, rounds, calls, goals):
-    """The bytes are 4 n read and 8 k written."""
+    """The bytes counted: 4 n read and 8 k written."""
     scores = torch.randn(n, generator=torch.Generator().manual_seed(0))
     array, count = scores.numpy(), round(KEEP * n)
     found = emp.select(scores, KEEP)
@@ -65,7 +63,7 @@ def many():
 
 @pytest.mark.parametrize(("growth", "n", "k"), GROWN)
 def bench_growth(case, many, growth, n, k):
-    """n at keep 0.3; K at a fixed n, which hardly matters because all n are read."""
+    """n grows at keep 0.3, or K at a fixed n; K hardly matters because all n scores are read."""
     scores = many[:n]
     harness.check_selection(scores, emp.select(scores, k), k)
     size = {"n": n, "K": k}[growth]

@@ -1,7 +1,7 @@
 """Log-probability and entropy of every token, against the code of language-model trainers.
 
-A case reports each implementation's largest relative errors, on its logits and on confident rows:
-some return the logits' dtype, and some lose accuracy near zero.
+A case also reports each implementation's largest relative errors, on the given logits and on
+confident rows: some return the logits' dtype, and some lose accuracy near zero.
 """
 
 import pytest
@@ -27,7 +27,7 @@ def torch_compile(logits: torch.Tensor, labels: torch.Tensor) -> peers.Call:
     return lambda: compiled(logits, labels)[1:]
 
 
-WAYS: dict[str, peers.Maker] = {
+IMPLEMENTATIONS: dict[str, peers.Maker] = {
     "emp_kernels": ours,
     "torch.compile": torch_compile,
     "torch": torch_lines,
@@ -37,20 +37,20 @@ WAYS: dict[str, peers.Maker] = {
 def largest_errors(
     found: tuple[torch.Tensor, ...], logits: torch.Tensor, labels: torch.Tensor
 ) -> list[float]:
-    """Relative, of the losses and the entropies, or of the losses alone, against float64."""
+    """Largest errors of losses and, if given, entropies, relative to float64."""
     log_p = logits.double().log_softmax(1)
     right = -log_p.gather(1, labels[:, None])[:, 0], -(log_p.exp() * log_p).sum(1)
     return [
-        float(((own.double() - wanted) / wanted).abs().max())
-        for own, wanted in zip(found, right, strict=False)
+        float(((values.double() - exact) / exact).abs().max())
+        for values, exact in zip(found, right, strict=False)
     ]
 
 
 def errors(
     maker: peers.Maker, logits: torch.Tensor, labels: torch.Tensor
 ) -> dict[str, list[float]]:
-    """Errors of one implementation on rows spread over the batch, unchanged and with a confident
-    label. On the unchanged rows each must be correct within the rounding of its dtype."""
+    """Errors of an implementation on sampled rows, as they are and with a confident label. On the
+    former it must be correct within the rounding of its dtype."""
     rows = torch.linspace(0, len(labels) - 1, harness.ORACLE_ROWS, dtype=torch.float64).long()
     plain, labels = logits[rows], labels[rows]
     confident = plain.clone()
@@ -75,9 +75,9 @@ def bench_tokens(case, n, c, dtype):
     scores = emp.score(logits, labels)
     harness.check_scores(logits, labels, scores.loss, scores.entropy)
     found, missing = peers.made(peers.TOKENS, logits[:2], labels[:2])
-    ways = WAYS | {name: peers.TOKENS[name] for name in found}
-    measured = {name: errors(way, logits, labels) for name, way in ways.items()}
-    calls = {name: way(logits, labels) for name, way in ways.items()}
+    makers = IMPLEMENTATIONS | {name: peers.TOKENS[name] for name in found}
+    measured = {name: errors(maker, logits, labels) for name, maker in makers.items()}
+    calls = {name: maker(logits, labels) for name, maker in makers.items()}
     calls["torch.compile"]()  # compiles
     case(
         f"log-probability and entropy {n}×{c} {dtype}",

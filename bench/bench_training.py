@@ -1,5 +1,5 @@
-"""The cost of EMP in training: the loss within a small CNN's step and alone, an epoch's selection
-and order."""
+"""The cost of EMP in training: the loss in a training step and alone, and an epoch's selection and
+order."""
 
 import itertools
 from collections import deque
@@ -19,7 +19,7 @@ TOPK, INFOBATCH, COMPOSER = "topk + sort", "InfoBatch", "Composer"
 SELECT, DRAWS = "select", "RandomSampler"
 SAMPLES = 1_300_000  # of ImageNet
 STEP = 128, 3, 16, 100  # images, channels, height and width, classes
-STEP_PATIENCE = 25.0  # steps vary by ten percent, so a median needs hundreds
+STEP_PATIENCE = 25.0  # seconds: steps vary by ten percent, so the median needs hundreds
 
 LOSSES = [  # N, C, dtype, rounds, calls per round, and the goals
     (8192, 32000, "float32", 9, 1, {"torch": (2, 3)}),
@@ -33,8 +33,8 @@ def gradient_of(loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def check_gradients(logits, labels, ours, theirs) -> None:
-    """Both gradients of the mean loss agree with float64 on rows spread over the batch, ours within
-    the rounding of its dtype."""
+    """Both gradients of the mean loss agree with float64 on sampled rows, ours within the rounding
+    of its dtype."""
     rows = torch.linspace(0, len(labels) - 1, harness.ORACLE_ROWS, dtype=torch.float64).long()
     right = logits[rows].detach().double().softmax(1)
     right[torch.arange(len(rows)), labels[rows]] -= 1
@@ -45,7 +45,7 @@ def check_gradients(logits, labels, ours, theirs) -> None:
 
 
 def bench_step(case):
-    """A step of SGD on one batch; both losses train the same model, in turn."""
+    """A step of SGD on one batch; both losses train the same model alternately."""
     size, channels, height, classes = STEP
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, channels, height, height, generator=generator)
@@ -91,8 +91,8 @@ def bench_step(case):
     ids=[f"{n}x{c}-{dtype}" for n, c, dtype, *_ in LOSSES],
 )
 def bench_loss(case, n, c, dtype, rounds, calls, goals):
-    """Loss, scores into the state and gradient, against loss and gradient. The bytes are the
-    logits twice and the gradient."""
+    """Loss with a state update and gradient, against torch's loss and gradient. The bytes counted
+    are two reads of the logits and one write of the gradient."""
     logits = harness.normal_logits(n * c, dtype).view(n, c).requires_grad_()
     labels = torch.randint(0, c, (n,), generator=torch.Generator().manual_seed(1))
     state = emp.EMPState(n)
@@ -122,7 +122,7 @@ def bench_loss(case, n, c, dtype, rounds, calls, goals):
 def infobatch_lines(
     losses: np.ndarray, random: np.random.RandomState, pruned: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and weights of InfoBatch (arXiv 2303.04947), as in its NumPy release: all samples with at
+    """Ids and weights of InfoBatch (arXiv 2303.04947), as in its NumPy code: all samples with at
     least the mean loss, and a share 1 - pruned of the others, with weight 1 / (1 - pruned)."""
     easy = losses < losses.mean()
     candidates = np.where(easy)[0]
@@ -133,7 +133,7 @@ def infobatch_lines(
 
 
 def infobatch_order(losses: np.ndarray, random: np.random.RandomState) -> list[int]:
-    """The same as a shuffled list for an epoch, as in its release."""
+    """The same ids as a shuffled list, as in its code."""
     order = infobatch_lines(losses, random)[0].tolist()
     random.shuffle(order)
     return order
@@ -150,7 +150,7 @@ def composer_lines(losses: torch.Tensor, random: np.random.RandomState, keep: fl
 
 @pytest.fixture(scope="module")
 def epoch():
-    """A state with scores of all samples, its losses as an array, and the selection."""
+    """A state in which all samples have scores, its losses as an array, and its selection."""
     state = emp.EMPState(SAMPLES)
     generator = torch.Generator().manual_seed(0)
     ids = torch.arange(SAMPLES)
@@ -170,8 +170,9 @@ def check_infobatch(losses: np.ndarray) -> None:
 
 
 def check_composer(losses: torch.Tensor, keep: float) -> None:
-    """As many as asked, none twice, high losses more often: q^(1/keep − 1) has its mean at
-    1 / (1 + keep), which drawing without replacement lowers, but not to that of all, 1 / 2."""
+    """The right number, none twice, high losses more often: q^(1/keep − 1) has its mean at
+    1 / (1 + keep), which drawing without replacement lowers, but not to the 1 / 2 of a uniform
+    choice."""
     ids = composer_lines(losses, np.random.RandomState(0), keep)
     assert len(ids.unique()) == len(ids) == int(keep * len(losses))
     ranks = losses.argsort().argsort()
@@ -203,7 +204,7 @@ def bench_epoch_selection(case, epoch):
 
 
 def bench_epoch_order(case, epoch):
-    """What ``iter(sampler)`` does: select and shuffle. At most twice the time of the selection."""
+    """``iter(sampler)``, which selects and shuffles; the goal is twice the selection's time."""
     state, losses, found = epoch
     sampler = emp.EMPSampler(state, KEEP, warmup_epochs=0)
     order = torch.tensor(list(itertools.islice(iter(sampler), len(sampler))))
@@ -226,7 +227,7 @@ def bench_epoch_order(case, epoch):
 
 
 def bench_epoch_draws(case, epoch):
-    """Drawing every id of an epoch, including the epoch's start and the counting."""
+    """Drawing every id of an epoch, with the epoch's start and the count of selections."""
     state, _, found = epoch
     sampler = emp.EMPSampler(state, KEEP, warmup_epochs=0)
     plain = RandomSampler(range(len(found)))

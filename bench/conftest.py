@@ -1,5 +1,4 @@
-"""The benchmarks' fixtures: the bandwidth reader, a progress bar, and the rows written at the
-end."""
+"""The benchmarks' fixtures and options: the bandwidth reader, a progress bar, and the rows."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rows",
         type=Path,
         metavar="FOLDER",
-        help="write FOLDER/cpu.jsonl with a row for each case of this session (default: nowhere)",
+        help="write FOLDER/cpu.jsonl with a row for each case of this run (default: write no file)",
     )
     group.addoption(
-        "--quick", action="store_true", help="three rounds a case: whether it runs, not how fast"
+        "--quick", action="store_true", help="three rounds a case, to see whether it runs"
     )
 
 
@@ -37,8 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Bar:
-    """On a terminal, instead of pytest's dots: the number of finished cases and the estimated time
-    left."""
+    """Replaces pytest's dots on a terminal: number of finished cases, and estimated time left."""
 
     WIDTH = 24
 
@@ -74,7 +72,7 @@ def reader() -> harness.Reader:
 
 @pytest.fixture
 def case(benchmark, reader, request):
-    """A function that measures one case and keeps its row: `case(name, ours, opponents, ...)`."""
+    """A function that measures a case and stores its row: `case(name, ours, opponents, ...)`."""
 
     def measure(name: str, ours, opponents, *, rounds: int, fields=None, **options) -> None:
         if request.config.getoption("--quick"):

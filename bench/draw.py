@@ -75,16 +75,16 @@ def share_of_bandwidth(rows: Sequence[tables.Row]) -> Figure:
         and "growth" not in row
     ]
     figure, axes = _figure(7.6, 1.2 + 0.34 * len(found))
-    places = range(len(found))
-    axes.barh(places, [row["share"] for row in found], color=OURS, height=0.62)
-    for place, row in zip(places, found, strict=True):
+    heights = range(len(found))
+    axes.barh(heights, [row["share"] for row in found], color=OURS, height=0.62)
+    for y, row in zip(heights, found, strict=True):
         goal = row["goals"].get("share")
         if goal:
             for key, style in (("required", "-"), ("stretch", ":")):
-                label = key if place == 0 else None
-                axes.plot([goal[key]] * 2, [place - 0.42, place + 0.42], style, c=INK, label=label)
+                label = key if y == 0 else None
+                axes.plot([goal[key]] * 2, [y - 0.42, y + 0.42], style, c=INK, label=label)
     axes.axvline(1, color=FAINT, linewidth=1)
-    axes.set_yticks(places, [row["case"] for row in found])
+    axes.set_yticks(heights, [row["case"] for row in found])
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.set_xlabel("share of the read bandwidth measured in the same rounds")
@@ -100,8 +100,8 @@ def ratios(rows: Sequence[tables.Row]) -> Figure:
     figure, axes = _figure(7.6, 2.2 + 0.34 * len(found))
     for name in tables.OPPONENTS:
         points = [
-            (row["opponents"][name]["ratio"], place)
-            for place, row in enumerate(found)
+            (row["opponents"][name]["ratio"], y)
+            for y, row in enumerate(found)
             if name in row["opponents"]
         ]
         if points:
@@ -124,7 +124,7 @@ def ratios(rows: Sequence[tables.Row]) -> Figure:
 
 
 def growth(rows: Sequence[tables.Row]) -> Figure:
-    """Time of a call against each size that can grow, log-log, with the fitted slopes."""
+    """Log-log plots of a call's time against each size that grows, with fitted slopes."""
     figure = Figure(figsize=(10.4, 7.6), dpi=130, layout="constrained")
     panels: Any = figure.subplots(2, 2)
     for axes, (benchmark, title, label, series) in zip(panels.flat, grown.PANELS, strict=True):
@@ -147,7 +147,7 @@ def growth(rows: Sequence[tables.Row]) -> Figure:
 
 
 def roofs(rows: Sequence[tables.Row]) -> Figure:
-    """Elements a second of each case against elements a byte, under both limits."""
+    """Each case's elements per second against elements per byte, with both limits."""
     found = roofline.points(rows)
     figure, axes = _figure(8.6, 6.4)
     ends = min(p.intensity for p in found) / 2, max(p.intensity for p in found) * 2
@@ -161,10 +161,10 @@ def roofs(rows: Sequence[tables.Row]) -> Figure:
             label = f"{dtype} logits scored from cache, {limit:.1f}"
             axes.axhline(limit, color=OURS, linestyle=style, linewidth=1.4, label=label)
     for name, (benchmarks, colour, marker) in GROUPS.items():
-        own = [p for p in found if p.row["benchmark"] in benchmarks]
-        x, y = [p.intensity for p in own], [p.rate for p in own]
+        group = [p for p in found if p.row["benchmark"] in benchmarks]
+        x, y = [p.intensity for p in group], [p.rate for p in group]
         axes.scatter(x, y, s=36, color=colour, marker=marker, label=name, zorder=3)
-        bounded = [p for p in own if "d" in p.row and p.arithmetic]
+        bounded = [p for p in group if "d" in p.row and p.arithmetic]
         x, y = [p.intensity for p in bounded], [p.arithmetic for p in bounded]
         label = "what its arithmetic allows" if bounded and name.startswith("log") else ""
         axes.scatter(x, y, s=160, color=colour, marker="_", label=label or None, zorder=3)
@@ -217,7 +217,7 @@ def page(rows: Sequence[tables.Row]) -> str:
 
 
 def draw(folder: Path) -> None:
-    """Write the tables and plots of the rows in `folder` beside them."""
+    """Write tables and plots of the rows in `folder` to that folder."""
     rows = harness.read_rows(folder / "cpu.jsonl")
     (folder / "cpu.md").write_text(page(rows), encoding="utf-8")
     with matplotlib.rc_context(STYLE):
@@ -232,7 +232,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _power(size: int) -> str:
-    """A power of ten as readers write it."""
+    """10 with a superscript exponent, for the nearest power of ten."""
     return "10" + str(round(math.log10(size))).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 

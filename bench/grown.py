@@ -1,4 +1,4 @@
-"""How the cost of a call grows with each size, with fitted slopes."""
+"""Growth of a call's cost with each size, as fitted log-log slopes."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ PANELS = (
 
 
 class Line(NamedTuple):
-    """A series of the growth plot: its name, (size, seconds), and the slope from `start`."""
+    """A series of the growth plot: its name, points (size, seconds), and the size `start` from
+    which its slope is fitted."""
 
     name: str
     points: list[tuple[float, float]]
@@ -37,15 +38,16 @@ def lines_of(
     """The lines of a panel of the growth plot; one for each dtype."""
     found = []
     for grows, start, name in series:
-        own = [r for r in rows if r["benchmark"] == benchmark and r.get("growth") == grows]
-        for dtype in dict.fromkeys(row.get("dtype") for row in own):
-            points = [(r["size"], r["seconds"]["median"]) for r in own if r.get("dtype") == dtype]
+        of_size = [r for r in rows if r["benchmark"] == benchmark and r.get("growth") == grows]
+        for dtype in dict.fromkeys(row.get("dtype") for row in of_size):
+            of_dtype = [row for row in of_size if row.get("dtype") == dtype]
+            points = [(row["size"], row["seconds"]["median"]) for row in of_dtype]
             found.append(Line(name or f"{grows}, {dtype}", points, start))
     return found
 
 
 def table(rows: Sequence[tables.Row]) -> str:
-    """A line for each series of the growth plot: 1 is proportional growth."""
+    """A line for each series of the growth plot; a slope of 1 is proportional growth."""
     lines = []
     for benchmark, title, _, series in PANELS:
         for line in lines_of(rows, benchmark, series):

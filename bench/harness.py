@@ -1,7 +1,8 @@
 """Measures cases and makes their rows; `python -m bench.harness` prints the folder for rows.
 
-One process times ours and its competitors alternately, round by round, so that a busy machine slows
-both; ratios are medians over the rounds. The read bandwidth is measured with every case.
+One process times our call and its competitors alternately, round by round, so that a busy machine
+slows all of them; ratios are medians over the rounds. The read bandwidth is measured with every
+case.
 """
 
 import datetime
@@ -25,18 +26,18 @@ from emp_kernels.experiments import provenance
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results"
 READ_BYTES = 2**29  # of each streaming read; far beyond any cache
-IN_ROUNDS = 2**25  # cases of this many bytes fill the caches themselves
-PATIENCE, FEWEST = 6.0, 3  # seconds per competitor, and its fewest rounds
+IN_ROUNDS = 2**25  # bytes from which a case fills the caches, so bandwidth is read every round
+PATIENCE, FEWEST = 6.0, 3  # seconds per competitor, and its minimum number of rounds
 ORACLE_ROWS = 64
 
 Call = Callable[[], Any]
 
 
-# --- where a row comes from -------------------------------------------------------------------
+# --- origin of a row --------------------------------------------------------------------------
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its usable cores, the GPUs and the memory; no name of a host."""
+    """The processor, its usable cores, the GPUs and the memory, without the host's name."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return provenance.machine() | {"memory_gib": round(pages / 2**30)}
 
@@ -61,7 +62,7 @@ def results_folder(device: str | None = None) -> Path:
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace `file` by `rows`, one JSON object a line."""
+    """Write `rows` to `file`, one JSON object per line, replacing its content."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -74,7 +75,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def normal_logits(size: int, dtype: str) -> torch.Tensor:
-    """(size,) filled with the same 2^24 normal numbers repeatedly, which is fast."""
+    """Normal numbers (size,): the same 2^24 repeatedly, which is fast."""
     block = torch.randn(2**24, generator=torch.Generator().manual_seed(0))
     values = torch.empty(size, dtype=getattr(torch, dtype))
     for part in values.split(len(block)):
@@ -94,24 +95,24 @@ def score_lines(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
 
 
 def select_lines(score: torch.Tensor, count: int) -> torch.Tensor:
-    """Ascending positions of the `count` highest, with ties in any order. ``sorted=False`` is
-    faster."""
+    """Ascending positions of the `count` highest; any of several tied scores may be selected.
+    ``sorted=False`` is the faster way."""
     return score.topk(count, sorted=False).indices.sort().values
 
 
 def torch_lines(logits: torch.Tensor, labels: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-    """Both; without a state, so it does less than ours."""
+    """Score and select, without a state, so it does less than ours."""
     score, loss, entropy = score_lines(logits, labels)
     return score, loss, entropy, select_lines(score, count)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` under torch.compile for one shape; recompiled for every case."""
+    """`function` compiled by torch.compile for fixed shapes, anew for every case."""
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
 
 
-# --- results are right before they are timed --------------------------------------------------
+# --- checks before timing ---------------------------------------------------------------------
 
 
 def check_scores(
@@ -121,17 +122,17 @@ def check_scores(
     entropy: torch.Tensor,
     rtol: float = 1e-5,
 ) -> None:
-    """Loss and entropy (N,) agree with float64 on rows spread over all of logits (N, C)."""
+    """Loss and entropy (N,) agree with float64 on evenly spaced rows of logits (N, C)."""
     n = logits.shape[0]
     rows = torch.linspace(0, n - 1, min(n, ORACLE_ROWS), dtype=torch.float64).long()
     log_p = logits[rows].double().log_softmax(1)
     right = -log_p.gather(1, labels[rows, None])[:, 0], -(log_p.exp() * log_p).sum(1)
-    for found, wanted in zip((loss, entropy), right, strict=True):
-        torch.testing.assert_close(found[rows].double(), wanted, rtol=rtol, atol=0)
+    for found, exact in zip((loss, entropy), right, strict=True):
+        torch.testing.assert_close(found[rows].double(), exact, rtol=rtol, atol=0)
 
 
 def check_selection(score: torch.Tensor, indices: torch.Tensor, count: int) -> None:
-    """`indices` are the ascending positions of the `count` highest, ties to the lowest."""
+    """`indices` are the ascending positions of the `count` highest, ties by lowest position."""
     assert len(indices) == count
     threshold = score[indices].min()
     kept = score > threshold
@@ -141,7 +142,7 @@ def check_selection(score: torch.Tensor, indices: torch.Tensor, count: int) -> N
 
 
 def check_selected_values(score: torch.Tensor, indices: torch.Tensor, ours: torch.Tensor) -> None:
-    """A competitor selected the same scores (N,), up to the choice among ties."""
+    """A competitor's `indices` select the same scores as ours, up to the choice among ties."""
     assert torch.equal(score[indices].sort().values, score[ours].sort().values)
 
 
@@ -149,7 +150,7 @@ def check_selected_values(score: torch.Tensor, indices: torch.Tensor, ours: torc
 
 
 class Reader:
-    """Streaming reads of a filled buffer with torch's threads: the fastest found is the limit.
+    """Streaming reads of a buffer with torch's threads; the fastest way is the bandwidth.
 
     Of sixteen ways to read memory (torch's and NumPy's sums, maxima and products, on small and
     huge pages, and this package's kernels) these were the fastest; they differ by a few percent.
@@ -169,7 +170,7 @@ class Reader:
         }
 
     def read(self, seconds: dict[str, list[float]]) -> None:
-        """One read each way, its time appended."""
+        """Read once in each way, and append the times."""
         for name, way in self.ways.items():
             seconds.setdefault(name, []).append(timed(way))
 
@@ -189,8 +190,8 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def ratio_of_rounds(ratios: Sequence[float]) -> dict[str, float]:
-    """The median of paired rounds, their 20th and 80th percentile, and the two order statistics
-    that form its 95 % confidence interval (the extremes below 6 rounds)."""
+    """Median ratio of paired rounds, 20th and 80th percentile, and the two order statistics that
+    are the median's 95 % confidence interval (the extremes below 6 rounds)."""
     ordered, n = sorted(ratios), len(ratios)
     rank = max(0, math.floor((n - 1.96 * math.sqrt(n)) / 2))
     p20, p80 = np.quantile(ordered, [0.2, 0.8]).tolist()
@@ -223,16 +224,16 @@ def measure(
         moved: bytes that the work has to move, for shares and floors.
         patience: seconds per competitor, which limit its rounds.
         warm: whether the checks have already run all of them, so that every call is timed.
-        goals: for an opponent's name, "share" (of the read bandwidth) or "floor" (multiples of
-            the time to move the bytes): the value required and the stretch.
+        goals: required and stretch value of an opponent's ratio (by its name), of "share" (of the
+            read bandwidth) or of "floor" (multiples of the time to move the bytes).
 
     Returns:
         The measured fields of a row.
     """
     limits = {}
     for name, call in opponents.items():
-        fewer = rounds if warm else max(FEWEST, int(patience / calls / timed(call)))
-        limits[name] = min(rounds, fewer)
+        affordable = rounds if warm else max(FEWEST, int(patience / calls / timed(call)))
+        limits[name] = min(rounds, affordable)
     for _ in range(0 if warm else 2):
         ours()
     seconds: dict[str, list[float]] = {name: [] for name in opponents}
@@ -245,7 +246,7 @@ def measure(
             if len(seconds[name]) < limits[name]:
                 seconds[name].append(timed(call, calls))
 
-    # Ours comes first in every second round, so that neither drift nor the cache state favours one.
+    # Ours comes first in every second round, so that drift and cache state favour neither.
     started = itertools.count()
 
     def before() -> None:
@@ -275,7 +276,7 @@ def measure(
         name: {
             "seconds": spread(times),
             "rounds": len(times),
-            # Our rounds after the competitor's last one have no counterpart.
+            # Our rounds after the competitor's last one have no pair.
             **ratio_of_rounds([t / o for t, o in zip(times, own, strict=False)]),
         }
         for name, times in seconds.items()

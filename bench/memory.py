@@ -1,5 +1,5 @@
-"""Memory growth of a process: `python -m bench.memory MODULE ARGUMENT...` prints it for the call
-prepared by `bench.MODULE.first_call(ARGUMENT...)`."""
+"""Memory that a call needs: `python -m bench.memory MODULE ARGUMENT...` prints it for the call that
+`bench.MODULE.first_call(ARGUMENT...)` prepares."""
 
 import importlib
 import subprocess
@@ -15,7 +15,7 @@ MOST = 64 * 2**20  # bytes allowed for calls that do not materialise a matrix
 
 def growth(call: Callable[[], Any]) -> int:
     """Peak increase of this process's resident memory during `call`, in bytes: tiles, results, and
-    memory of libraries and the allocator. Linux only."""
+    what libraries and the allocator take. Linux only."""
 
     def resident(name: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -28,7 +28,7 @@ def growth(call: Callable[[], Any]) -> int:
 
 
 def of_a_first_call(module: str, *arguments: str | int) -> int | None:
-    """`growth` of that call in a separate process that makes no other; None except on Linux."""
+    """`growth` of that call in a process that makes no other; None except on Linux."""
     if sys.platform != "linux":
         return None
     command = [sys.executable, "-m", "bench.memory", module, *map(str, arguments)]

@@ -37,14 +37,12 @@ ARROWS = (
     ("epoch", "network", ""),
     ("network", "logits", ""),
 )
-ACROSS, DOWN = (
-    {"shrinkA": 57, "shrinkB": 57},
-    {"shrinkA": 26, "shrinkB": 26},
-)  # ends at boxes, points
+# Points by which arrows between boxes are shortened at both ends.
+ACROSS, DOWN = {"shrinkA": 57, "shrinkB": 57}, {"shrinkA": 26, "shrinkB": 26}
 
 
 class Bars(NamedTuple):
-    """Times of one case: its title and the seconds of each way to compute it."""
+    """One case: its title, and the seconds of each implementation."""
 
     title: str
     seconds: dict[str, float]
@@ -74,14 +72,14 @@ def draw(path: Path) -> None:
         left, right = figure.subfigures(1, 2, width_ratios=(1.2, 1))
         left.suptitle("One read of the logits serves the loss and the choice", fontsize=10.5)
         right.suptitle("Time of score_and_select, and of the same in PyTorch", fontsize=10.5)
-        _way(left.subplots())
+        _flow(left.subplots())
         for axes, case in zip(right.subplots(2, 1), bars(), strict=True):
             _times(axes, case)
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
-def _way(axes: Axes) -> None:
-    """Boxes and arrows: from the logits round to the next epoch."""
+def _flow(axes: Axes) -> None:
+    """Boxes and arrows: the data flow from the logits to the next epoch."""
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.axis("off")
     for name, (x, y, text) in BOXES.items():
@@ -109,11 +107,11 @@ def _times(axes: Axes, case: Bars) -> None:
     names = list(case.seconds)
     ours = case.seconds["emp_kernels"]
     axes.barh(names, list(case.seconds.values()), color=[SHADES[name] for name in names])
-    for place, (name, seconds) in enumerate(case.seconds.items()):
+    for y, (name, seconds) in enumerate(case.seconds.items()):
         times = "" if name == "emp_kernels" else f", {seconds / ours:.1f}×"
         axes.annotate(
             f"{_shown(seconds)}{times}",
-            (seconds, place),
+            (seconds, y),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",

@@ -1,7 +1,7 @@
 """Other packages' functions for the same work, each imported on first use.
 
 `make peers` installs them, in the versions of bench/peers.txt. Packages that do not run on this
-machine are not measured, and rows state why.
+machine are not measured; rows give the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Maker = Callable[..., Call]  # takes a case's tensors
 
 
 def trl(logits: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Its single call for both, which on CUDA reads once and returns float32."""
+    """TRL's single function for both, which on CUDA reads the logits once and returns float32."""
     from trl.trainer.utils import selective_log_softmax_and_entropy
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +35,7 @@ def verl(logits: torch.Tensor, labels: torch.Tensor) -> Call:
 
 
 def verl_chunked(logits: torch.Tensor, labels: torch.Tensor) -> Call:
-    """verl's memory-saving variants: row by row, and entropies of float32 chunks."""
+    """verl's memory-saving variants: row by row, and entropies in float32 chunks."""
     from verl.utils.torch_functional import (
         entropy_from_logits_with_chunking,
         logprobs_from_logits_v2,
@@ -48,21 +48,21 @@ def verl_chunked(logits: torch.Tensor, labels: torch.Tensor) -> Call:
 
 
 def liger(logits: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Less than ours: the losses alone."""
+    """Computes less than ours: losses only."""
     from liger_kernel.transformers.functional import liger_cross_entropy
 
     return lambda: (liger_cross_entropy(logits, labels, reduction="none"),)
 
 
 def cut_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Less than ours: the mean loss alone. The one of its two implementations that needs no GPU."""
+    """Computes less than ours: the mean loss only. Its implementation that needs no GPU."""
     from cut_cross_entropy import linear_cross_entropy
 
     return lambda: linear_cross_entropy(hidden, weight, labels, impl="torch_compile")
 
 
 def torch_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Less than ours: the mean loss alone. In chunks, its memory-saving mode."""
+    """Computes less than ours: the mean loss only, in its memory-saving mode (chunks)."""
     from torch.nn import LinearCrossEntropyOptions
 
     options = LinearCrossEntropyOptions()
@@ -71,7 +71,7 @@ def torch_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tenso
 
 
 def liger_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Less than ours: the mean loss alone."""
+    """Computes less than ours: the mean loss only."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     return lambda: liger_fused_linear_cross_entropy(hidden, weight, labels)
@@ -91,7 +91,7 @@ def trl_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
 
 
 def liger_scaled(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Losses and entropies of every token; on a CPU by its chunks of torch's operations."""
+    """Losses and entropies of every token; on a CPU computed in chunks by torch operations."""
     from liger_kernel.ops.fused_linear_scaled_cross_entropy import (
         LigerFusedLinearScaledCrossEntropyFunction as Function,
     )
@@ -100,7 +100,7 @@ def liger_scaled(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tenso
 
 
 def verl_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> Call:
-    """Log-probabilities and entropies of every token; Triton's alone."""
+    """Log-probabilities and entropies of every token; needs Triton."""
     from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,7 +133,7 @@ PACKAGES = ("trl", "verl", "liger-kernel", "cut-cross-entropy")
 
 
 def made(makers: Mapping[str, Maker], *inputs: Any) -> tuple[dict[str, Call], dict[str, str]]:
-    """The peers that run on these inputs, each called once, and why the others do not."""
+    """Calls of the peers that run on these inputs, each run once; and why the others do not run."""
     tried = {name: _tried(maker, *inputs) for name, maker in makers.items()}
     calls = {name: call for name, (call, _) in tried.items() if call is not None}
     return calls, {name: reason for name, (call, reason) in tried.items() if call is None}
@@ -146,7 +146,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def _tried(maker: Maker, *inputs: Any) -> tuple[Call | None, str]:
-    """The peer's call after it ran once, or the reason why it fails."""
+    """The peer's call, run once, or None and the reason why it fails."""
     try:
         call = maker(*inputs)
         with torch.no_grad():
@@ -154,7 +154,7 @@ def _tried(maker: Maker, *inputs: Any) -> tuple[Call | None, str]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     except Exception as error:
-        line = (str(error).splitlines() or [""])[0].partition(" (")[0][:80]  # no names of files
+        line = (str(error).splitlines() or [""])[0].partition(" (")[0][:80]  # no file names
         if isinstance(error, ImportError):
             return None, line or "not installed"
         return None, f"{type(error).__name__}: {line}"

@@ -2,8 +2,8 @@
 
     python -m bench.ray_data --rows 100000000
 
-Hidden states and labels are made from ids as they are read; the ids kept are compared with those
-that `emp.select` gives of all scores at once, in this process, when Ray's have ended.
+Hidden states and labels are computed from the ids while they are read. After Ray has shut down, the
+kept ids are compared with those of one `emp.select` over all scores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ READ_ROWS = 1 << 20
 
 
 def samples(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Hidden states (n, WIDTH) and labels (n,) of ids (n,): some hash of each."""
+    """Hidden states (n, WIDTH) and labels (n,), hashed from ids (n,)."""
     ids = batch["id"].astype(np.uint64)
     words = (ids[:, None] * WIDTH + np.arange(WIDTH, dtype=np.uint64)) * 0x9E3779B97F4A7C15
     words ^= words >> 29
@@ -48,11 +48,11 @@ def model() -> tuple[object, torch.nn.Linear]:
 
 
 class Memory:
-    """The highest sum of what this process and all below it hold (PSS, shared memory once), and of
-    those below it alone."""
+    """Peak memory of this process and its descendants together (PSS, which counts shared memory
+    once)."""
 
     def __init__(self) -> None:
-        self.highest = 0
+        self.peak = 0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -66,11 +66,11 @@ class Memory:
 
     def _watch(self) -> None:
         while not self.ended.wait(1.0):
-            self.highest = max(self.highest, sum(map(_held, _family())))
+            self.peak = max(self.peak, sum(map(_pss, _process_tree())))
 
 
-def _family() -> list[int]:
-    """This process and all that it started, however far down."""
+def _process_tree() -> list[int]:
+    """Ids of this process and all its descendants."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -84,8 +84,8 @@ def _family() -> list[int]:
     return found
 
 
-def _held(process: int) -> int:
-    """Bytes."""
+def _pss(process: int) -> int:
+    """Proportional set size in bytes; 0 for a process that has ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -93,27 +93,25 @@ def _held(process: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
-def right(folder: str, rows: int) -> bool:
-    """The ids in the files are those of one selection from all scores."""
+def correct(folder: str, rows: int) -> bool:
+    """Whether the ids in the files are those of one selection from all scores."""
     _, head = model()
     score = torch.empty(rows)
     for first in range(0, rows, READ_ROWS):
         batch = samples({"id": np.arange(first, min(first + READ_ROWS, rows))})
-        hidden, labels = (
-            torch.from_numpy(batch["hidden"]),
-            torch.tensor(batch["labels"].astype(int)),
-        )
+        hidden = torch.from_numpy(batch["hidden"])
+        labels = torch.tensor(batch["labels"].astype(int))
         found = emp.score_linear(hidden, head.weight.detach(), labels, bias=head.bias.detach())
         score[first : first + len(labels)] = found.score
     files = sorted(Path(folder).glob("*.parquet"))
     ids = [pyarrow.parquet.read_table(file, columns=["id"])["id"].to_numpy() for file in files]
-    want = emp.select(score, KEEP)
-    return torch.equal(torch.from_numpy(np.concatenate(ids)).sort().values, want)
+    expected = emp.select(score, KEEP)
+    return torch.equal(torch.from_numpy(np.concatenate(ids)).sort().values, expected)
 
 
 def measured(rows: int, folder: str) -> dict[str, object]:
-    """The fields of a row; the files stay in `folder`."""
-    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # its own kept a gigabyte in one worker
+    """The fields of a row; leaves the files in `folder`."""
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's kept a gigabyte in one worker
     ray.init(
         num_cpus=2,
         object_store_memory=600 * 2**20,
@@ -140,7 +138,7 @@ def measured(rows: int, folder: str) -> dict[str, object]:
         "keep": KEEP,
         "classes": CLASSES,
         "seconds_of": seconds,
-        "peak_bytes": memory.highest,
+        "peak_bytes": memory.peak,
         "kept": kept.num_kept,
         "ray": ray.__version__,
     }
@@ -152,7 +150,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         row = measured(options.rows, folder)
-        assert right(f"{folder}/kept", options.rows)
+        assert correct(f"{folder}/kept", options.rows)
     row = {"benchmark": "ray_data", **row, **harness.origin()}
     file = harness.results_folder() / "ray_data.jsonl"
     harness.write_rows(file, [*(harness.read_rows(file) if file.exists() else []), row])

@@ -1,9 +1,9 @@
 """Regenerate the pages' result tables from the committed rows: python -m bench.readme_tables
 
-A table is between ``<!-- table NAME FILE -->`` and ``<!-- end -->``: NAME is one of `TABLES`,
-FILE the rows (JSON lines) under the repository, or a pattern that several such files match. Tests
-fail if a page and its rows disagree. With a folder as argument, tables whose rows exist there are
-first pointed at it.
+A table is between ``<!-- table NAME FILE -->`` and ``<!-- end -->``: NAME is one of `TABLES`, FILE
+the path of the rows (JSON lines) in the repository, or a pattern of several. Tests fail if a page
+and its rows disagree. With a folder as argument, tables whose rows exist there are first pointed at
+it.
 """
 
 import functools
@@ -50,7 +50,7 @@ MISSING = "Not measured."
 
 
 def rewritten(text: str) -> str:
-    """`text` with the content of every table block regenerated from its rows, if there are any."""
+    """`text` with every table block regenerated from its rows, or `MISSING` without rows."""
 
     def fill(block: re.Match[str]) -> str:
         start, name, file, end = block.groups()
@@ -68,8 +68,7 @@ def rewritten(text: str) -> str:
 
 
 def pointed(text: str, folder: str) -> str:
-    """`text` with each path of a result, table or picture, changed to `folder` if it exists
-    there."""
+    """`text` with each path of a result file changed to `folder`, if the file exists there."""
 
     def lead(path: re.Match[str]) -> str:
         return f"{folder}/{path[1]}" if any((ROOT / folder).glob(path[1])) else path[0]

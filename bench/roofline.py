@@ -76,18 +76,18 @@ def elements(row: Row) -> int:
 
 
 def scoring_limits(rows: Sequence[Row]) -> dict[str, float]:
-    """10^9 logits per second for each dtype, from the L2 cache."""
+    """10^9 logits per second for each dtype, on data in the L2 cache."""
     return _limits(rows, lambda row: "d" not in row, lambda row: row["n"] * row["c"])
 
 
 def product_limits(rows: Sequence[Row]) -> dict[str, float]:
-    """10^9 multiply-adds per second for each dtype, from the last-level cache."""
+    """10^9 multiply-adds per second for each dtype, on data in the last-level cache."""
     return _limits(rows, lambda row: "d" in row, lambda row: row["n"] * row["c"] * row["d"])
 
 
-def _limits(rows: Sequence[Row], wanted: Any, count: Any) -> dict[str, float]:
+def _limits(rows: Sequence[Row], applies: Any, count: Any) -> dict[str, float]:
     return {
         row["dtype"]: count(row) / row["seconds"]["median"] / 1e9
         for row in rows
-        if row["benchmark"] == "limits" and wanted(row)
+        if row["benchmark"] == "limits" and applies(row)
     }

@@ -1,4 +1,4 @@
-"""Markdown tables made only from the rows of the benchmarks."""
+"""Markdown tables of the benchmarks' rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -91,7 +91,7 @@ def gpu(rows: Sequence[Row], folder: str) -> str:
     return "\n\n".join([*parts, gpu_origin(rows)])
 
 
-_SHORT = {  # of the README: case, what the table calls it, unit and its seconds
+_SHORT = {  # of the README: case, its name in the table, unit, and units per second
     "score_and_select 8192×32000 bfloat16": ("score and select 8192×32000", "ms", 1e3),
     "log-probability and entropy 2048×32000 bfloat16": ("log p and entropy 2048×32000", "ms", 1e3),
     "cross_entropy and gradient 8192×32000 bfloat16": ("loss and gradient 8192×32000", "ms", 1e3),
@@ -108,11 +108,11 @@ def short(rows: Sequence[Row], folder: str) -> str:
     lines = []
     for row in rows:
         if row["case"] in _SHORT:
-            called, unit, scale = _SHORT[row["case"]]
+            name, unit, scale = _SHORT[row["case"]]
             ours = scale * row["seconds"]["median"]
-            ratios = [row["opponents"].get(name, {}).get("ratio") for name in _SHORT_NAMES]
+            ratios = [row["opponents"].get(other, {}).get("ratio") for other in _SHORT_NAMES]
             times = ["–" if ratio is None else _three(ours * ratio) for ratio in ratios]
-            lines.append([f"{called}, {unit}", _three(ours), *times])
+            lines.append([f"{name}, {unit}", _three(ours), *times])
     for row in rows:
         if row["case"] == _SHORT_ERROR:
             found = [row["errors"][name]["confident"][0] for name in ("emp_kernels", *_SHORT_NAMES)]
@@ -131,8 +131,8 @@ def short(rows: Sequence[Row], folder: str) -> str:
 
 
 def memory(rows: Sequence[Row]) -> str:
-    """A line for each case whose memory was measured: what it uses, and what the logits or
-    similarities that it avoids would use."""
+    """A line for each case whose memory was measured: its peak, and the size of the logits or
+    similarities that it does not materialise."""
     found = [row for row in rows if row.get("peak_bytes") is not None]
     lines = [
         [row["case"], *(f"{row[key] / 2**20:.0f}" for key in ("peak_bytes", "logits_bytes"))]
@@ -142,7 +142,7 @@ def memory(rows: Sequence[Row]) -> str:
 
 
 def errors(rows: Sequence[Row]) -> str:
-    """A line for each implementation of loss and entropy: its largest relative errors, by dtype."""
+    """A line for each implementation of loss and entropy: largest relative errors by dtype."""
     found = [row for row in rows if "errors" in row]
     dtypes = list(dict.fromkeys(row["dtype"] for row in found))
     columns = [(dtype, kind) for dtype in dtypes for kind in ("plain", "confident")]
@@ -153,14 +153,14 @@ def errors(rows: Sequence[Row]) -> str:
     for name in dict.fromkeys(name for row in found for name in row["errors"]):
         line = [name]
         for dtype, kind in columns:
-            own = [r["errors"][name][kind] for r in found if r["dtype"] == dtype]
-            line.append(" / ".join(f"{max(values):.0e}" for values in zip(*own, strict=True)))
+            each = [r["errors"][name][kind] for r in found if r["dtype"] == dtype]
+            line.append(" / ".join(f"{max(values):.0e}" for values in zip(*each, strict=True)))
         lines.append(line)
     return markdown(headings, lines)
 
 
 def origin(rows: Sequence[Row]) -> str:
-    """One line: machine, versions and commit, on which all rows must agree."""
+    """One line with machine, versions and commit, which all rows must share."""
     first = _agreed(rows, "machine", "versions", "commit", "threads", "simd")
     machine = first["machine"]
     reads = [row["read"]["gb_per_s"] for row in rows]
@@ -172,14 +172,14 @@ def origin(rows: Sequence[Row]) -> str:
 
 
 def gpu_origin(rows: Sequence[Row]) -> str:
-    """One line: device, its copies, versions and commit, on which all rows must agree."""
+    """One line with device, copy bandwidth, versions and commit, which all rows must share."""
     first = _agreed(rows, "device", "machine", "versions", "commit")
     copies = {f"copies at {row['copy_gb_per_s']:.0f} GB/s" for row in rows if "share" in row}
     return "; ".join([first["device"], *copies, f"{_software(rows)}."])
 
 
 def _agreed(rows: Sequence[Row], *fields: str) -> Row:
-    """The first row, after checking that all rows agree."""
+    """The first row, after checking that all rows agree in `fields`."""
     for name in fields:
         if any(row[name] != rows[0][name] for row in rows):
             raise ValueError(f"origin: rows must come from one {name}, got several")
@@ -188,16 +188,16 @@ def _agreed(rows: Sequence[Row], *fields: str) -> Row:
 
 def _software(rows: Sequence[Row]) -> str:
     """Versions, including those of competitors, and the commit."""
-    known = {name: value for name, value in rows[0]["versions"].items() if value}
+    versions = {name: value for name, value in rows[0]["versions"].items() if value}
     for row in rows:
-        known |= row.get("peer_versions", {})
+        versions |= row.get("peer_versions", {})
     commit, _, dirty = (rows[0]["commit"] or "unknown").partition("-")
-    listed = ", ".join(f"{name} {value}" for name, value in known.items())
+    listed = ", ".join(f"{name} {value}" for name, value in versions.items())
     return f"{listed}; commit {commit[:12]}{' with uncommitted changes' if dirty else ''}"
 
 
 def _function(row: Row) -> str:
-    """The first word of a GPU row's case."""
+    """The function that a GPU row measures: the first word of its case."""
     return row["case"].partition(" ")[0]
 
 
@@ -208,13 +208,14 @@ def _line(row: Row) -> list[str]:
 
 
 def _rate(row: Row) -> list[str]:
-    """A loss is memory-bound; a step and an epoch's start have other limits."""
-    counts = row["benchmark"] != "training" or row["case"].startswith("cross_entropy")
-    return _line(row)[2:] if counts else ["–", "–"]
+    """GB/s and share of the read bandwidth; of training cases only for losses, which are
+    memory-bound."""
+    memory_bound = row["benchmark"] != "training" or row["case"].startswith("cross_entropy")
+    return _line(row)[2:] if memory_bound else ["–", "–"]
 
 
 def _ratios(row: Row, names: Sequence[str]) -> list[str]:
-    """A cell per competitor; those that cannot run on this machine are marked."""
+    """A cell per competitor: its ratio, or whether it could not be measured."""
     found, missing = row["opponents"], row.get("not_measured", {})
     absent = {name: "not measured" if name in missing else "–" for name in names}
     return [f"{found[n]['ratio']:.2f}×" if n in found else absent[n] for n in names]
@@ -222,15 +223,15 @@ def _ratios(row: Row, names: Sequence[str]) -> list[str]:
 
 def _named(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     """Those of `names` that some row has measured or tried to measure."""
-    known = {name for row in rows for name in (*row["opponents"], *row.get("not_measured", ()))}
-    return [name for name in names if name in known]
+    tried = {name for row in rows for name in (*row["opponents"], *row.get("not_measured", ()))}
+    return [name for name in names if name in tried]
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:
-    """A paragraph with the reasons why competitors were not measured; empty if all were."""
-    why = {name: why for row in rows for name, why in row.get("not_measured", {}).items()}
-    said = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-    return [f"Not measured: {said}."] if said else []
+    """A paragraph that says why competitors were not measured; empty if all were."""
+    reasons = {name: why for row in rows for name, why in row.get("not_measured", {}).items()}
+    listed = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    return [f"Not measured: {listed}."] if listed else []
 
 
 def _times(names: Sequence[str]) -> list[str]:
@@ -255,7 +256,8 @@ def _meaning(name: str) -> str:
 
 
 def _verdict(goal: dict[str, float | None]) -> str:
-    """Which of the two goals the measured value reaches; floors are reached from above."""
+    """Which of the two goals the measured value reaches. Lower is better if the stretch value is
+    below the required one."""
     required, stretch, measured = (goal[key] for key in ("required", "stretch", "measured"))
     sign = -1 if stretch is not None and stretch < required else 1
     if stretch is not None and sign * measured >= sign * stretch:

@@ -146,14 +146,14 @@ def test_a_later_row_replaces_its_case_and_failures_stop_nothing(
     said = capsys.readouterr().out
     assert "b: not measured (no compiler)" in said
     assert "d: failed" in said
-    assert "c, beside slow: failed" in said
+    assert "c, against slow: failed" in said
     assert "slow 2.00x  [0.0 s]" in said
 
 
 def test_what_the_time_does_not_allow_is_not_measured(on_a_gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(run, "plan", lambda: [fake("a", 1.0, ("slow",))])
     assert run.main(str(tmp_path / "rows.jsonl"), -1.0) == 0
-    assert "a, beside slow: not measured (no time left)" in capsys.readouterr().out
+    assert "a, against slow: not measured (no time left)" in capsys.readouterr().out
     assert not (tmp_path / "rows.jsonl").exists()
 
 

@@ -1,6 +1,6 @@
-"""The cases of the GPU benchmarks. A case makes its tensors, checks the results, then times them.
+"""The cases of the GPU benchmarks. A case allocates its tensors, checks the results, then times.
 
-It names its row and its peers; nothing is allocated before `measure` is called.
+Its row's name and its peers are known before `measure` allocates anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from emp_kernels import backends
 GIGABYTE = 2**30
 KEEP = 0.3
 ROUNDS = 15
-SCORING = {  # required and stretch, of a gigabyte of logits and more
+SCORING_GOALS = {  # required and stretch value, for at least a gigabyte of logits
     "share": (0.85, 0.95),
     "torch.compile": (2.0, 3.0),
     "Liger cross-entropy": (1.1, 1.5),
@@ -28,14 +28,14 @@ SCORING = {  # required and stretch, of a gigabyte of logits and more
 
 class Case(NamedTuple):
     name: str
-    measure: Callable[[float], dict[str, Any]]  # its row, given the copy bandwidth
-    peers: tuple[str, ...] = ()  # those of peers.SCORING that it runs beside
+    measure: Callable[[float], dict[str, Any]]  # takes the copy bandwidth, returns the row
+    peers: tuple[str, ...] = ()  # names in peers.SCORING that are timed as well
 
     def __str__(self) -> str:
-        return f"{self.name}, beside {', '.join(self.peers)}" if self.peers else self.name
+        return f"{self.name}, against {', '.join(self.peers)}" if self.peers else self.name
 
 
-def scoring(classes: int, dtype: torch.dtype, beside: Sequence[str]) -> Case:
+def scoring(classes: int, dtype: torch.dtype, against: Sequence[str]) -> Case:
     """score_and_select of a gigabyte of logits."""
     kind = str(dtype).removeprefix("torch.")
     name = f"score_and_select C={classes} {kind}"
@@ -52,7 +52,7 @@ def scoring(classes: int, dtype: torch.dtype, beside: Sequence[str]) -> Case:
         result = ours()
         harness.check_scores(logits, labels, result.scores.loss, result.scores.entropy)
         harness.check_selection(result.scores.score, result.indices, count)
-        others, missing = peers.made(beside, logits, labels, count)
+        others, missing = peers.made(against, logits, labels, count)
         with torch.no_grad():
             seconds = timing.seconds_of({"ours": ours} | others, ROUNDS)
         return timing.row(
@@ -62,15 +62,15 @@ def scoring(classes: int, dtype: torch.dtype, beside: Sequence[str]) -> Case:
             copy=copy,
             peers=seconds,
             not_measured=missing,
-            goals={aim: SCORING[aim] for aim in SCORING if aim in ("share", *beside)},
+            goals={k: goal for k, goal in SCORING_GOALS.items() if k in ("share", *against)},
             fields={"n": n, "c": classes, "dtype": kind, "peer_versions": peers.versions()},
         )
 
-    return Case(name, measure, tuple(beside))
+    return Case(name, measure, tuple(against))
 
 
 def small_batch(graph: bool) -> Case:
-    """The cost of a call: as a CUDA graph replay on the device, or eagerly on the host."""
+    """The cost of one call: device time of a CUDA graph's replay, or host time of an eager call."""
     name = f"score_and_select 256×1000 float32, {'CUDA graph' if graph else 'host'}"
 
     def measure(copy: float) -> dict[str, Any]:
@@ -92,15 +92,15 @@ def small_batch(graph: bool) -> Case:
 
 
 def replays(call: timing.Call, calls: int = 100) -> list[float]:
-    """Device seconds of a replay, averaged over enough replays that event overhead is
+    """Device seconds of one replay, averaged over `calls` so that the events' overhead is
     negligible."""
     replay = timing.captured(call)
 
-    def many() -> None:
+    def replay_all() -> None:
         for _ in range(calls):
             replay()
 
-    return [t / calls for t in timing.seconds_of({"ours": many}, ROUNDS)["ours"]]
+    return [t / calls for t in timing.seconds_of({"ours": replay_all}, ROUNDS)["ours"]]
 
 
 def selecting(backend: str) -> Case:
@@ -133,7 +133,7 @@ def rows_of_4_kb() -> dict[str, torch.Tensor]:
 
 
 def images_features_labels() -> dict[str, torch.Tensor]:
-    """Of 12 KB, 512 B and 8 B, as in bench_gathering."""
+    """Rows of 12 KB, 512 B and 8 B, as in bench_gathering."""
     return {
         "image": torch.randn(80_000, 3, 32, 32, device="cuda"),
         "features": torch.randn(80_000, 128, device="cuda"),
@@ -142,7 +142,7 @@ def images_features_labels() -> dict[str, torch.Tensor]:
 
 
 def gathering(what: str, source: Callable[[], dict[str, torch.Tensor]]) -> Case:
-    """A dict of tensors in one call, against a call for each."""
+    """One gather of a dict of tensors, against one index_select per tensor."""
     name = f"gather 0.3 of 1 GB, {what}"
 
     def measure(copy: float) -> dict[str, Any]:
@@ -153,12 +153,12 @@ def gathering(what: str, source: Callable[[], dict[str, torch.Tensor]]) -> Case:
         def each() -> dict[str, torch.Tensor]:
             return {key: tensor.index_select(0, indices) for key, tensor in batch.items()}
 
-        found, wanted = emp.gather(batch, indices), each()
-        assert all(torch.equal(found[key], wanted[key]) for key in batch)
+        found, expected = emp.gather(batch, indices), each()
+        assert all(torch.equal(found[key], expected[key]) for key in batch)
         calls = {"ours": lambda: emp.gather(batch, indices), "index_select": each}
         seconds = timing.seconds_of(calls, ROUNDS)
         row_bytes = [tensor[0].nbytes for tensor in batch.values()]
-        taken = {backends.resolve_gather(tensor, False).__name__ for tensor in batch.values()}
+        modules = {backends.resolve_gather(tensor, False).__name__ for tensor in batch.values()}
         return timing.row(
             name,
             seconds.pop("ours"),
@@ -167,7 +167,7 @@ def gathering(what: str, source: Callable[[], dict[str, torch.Tensor]]) -> Case:
             peers=seconds,
             fields={
                 "n": n, "row_bytes": row_bytes,
-                "taken": sorted(module.rpartition(".")[2] for module in taken),
+                "taken": sorted(module.rpartition(".")[2] for module in modules),
             },
         )  # fmt: skip
 
@@ -175,8 +175,8 @@ def gathering(what: str, source: Callable[[], dict[str, torch.Tensor]]) -> Case:
 
 
 def loss_and_gradient(n: int = 8192, classes: int = 32000) -> Case:
-    """Loss, scores into the state and gradient, against loss and gradient. The bytes are the
-    logits twice and the gradient."""
+    """Loss with a state update and gradient, against torch's loss and gradient. The bytes counted
+    are two reads of the logits and one write of the gradient."""
     name = f"cross_entropy and gradient {n}×{classes} bfloat16"
 
     def measure(copy: float) -> dict[str, Any]:
@@ -206,13 +206,13 @@ def loss_and_gradient(n: int = 8192, classes: int = 32000) -> Case:
 
 
 def linear(n: int = 4096, width: int = 4096, classes: int = 128256) -> Case:
-    """score_linear of a language model's head, against torch's product."""
+    """score_linear with a language model's head, against torch's product."""
     name = f"score_linear {n}×{width}×{classes} bfloat16"
 
     def measure(copy: float) -> dict[str, Any]:
-        kind = {"device": "cuda", "dtype": torch.bfloat16}
-        hidden = torch.randn(n, width, **kind)
-        weight = torch.randn(classes, width, **kind).div_(width**0.5)
+        options = {"device": "cuda", "dtype": torch.bfloat16}
+        hidden = torch.randn(n, width, **options)
+        weight = torch.randn(classes, width, **options).div_(width**0.5)
         labels = torch.randint(classes, (n,), device="cuda")
         bench_linear.check(hidden, weight, labels, emp.score_linear(hidden, weight, labels))
         calls = {

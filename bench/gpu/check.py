@@ -1,14 +1,14 @@
-"""``make gpu-check``: everything that needs a GPU, in one command, offline, inside eleven minutes.
+"""``make gpu-check``: all that needs a GPU, in one command, offline, in under eleven minutes.
 
-Builds the native modules with the tools available, then runs, in the order of what a minute is
-worth: the tests of what no GPU has seen yet, all GPU tests, the benchmarks (ours first, then beside
-peers), compute-sanitizer on a small run, and the host's share of a call. Rows go to
-bench/results/<date>-<device>/gpu.jsonl, the results of the steps to gpu-check.json next to them;
-the README's table follows the rows. Without a GPU it says so. `python -m bench.gpu.check 300` takes
-at most 300 seconds; what does not fit is not measured.
+Builds the native modules if the tools are installed, then runs, most useful first: the tests that
+have not run on a GPU yet, all GPU tests, the benchmarks (our cases first, then those with slow
+peers), compute-sanitizer on a small run, and the host time of a call. Rows are written to
+bench/results/<date>-<device>/gpu.jsonl, the results of the steps to gpu-check.json next to them,
+and the README's table is regenerated from the rows. Without a GPU it only prints a message.
+`python -m bench.gpu.check 300` takes at most 300 seconds; steps that do not fit are not measured.
 
-``make gpu-rehearsal`` runs every step's command on a machine without a GPU, up to where it says so:
-a wrong path or name would cost minutes of a reused machine.
+``make gpu-rehearsal`` runs every step's command on a machine without a GPU, as far as it gets: a
+wrong path or name is found there, not in the minutes of a rented GPU.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from bench.gpu import timing
 from emp_kernels.experiments import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
-ALLOWED = 640.0  # seconds for everything, under eleven minutes
-# What was changed since a GPU last ran the tests; the whole of them comes behind.
+ALLOWED = 640.0  # seconds for all steps
+# Tests of what changed since the last run on a GPU; they also run with all others.
 NEW = ("test_gpu_invariance.py", "test_gpu_streams.py", "test_gpu_selection.py")
 MODULE = (sys.executable, "-m")
 PATHS = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -40,10 +40,10 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)}
 
 
 class Report:
-    """Steps, their results, and the time left."""
+    """Runs the steps within the time allowed, and keeps their results."""
 
     def __init__(self, allowed: float = ALLOWED, patience: float = 1.0) -> None:
-        self.patience = patience  # what steps' limits are multiplied by
+        self.patience = patience  # factor of each step's time limit
         self.deadline = time.monotonic() + allowed
         self.steps: list[dict[str, object]] = []
 
@@ -72,17 +72,17 @@ class Report:
 
 
 def build(report: Report) -> None:
-    """Build the native modules in the tree if the tools are available; no network is used."""
+    """Build the native modules in place if the tools are installed, without a network."""
     missing = [name for name in ("pybind11", "setuptools") if not importlib.util.find_spec(name)]
     missing += [name for name in ("cmake", "ninja", "nvcc") if not shutil.which(name)]
     if missing:
-        report.note("build", f"not measured ({', '.join(missing)} not there)")
+        report.note("build", f"not measured ({', '.join(missing)} not installed)")
         return
     report.run("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 150)
 
 
 def sanitize(report: Report) -> None:
-    """compute-sanitizer, if it can run on the machine; if not, that is not a failure."""
+    """Run compute-sanitizer; that it cannot run on this machine is not a failure."""
     tool = shutil.which("compute-sanitizer")
     for check in ("memcheck", "racecheck"):
         step = f"compute-sanitizer {check}"
@@ -98,14 +98,14 @@ def sanitize(report: Report) -> None:
                 command, cwd=ROOT, env=ENVIRONMENT, timeout=limit, capture_output=True, text=True
             )
         except subprocess.TimeoutExpired:
-            report.note(step, f"not measured (not done after {limit:.0f} s)", limit)
+            report.note(step, f"not measured (not finished after {limit:.0f} s)", limit)
             continue
         report.note(step, verdict(done.returncode, done.stdout), time.monotonic() - start)
 
 
 def verdict(code: int, output: str) -> str:
-    """The result of compute-sanitizer. Status 9 means errors found; any other failure means that
-    it, or the program under it, could not run on this machine."""
+    """Result of compute-sanitizer: status 9 means that it found errors, any other failure that it
+    or the program could not run on this machine."""
     summary = [line.strip("= \n") for line in output.splitlines() if "SUMMARY" in line]
     if code == 0:
         return "passed"
@@ -116,7 +116,7 @@ def verdict(code: int, output: str) -> str:
 
 
 def test(report: Report, step: str, paths: Sequence[str], limit: float) -> None:
-    """GPU tests, in several processes where pytest-xdist is there: most of it is compiling."""
+    """Run GPU tests, in several processes if xdist is installed: most time is compilation."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, provenance.usable_cpus()))]
@@ -124,25 +124,24 @@ def test(report: Report, step: str, paths: Sequence[str], limit: float) -> None:
 
 
 def steps(report: Report, rows: Path) -> None:
-    """All of them, the most telling first; rows are written after each case."""
+    """Run all steps, the most useful first; rows are written after each case."""
     build(report)
-    test(report, "tests of what is new", [f"tests/gpu/{name}" for name in NEW], 120)
+    test(report, "new tests", [f"tests/gpu/{name}" for name in NEW], 120)
     test(report, "tests", ["tests/gpu"], 150)
     spare = max(0.0, min(240.0, report.left() - 100))
     command = [sys.executable, "-m", "bench.gpu.run", str(rows), f"{spare:.0f}"]
     report.run("benchmarks", command, spare + 20)
     sanitize(report)
     host = str(rows.with_name("gpu-host.jsonl"))
-    report.run("host, with a driver that does nothing", [*MODULE, "bench.gpu.host", host], 40)
+    report.run("host, with a stub driver", [*MODULE, "bench.gpu.host", host], 40)
 
 
 def rehearse() -> int:
-    """Every step's command, without a GPU and on a machine that others may be using; nothing is
-    kept."""
+    """Run every step's command without a GPU, on a machine that may be busy; keep no results."""
     report = Report(3600.0, patience=4.0)
     with tempfile.TemporaryDirectory() as folder:
         steps(report, Path(folder, "gpu.jsonl"))
-    report.run("what the sanitizer runs", [*MODULE, "bench.gpu.sanitized"], 60)
+    report.run("program for compute-sanitizer", [*MODULE, "bench.gpu.sanitized"], 60)
     return _failed(report)
 
 
@@ -152,14 +151,14 @@ def _failed(report: Report) -> int:
 
 def main(allowed: float = ALLOWED) -> int:
     if not torch.cuda.is_available():
-        print("gpu-check: no CUDA GPU here: nothing was run, and nothing is measured")
+        print("gpu-check: no CUDA GPU here: nothing was run or measured")
         return 0
     report = Report(allowed)
     rows = harness.results_folder(torch.cuda.get_device_name()) / "gpu.jsonl"
     steps(report, rows)
-    ended = {"steps": report.steps} | timing.origin()
+    results = {"steps": report.steps} | timing.origin()
     rows.parent.mkdir(parents=True, exist_ok=True)
-    rows.with_name("gpu-check.json").write_text(json.dumps(ended, indent=1) + "\n")
+    rows.with_name("gpu-check.json").write_text(json.dumps(results, indent=1) + "\n")
     folder = str(rows.parent.relative_to(ROOT))
     if rows.exists():
         for module in (("bench.readme_tables", folder), ("bench.overview",)):

@@ -1,8 +1,8 @@
-"""What an eager call costs the host: ``python -m bench.gpu.host [rows.jsonl]``; needs no GPU.
+"""Host time of an eager call: ``python -m bench.gpu.host [rows.jsonl]``; needs no GPU.
 
-The driver is one that does nothing (`stub`), so no time is the device's. Counted beside the time:
-launches, tensors that get memory of their own, fills, and other operations of torch. Allocations
-are the CPU's allocator, which is about as quick as torch's for CUDA when that has the block.
+The CUDA driver is a stub that does nothing (`stub.py`), so all time is the host's. Launches,
+allocations, fills and all torch operations are counted too. Memory comes from torch's CPU
+allocator, which is about as fast as its CUDA allocator with a cached block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FILLS = {"zero_", "fill_", "zeros", "zeros_like"}
 
 
 class Counts(TorchDispatchMode):
-    """Operations of torch, by name."""
+    """Counts torch operations by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,21 +41,20 @@ def calls() -> dict[str, Callable[[], Any]]:
     n, classes = 256, 1000
     logits, labels = torch.randn(n, classes), torch.randint(classes, (n,))
     state, ids = emp.EMPState(50_000), torch.randperm(50_000)[:n]
-    own = emp.EMPState(n)
-    kept = {"keep": 0.3, "backend": "triton"}
+    batch_state = emp.EMPState(n)
+    options = {"keep": 0.3, "backend": "triton"}
     return {
         "score": lambda: emp.score(logits, labels, backend="triton"),
-        "score_and_select": lambda: emp.score_and_select(logits, labels, own, **kept),
+        "score_and_select": lambda: emp.score_and_select(logits, labels, batch_state, **options),
         "score_and_select, ids": lambda: emp.score_and_select(
-            logits, labels, state, indices=ids, **kept
+            logits, labels, state, indices=ids, **options
         ),
-        "select": lambda: emp.select(own.score, 0.3, backend="triton"),
+        "select": lambda: emp.select(batch_state.score, 0.3, backend="triton"),
     }
 
 
 def measure(name: str, call: Callable[[], Any], library: Any) -> dict[str, Any]:
-    """The row of one call, in the thread's own processor time, which other work on the machine
-    cannot take."""
+    """The row of one call. Times are the thread's CPU time, which other processes do not add to."""
     call()
     launches = stub.launches(library)
     with torch.no_grad(), Counts() as counts:

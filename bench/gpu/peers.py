@@ -1,7 +1,7 @@
-"""The baselines on a GPU: the peers of bench/peers.py, GPU-only peers, and torch.
+"""The baselines on a GPU: the peers of bench/peers.py, peers that need a GPU, and torch.
 
-Only what can be imported is run. Liger's and QuACK's cross-entropy compute less than ours: no
-entropy and no selection.
+Only installed packages are run. Liger's and QuACK's cross-entropy compute less than ours: neither
+entropy nor selection.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ PACKAGES = (*peers.PACKAGES, "quack-kernels")
 def made(
     names: Sequence[str], logits: torch.Tensor, labels: torch.Tensor, count: int
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """The peers that run on this batch, each called once, and why the others do not."""
+    """Calls of the peers that run on this batch, each run once; and why the others do not run."""
     return peers.made({name: SCORING[name] for name in names}, logits, labels, count)
 
 
@@ -73,7 +73,7 @@ def versions() -> dict[str, str]:
 
 
 def select_peers(scores: torch.Tensor, count: int) -> tuple[dict[str, Call], dict[str, str]]:
-    """torch.topk with a sort of its indices, and CuPy's partition where it is installed."""
+    """torch.topk with a sort of its indices, and CuPy's argpartition if CuPy is installed."""
     calls: dict[str, Call] = {"topk + sort": lambda: harness.select_lines(scores, count)}
     try:
         import cupy

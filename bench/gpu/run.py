@@ -1,7 +1,7 @@
-"""The GPU benchmarks: `python -m bench.gpu.run ROWS.jsonl [seconds]`, a table and a row a case.
+"""The GPU benchmarks: `python -m bench.gpu.run ROWS.jsonl [seconds]` prints and writes their rows.
 
-Rows are written after every case. Cases that do not fit into the time are listed as not measured; a
-failing case is reported, and the others still run.
+Rows are written after every case. Cases for which no time is left are listed as not measured; if a
+case fails, that is reported and the others still run.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ SHAPES = [  # of score_and_select, the most informative first
     (50257, torch.bfloat16), (128256, torch.float32),
     (256000, torch.bfloat16), (256000, torch.float32),
 ]  # fmt: skip
-TELLING = 4  # of them run with every peer
+WITH_ALL_PEERS = 4  # the first shapes also run with every peer
 
 
 def plan() -> list[cases.Case]:
-    """All of our cases first, with the peers that start immediately. Other peers take a minute to
-    import and compile: the most informative shapes run with all of them afterwards, and replace
-    their rows."""
+    """All cases, first with the peers that need no import or compilation. Others take a minute to
+    start: the first shapes run again with all peers at the end, and replace their rows."""
     return [
-        *(cases.scoring(*shape, peers.AT_ONCE) for shape in SHAPES[:TELLING]),
+        *(cases.scoring(*shape, peers.AT_ONCE) for shape in SHAPES[:WITH_ALL_PEERS]),
         *(cases.small_batch(graph) for graph in (True, False)),
         *(cases.selecting(backend) for backend in ("triton", "cuda")),
         cases.gathering("rows of 4 kB", cases.rows_of_4_kb),
         cases.gathering("dict of 3", cases.images_features_labels),
         cases.loss_and_gradient(),
         cases.linear(),
-        *(cases.scoring(*shape, peers.AT_ONCE) for shape in SHAPES[TELLING:]),
-        *(cases.scoring(*shape, tuple(peers.SCORING)) for shape in SHAPES[:TELLING]),
+        *(cases.scoring(*shape, peers.AT_ONCE) for shape in SHAPES[WITH_ALL_PEERS:]),
+        *(cases.scoring(*shape, tuple(peers.SCORING)) for shape in SHAPES[:WITH_ALL_PEERS]),
     ]
 
 
@@ -62,14 +61,14 @@ def main(rows_file: str, allowed: float = 200.0) -> int:
             continue
         try:
             rows[case.name] = case.measure(copy)
-            said = timing.line(rows[case.name])
+            message = timing.line(rows[case.name])
         except backends.Unavailable as reason:
-            said = f"{case}: not measured ({reason})"
+            message = f"{case}: not measured ({reason})"
         except Exception:
             traceback.print_exc()
-            said, failed = f"{case}: failed", True
+            message, failed = f"{case}: failed", True
         harness.write_rows(Path(rows_file), list(rows.values()))
-        print(f"{said}  [{time.monotonic() - start:.1f} s]", flush=True)
+        print(f"{message}  [{time.monotonic() - start:.1f} s]", flush=True)
         torch.cuda.empty_cache()
     return int(failed)
 

@@ -1,4 +1,4 @@
-"""A small run of every kernel, for compute-sanitizer: `python -m bench.gpu.sanitized`."""
+"""Runs every kernel on small inputs, for compute-sanitizer: `python -m bench.gpu.sanitized`."""
 
 import torch
 

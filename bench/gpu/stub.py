@@ -1,7 +1,7 @@
-"""A CUDA driver that does nothing: what a call costs the host, on a machine without a GPU.
+"""A stub CUDA driver, to measure a call's host time on a machine without a GPU.
 
-Triton compiles and launches as for a GPU, through a libcuda.so.1 of a few lines whose functions
-return at once. Tensors are the CPU's, and what only the CPU's need is left out.
+Triton compiles and launches as for a GPU, through a small libcuda.so.1 whose functions return at
+once. Tensors are CPU tensors; checks that only those need are skipped.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ FUNCTIONS = (
     "cuModuleGetFunction", "cuModuleLoadData", "cuOccupancyMaxActiveClusters",
     "cuPointerGetAttributes", "cuTensorMapEncodeIm2col", "cuTensorMapEncodeTiled",
 )  # fmt: skip
-# What is asked of a device or a function is answered by a number that is large enough for all;
-# a handle is anything but null; a pointer is the device's own, as it is.
+# Attributes of devices and functions are numbers large enough for every check, handles are any
+# non-null address, and host pointers serve as device pointers.
 SOURCE = (
     "".join(f"int {name}(void) {{ return 0; }}\n" for name in FUNCTIONS)
     + """
@@ -41,8 +41,8 @@ int cuLaunchKernel(void *function) { ++launches; return 0; }
 
 @contextlib.contextmanager
 def stubbed(capability: tuple[int, int] = (9, 0), processors: int = 132) -> Iterator[Any]:
-    """The Triton backend on CPU tensors, launching nothing; gives the driver library, whose
-    `launches` counts."""
+    """Run the Triton backend on CPU tensors without launching kernels; yields the driver library,
+    whose `launches` counts them."""
     import ctypes
 
     import torch
@@ -98,7 +98,7 @@ def stubbed(capability: tuple[int, int] = (9, 0), processors: int = 132) -> Iter
 
 
 def launches(library: Any) -> int:
-    """How many kernels were launched."""
+    """Number of kernels launched so far."""
     import ctypes
 
     return ctypes.c_long.in_dll(library, "launches").value

@@ -1,7 +1,7 @@
 """Device times, and the rows of GPU measurements.
 
-Ours and its peers take turns, round by round; every share is relative to the copy bandwidth
-measured in the same process, counting bytes read and written.
+Our call and its peers are timed alternately, round by round. Shares are relative to the copy
+bandwidth measured in the same process, which counts bytes read and bytes written.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ AHEAD = 2**31  # bytes written before each call, while the host queues the call
 def seconds_of(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
     """Device seconds of each call, `rounds` times, after two warm-up rounds.
 
-    As in a training loop the device is still busy when a call is queued, so it does not wait for
-    the host. And the cache holds nothing of the last call.
+    As in a training loop, the device is still busy when a call is queued, so that host time does
+    not count, and the caches hold nothing from the last call.
     """
     ahead = torch.empty(AHEAD, dtype=torch.uint8, device="cuda")
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in calls}
@@ -47,7 +47,7 @@ def seconds_of(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second of a device-to-device copy, read and written bytes both counted."""
+    """Bytes per second of a device-to-device copy, counting bytes read and bytes written."""
     source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     times = seconds_of({"copy": lambda: target.copy_(source)}, 10)["copy"]
@@ -55,7 +55,7 @@ def copy_bandwidth() -> float:
 
 
 def host_seconds(call: Call, calls: int = 200) -> list[float]:
-    """Host seconds to issue one call, without waiting for the device; some rounds of `calls`."""
+    """Host seconds to issue one call without waiting for the device, in nine rounds of `calls`."""
     for _ in range(20):
         call()
     rounds = []
@@ -69,7 +69,7 @@ def host_seconds(call: Call, calls: int = 200) -> list[float]:
 
 
 def captured(call: Call) -> Call:
-    """`call` as a CUDA graph's replay."""
+    """The replay of a CUDA graph that captured `call`."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -104,11 +104,12 @@ def row(
     goals: Mapping[str, tuple[float, float]] | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One row: a case, the times of ours and of its peers, and derived values.
+    """The row of a case: our times, its peers' times, and values derived from them.
 
     Args:
         ours, peers: seconds of each round.
-        moved: bytes that the work has to move. copy: the measured limit in bytes per second.
+        moved: bytes that the work has to move.
+        copy: measured copy bandwidth in bytes per second.
         not_measured: peers that could not run, and why.
         goals: required and stretch value of "share", "floor", "microseconds" or a peer's ratio.
     """
@@ -135,9 +136,9 @@ def row(
 
 def line(found: Mapping[str, Any]) -> str:
     """The row as a line of the printed table."""
-    words = [f"{found['case']:<44}", f"{found['seconds']['median'] * 1e6:>12.1f} us"]
+    parts = [f"{found['case']:<44}", f"{found['seconds']['median'] * 1e6:>12.1f} us"]
     if "share" in found:
-        words.append(f"{found['gb_per_s']:>7.0f} GB/s {found['share']:>6.2f} of copy")
-    words += [f"{name} {peer['ratio']:.2f}x" for name, peer in found["opponents"].items()]
-    words += [f"{name}: not measured ({why})" for name, why in found["not_measured"].items()]
-    return "  ".join(words)
+        parts.append(f"{found['gb_per_s']:>7.0f} GB/s {found['share']:>6.2f} of copy")
+    parts += [f"{name} {peer['ratio']:.2f}x" for name, peer in found["opponents"].items()]
+    parts += [f"{name}: not measured ({why})" for name, why in found["not_measured"].items()]
+    return "  ".join(parts)
