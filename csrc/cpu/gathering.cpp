@@ -62,10 +62,11 @@ EMP_MAY_RACE bool gather_runs(const GatherRows& t, const int64_t* indices, int64
   const bool dense = t.stride_bytes == t.row_bytes;
   for (int64_t k = begin; k < end;) {
     const int64_t index = read_once(indices + k);
+    if (uint64_t(index) >= uint64_t(t.rows)) return false;
     int64_t run = 1;
     if (dense)
       while (k + run < end && indices[k + run] == index + run) ++run;
-    if (index < 0 || index > t.rows - run) return false;
+    if (index > t.rows - run) return false;
     if (k + run + kAhead < stop) {
       const uint64_t next = reinterpret_cast<uintptr_t>(t.source) +
                             uint64_t(indices[k + run + kAhead]) * uint64_t(t.stride_bytes);
