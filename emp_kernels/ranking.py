@@ -87,6 +87,12 @@ def rank(
     """
     check_no_tracing("rank")
     logits, labels = as_tensor("rank", "logits", logits), as_tensor("rank", "labels", labels)
+    for name, value in (("logits", logits), ("labels", labels)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(
+                f"rank: {name} must be a tensor, a NumPy array, or anything with DLPack or "
+                f"__array__, got {type(value).__name__}"
+            )
     check_logits("rank", logits)
     check_labels("rank", labels, logits)
     if logits.dim() != 2:

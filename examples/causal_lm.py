@@ -2,10 +2,13 @@
 
     python examples/causal_lm.py
 
-Each epoch trains half of the sequences, those with the highest mean score, and in each batch the 60
-% of the tokens with the highest scores, as in Rho-1 and ESLM. No logits are materialised: the loss
-and the scores come from the last hidden states and the output head's weight. TRL's SFTTrainer works
-in place of the Trainer: `class PruningTrainer(EMPTrainerMixin, trl.SFTTrainer)`.
+The first epoch trains all sequences, each later one the half with the highest mean score. The loss
+of a batch is the mean over the 60 % of its tokens with the highest scores; the model reads the
+others without training on them. Training on selected tokens is what Rho-1 (arXiv 2404.07965) does;
+it ranks them by how far the loss exceeds a reference model's, and here there is no other model: the
+score is loss + entropy. No logits are materialised: the loss and the scores come from the last
+hidden states and the output head's weight. TRL's SFTTrainer works in place of the Trainer: `class
+PruningTrainer(EMPTrainerMixin, trl.SFTTrainer)`.
 """
 
 import tempfile

@@ -2,6 +2,10 @@
 
     python examples/huggingface.py
 
+The first epoch trains all samples, to score them, the next three the 30 % with the highest scores.
+The last trains all again (`anneal_epochs`): only hard samples to the end would leave a model
+trained on another distribution than the data's.
+
 Checkpoints hold the scores and the epoch's order: trainer.train(resume_from_checkpoint=True)
 resumes in mid-epoch.
 """
@@ -53,7 +57,7 @@ def main() -> None:
             arguments,
             train_dataset=sentences(),
             keep=0.3,
-            sampler_options={"anneal_epochs": 1},
+            sampler_options={"anneal_epochs": 1},  # the last epoch trains all samples
         )
         trainer.train()
     found = trainer.emp_state.diagnostics()

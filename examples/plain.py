@@ -89,10 +89,8 @@ def train(checkpoint: Path | None = None, on_step: Callable[[int, float], None] 
                     | {"epoch": epoch, "step": step, "random": torch.get_rng_state()},
                 )
         found = state.diagnostics()  # warns when hard selection is collapsing
-        print(
-            f"epoch {epoch}: trained on {found.share:.0%}, overlap {found.overlap:.0%}, "
-            f"step {step} of {steps}"
-        )
+        again = f", {found.overlap:.0%} of it again" if epoch > 0 else ""
+        print(f"epoch {epoch}: trained on {found.share:.0%}{again}, step {step} of {steps}")
     return model, state
 
 

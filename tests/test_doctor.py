@@ -220,6 +220,13 @@ def test_doctor_needs_no_optional_package():
     assert done.returncode == 0, done.stderr
 
 
+def test_an_installed_package_has_no_commit(monkeypatch):
+    monkeypatch.setattr(provenance, "commit", lambda: None)
+    assert not [line for line in section(doctor.report(), "Versions") if "commit" in line]
+    monkeypatch.setattr(provenance, "commit", lambda: "0123abc")
+    assert "  commit       0123abc" in section(doctor.report(), "Versions")
+
+
 def test_the_commit_of_files_that_were_copied(monkeypatch):
     monkeypatch.setenv("EMP_COMMIT", "0123abc")
     assert provenance.commit() == "0123abc"

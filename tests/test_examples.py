@@ -69,5 +69,6 @@ def test_example(name, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert EXPECTED[name] in done.stdout
     assert "False" not in done.stdout
+    assert "nan" not in done.stdout
     if name == "simclr.py":
         assert len((tmp_path / "out/simclr/simclr.jsonl").read_text().splitlines()) == 4

@@ -258,7 +258,7 @@ def test_the_summary_is_that_of_the_ids(capsys):
     said = capsys.readouterr().out
     found = emp.rank(logits, labels, by="margin", ignore_index=-1)
     counted = int((labels >= 0).sum())
-    assert said.startswith(f"kept {len(found.ids):,} of {counted:,} rows,\nthe lowest margin\n")
+    assert said.startswith(f"kept {len(found.ids):,} of {counted:,} rows\nwith the lowest margin\n")
     assert f"\n{N - counted:,} more are ignored\n1 are invalid, never kept\n" in said
     assert f"threshold {float(found.threshold):.6g}\n" in said
     values = found.values[~found.values.isnan()].sort().values
@@ -277,7 +277,7 @@ def test_many_classes_are_cut_short(capsys):
     npy_file("z.npy", logits)
     npy_file("y.npy", labels)
     ranked("z.npy", "y.npy")
-    table = capsys.readouterr().out.split(" share\n")[1].split("wrote")[0].splitlines()
+    table = capsys.readouterr().out.split(" share\n")[1].split("made")[0].splitlines()
     assert len(table) == 21
     assert table[10] == "    ... 60 classes between"
     shares = [float(line.rstrip("%").split()[-1]) for line in table if "..." not in line]
@@ -396,8 +396,21 @@ def spoil(name, change):
 
 
 FAULTS = {
-    "nothing there": (["none.npy", "y.npy"], None, "none.npy must be a file, a folder or"),
-    "an empty folder": (["empty", "y.npy"], None, "empty must hold files that end in .npy"),
+    "nothing there": (
+        ["none.npy", "y.npy"],
+        None,
+        "LOGITS must be a file, .*: none.npy does not exist",
+    ),
+    "no match": (
+        ["z.npy", "e*"],
+        None,
+        r"LABELS must be files that exist: the pattern e\* matches",
+    ),
+    "an empty folder": (
+        ["empty", "y.npy"],
+        None,
+        "LOGITS must be files: .* empty holds none of .npy",
+    ),
     "another ending": (["z.txt", "y.npy"], None, "z.txt must end in one of .npy"),
     "swapped": (["y.npy", "z.npy"], None, r"y.npy must have shape \(N, C\), got \(700,\)"),
     "labels in a column": (
@@ -406,13 +419,34 @@ FAULTS = {
         r"y2.npy must have shape \(N,\) \(as labels\[:, 0\] has\)",
     ),
     "labels of another length": (["z.npy", "y3.npy"], None, r"LABELS must have as many rows"),
-    "float labels": (["z.npy", "yf.npy"], None, "yf.npy must hold labels in integers, got"),
+    "float labels": (
+        ["z.npy", "yf.npy"],
+        None,
+        "yf.npy must hold labels in integers, got float32",
+    ),
+    "wide labels": (["z.npy", "yg.npy"], None, "a dtype that torch has, got float128"),
+    "words": (
+        ["z.npy", "yw.npy"],
+        None,
+        "yw.npy must hold numbers of a dtype that torch has, got <U",
+    ),
     "integer logits": (["zi.npy", "y.npy"], None, "zi.npy must hold logits in float32"),
     "a label out of range": (["z.npy", "y9.npy"], None, r"in \[0, 6\), got 9 in row 555"),
+    "padding": (
+        ["z.npy", "y100.npy"],
+        None,
+        "got -100 in row 555; --ignore-index -100 leaves such rows out",
+    ),
+    "an expanded pattern": (
+        ["z.npy", "z.npy", "y.npy", "y2.npy"],
+        None,
+        "unrecognized arguments: y.npy y2.npy; put a pattern of files in quotes",
+    ),
+    "an unknown option": (["z.npy", "y.npy", "--best"], None, "arguments: --best; see --help"),
     "other columns": (["n", "y.npy"], None, "n/z2.npy must have the 6 columns of n/z1.npy, got 1"),
     "cut off": (["z.npy", "y.npy"], ("z.npy", lambda b: b[:-3]), "z.npy is cut off"),
     "no array": (["z.npy", "y.npy"], ("z.npy", lambda b: b[7:]), "z.npy must be an array of"),
-    "objects": (["zo.npy", "y.npy"], None, "zo.npy must hold numbers, got dtype object"),
+    "objects": (["zo.npy", "y.npy"], None, "zo.npy must hold numbers of a dtype .* got object"),
     "no archive": (["z.npz", "y.npy"], ("z.npz", lambda b: b[:99]), "z.npz must be an archive"),
     "a broken archive": (
         ["z.npz", "y.npy"],
@@ -469,6 +503,9 @@ def test_faults_are_one_sentence_and_nothing_is_written(fault, capsys):
     npy_file("y2.npy", LABELS[:, None])
     npy_file("y3.npy", LABELS[1:])
     npy_file("yf.npy", LABELS.float())
+    np.save("yg.npy", LABELS.numpy().astype(np.longdouble))
+    np.save("yw.npy", LABELS.numpy().astype(str))
+    npy_file("y100.npy", LABELS.index_fill(0, torch.tensor([555]), -100))
     npy_file("y9.npy", LABELS.index_fill(0, torch.tensor([555, 600]), 9))
     if change is not None:
         spoil(*change)
@@ -504,21 +541,42 @@ def test_faults_of_parquet_files(columns, words, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--keep", "0"], "--keep: must be a share in (0, 1] or a number of rows from 2 on, got 0"),
+        (["--keep", "0"], "--keep must be a share in (0, 1] or a number of rows from 2 on, got 0"),
         (["--keep", "1.5"], "from 2 on, got 1.5"),
         (["--keep", "nan"], "from 2 on, got nan"),
         (["--keep", "inf"], "from 2 on, got inf"),
-        (["--keep", "some"], "--keep: must be a number, got 'some'"),
+        (["--keep", "some"], "--keep must be a number, got 'some'"),
         (["--by", "forgetting"], "--by: invalid choice: 'forgetting'"),
-        (["--ignore-index", "1.5"], "--ignore-index: must be an integer, got '1.5'"),
-        (["--beta", "nan"], "--beta: must be finite"),
+        (["--ignore-index", "1.5"], "--ignore-index must be an integer, got '1.5'"),
+        (["--beta", "nan"], "--beta must be finite"),
     ],
 )
 def test_wrong_options(arguments, words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["rank", "z.npy", "y.npy", *arguments])
     assert stop.value.code == 2
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("emp_kernels rank: ")
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_the_help_names_no_default_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        main(["rank", "--help"])
+    said = capsys.readouterr().out
+    assert "(default: 0.3)" in said
+    assert "None" not in said
+    assert "False" not in said
+
+
+def test_a_folder_that_was_made_is_named(capsys):
+    npy_file("z.npy", LOGITS)
+    npy_file("y.npy", LABELS)
+    ranked("z.npy", "y.npy")
+    assert "\nmade the folder out\nwrote out/ids.npy\n" in capsys.readouterr().out
+    ranked("z.npy", "y.npy")
+    assert "made the folder" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -533,7 +591,7 @@ def test_a_missing_reader_is_named_with_its_command(arguments, module, monkeypat
     npy_file("y.npy", LABELS)
     Path("z.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, module, None)  # cannot be found
-    assert main(["rank", *arguments]) == 1
+    assert main(["rank", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.endswith(f"needs {module}; install with: pip install {module}\n")
     assert said.count("\n") == 1

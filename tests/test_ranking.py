@@ -146,7 +146,8 @@ def test_no_rows(per_class):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"logits": [[1.0]]}, TypeError, "logits must be a torch.Tensor, got list"),
+        ({"logits": [[1.0]]}, TypeError, "logits must be a tensor, a NumPy array, .*got list"),
+        ({"labels": [0] * N}, TypeError, "labels must be a tensor, a NumPy array, .*got list"),
         ({"logits": torch.zeros(2, 3, 4)}, ValueError, "labels must have the leading shape"),
         ({"labels": torch.zeros(N, 1).long()}, ValueError, r"labels.squeeze\(-1\)"),
         ({"labels": torch.zeros(N)}, TypeError, "labels must have an integer dtype"),

@@ -48,6 +48,14 @@ def tokens_loss(g, z):
     return F.cross_entropy(z.double().view(-1, 13), g["tokens"].view(-1))
 
 
+def selected(g):
+    capped = (30 * torch.tanh(g["logits"].double() / 30))[g["tokens"] >= 0]  # 16 of them
+    log_p, labels = capped.log_softmax(1), g["tokens"][g["tokens"] >= 0]
+    losses = F.nll_loss(log_p, labels, reduction="none")
+    scores = losses - (log_p.exp() * log_p).sum(1)
+    return losses[scores.topk(5).indices].mean()
+
+
 def z_loss(g):
     lse = g["logits"].double().logsumexp(2)[g["tokens"] >= 0]
     return tokens_loss(g, g["logits"]) + 1e-4 * lse.square().mean()
@@ -81,6 +89,7 @@ def rare(g):
 
 WANTED = {
     "Gemma: capped logits": lambda g: tokens_loss(g, 30 * torch.tanh(g["logits"].double() / 30)),
+    "Gemma: selected tokens": selected,
     "Cohere and Granite: scaled logits": lambda g: tokens_loss(g, 0.0625 * g["logits"]),
     "PaLM: z-loss": z_loss,
     "Label smoothing with mixup": mixup,

@@ -5,15 +5,16 @@ when it runs.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .. import __version__
 from ..keep import Keep, check_keep
 from ..ranking import MEASURES
-from ..terminal.requirements import CommandError
+from ..terminal.requirements import CommandError, UsageError
 from ..validation import check_beta
 
 T = TypeVar("T")
@@ -84,8 +85,26 @@ def _integer(least: int) -> Callable[[str], int]:
     return parse
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors read like those of the commands, in one line without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        name = re.sub(r"^(python -m emp_kernels|emp-kernels)", "emp_kernels", self.prog)
+        message = re.sub(r"^argument (\S+): (?=must )", r"\1 ", message)
+        self.exit(2, f"{name}: {message}; see --help\n")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the defaults that are values: neither None nor that a switch is off."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="emp-kernels" if Path(sys.argv[0]).stem == "emp-kernels" else "python -m emp_kernels",
         description="EMP data pruning: score samples, keep the top k, train on those.",
     )
@@ -98,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains a small CNN on real images with EMP, loss-only (LFL) and random "
         "selection, the same number of steps for each at every keep, and writes a table, plots "
         "and one JSON row for each run.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     demo.add_argument(
         "--data",
@@ -146,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "ids of those to keep, ascending, and a picture. Files end in .npy, .npz, "
         ".pt, .safetensors or .parquet and are read a block at a time; a run that was stopped goes "
         "on where it was. Alone, LOGITS names .parquet files of ids and scores.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     for name, shape in (("logits", "(N, C)"), ("labels", "(N,)")):
         rank.add_argument(
@@ -185,6 +204,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _unknown(arguments: list[str], command: str) -> UsageError:
+    """The error for arguments that the `command` does not have."""
+    listed = " ".join(arguments[:3] + ["..."] * (len(arguments) > 3))
+    hint = "see --help"
+    if command == "rank" and not arguments[0].startswith("-"):
+        hint = "put a pattern of files in quotes, so that the shell does not expand it"
+    return UsageError(f"unrecognized arguments: {listed}; {hint}")
+
+
 def _distinct(values: list[Any]) -> list[Any]:
     """The parsed list of lists, flattened, in order and without duplicates."""
     flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
@@ -194,8 +222,10 @@ def _distinct(values: list[Any]) -> list[Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (argparse exits with 2 by itself)."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
     try:
+        if unknown:
+            raise _unknown(unknown, options.command)
         if options.command == "doctor":
             from . import doctor
 
@@ -209,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.keep, options.seeds = _distinct(options.keep), _distinct(options.seeds)
         for name in ("keep", "seeds"):
             if not getattr(options, name):
-                parser.error(f"argument --{name}: must name at least one value")
+                raise UsageError(f"--{name} must name at least one value")
         from . import demo
 
         demo.run_demo(options)

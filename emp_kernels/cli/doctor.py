@@ -51,8 +51,11 @@ def devices() -> list[torch.device]:
 
 
 def _versions() -> list[str]:
-    found = provenance.versions() | {"commit": provenance.commit() or "not a checkout"}
-    return _aligned([(name, version or "not installed") for name, version in found.items()])
+    lines = [(name, found or "not installed") for name, found in provenance.versions().items()]
+    commit = provenance.commit()
+    if commit is not None:  # of a clone; an installed package has its version alone
+        lines.append(("commit", commit))
+    return _aligned(lines)
 
 
 def _machine() -> list[str]:

@@ -58,8 +58,12 @@ class EMPTrainerMixin(PrunedEpochs):
 
     Language models: a sequence's score is the mean over its tokens that count (labels other than
     -100), and `keep` chooses sequences. `keep_tokens` trains, of each batch's tokens, that share
-    with the highest scores (loss plus beta times entropy; Rho-1 takes the excess over a reference
-    model's loss instead); without `keep`, every epoch then has all sequences.
+    with the highest scores (loss plus beta times entropy): the model reads all tokens, the loss is
+    the mean over these. Without `keep`, every epoch then has all sequences.
+
+    The first batch of a training is passed through the model up to twice more, without gradients,
+    to compare the model's own loss with the mixin's; not with a `compute_loss_func`, label
+    smoothing, `materialise_logits=False` or SFTTrainer.
 
     The Trainer's options work as without the mixin, except those that raise an error: orders other
     than "random" and "sequential" (`train_sampling_strategy`), several GPUs in one process, TRL's
@@ -75,9 +79,10 @@ class EMPTrainerMixin(PrunedEpochs):
         candidates: batches are loaded this many times larger, scored by a forward pass in
             evaluation mode, and the `per_device_train_batch_size` samples with the highest scores
             are trained. An epoch then has that many times fewer steps.
-        max_age: of the candidates, those whose score was written at most so many calls ago
-            (:meth:`emp_kernels.EMPState.age`; a batch makes one or two) are chosen by it, without a
-            forward pass. None: all are scored.
+        max_age: candidates whose score was written at most so many calls ago
+            (:meth:`emp_kernels.EMPState.age`; a batch makes one or two) keep it and are left out
+            of the scoring pass. Samples are loaded again about one epoch later, so that with fewer
+            calls than an epoch has, most scores are too old. None: all are scored.
         beta: of the :class:`emp_kernels.EMPState` that is created for the training set.
         emp_state: an existing state instead.
         keep_tokens: a float in (0, 1], or None to train all tokens. Only for labels (B, T).

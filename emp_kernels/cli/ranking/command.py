@@ -19,6 +19,8 @@ from .partial import Partial
 from .progress import Progress
 from .summary import SHARES, Summary
 
+PADDING = -100  # the label that torch's losses ignore by default
+
 
 def rank_files(options: argparse.Namespace) -> None:
     """Write the ids to keep to `options.out` and a picture next to it; print a summary.
@@ -39,9 +41,12 @@ def rank_files(options: argparse.Namespace) -> None:
             first, second = turned
             print(f"in the order of names: {first.name} before {second.name}", file=sys.stderr)
     keep = _keep(options, run.rows)
+    new_folder = not options.out.parent.exists()
     with Progress() as progress:
         summary = run.write(keep, progress)
     print(summary.text())
+    if new_folder:
+        print(f"made the folder {options.out.parent}")
     print(f"wrote {options.out}")
     drawing = options.out.with_suffix(".png")
     if summary.draw(drawing):
@@ -161,7 +166,10 @@ class _Run:
         try:
             return classes_of("LABELS", labels, self.num_classes, self.options.ignore_index, first)
         except ValueError as error:
-            raise InputError(str(error).replace(": labels", "", 1)) from None
+            message = str(error).replace(": labels", "", 1)
+            if f"got {PADDING} in row" in message:
+                message += f"; --ignore-index {PADDING} leaves such rows out"
+            raise InputError(message) from None
 
     def _identity(self) -> dict[str, Any]:
         """Everything that the scores depend on."""

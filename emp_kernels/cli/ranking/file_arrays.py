@@ -6,16 +6,14 @@ from pathlib import Path
 
 import torch
 
-from ...terminal.requirements import CommandError
+from ...terminal.requirements import UsageError
 
 # Names of arrays in files that hold several.
 NAMES = {"logits": ("logits",), "labels": ("labels", "label")}
 
 
-class InputError(CommandError):
+class InputError(UsageError):
     """An input is missing or not of the required form; nothing has been written."""
-
-    status = 2
 
 
 class Array:

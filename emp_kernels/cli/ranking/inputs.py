@@ -40,14 +40,17 @@ def files_of(kind: str, text: str) -> list[Path]:
         files = [file for file in path.iterdir() if file.is_file() and file.name[0] != "."]
         files = sorted(file for file in files if file.suffix in OPENERS)
         if not files:
-            raise InputError(f"{kind}: {text} must hold files that end in {SUFFIXES}")
+            raise InputError(f"{kind} must be files: the folder {text} holds none of {SUFFIXES}")
         return files
     if path.exists():
         return [path]
+    if glob.escape(text) == text:
+        raise InputError(f"{kind} must be a file, a folder or a pattern: {text} does not exist")
     found = sorted(Path(name) for name in glob.glob(text, recursive=True))
-    if not found:
-        raise InputError(f"{kind}: {text} must be a file, a folder or a pattern of files")
-    return [file for file in found if file.is_file()]
+    files = [file for file in found if file.is_file()]
+    if not files:
+        raise InputError(f"{kind} must be files that exist: the pattern {text} matches none")
+    return files
 
 
 def out_of_order(files: list[Path]) -> tuple[Path, Path] | None:
@@ -95,7 +98,8 @@ class Shards:
         floats = self.kind not in ("labels", "id")
         if len(rows) and rows.dtype not in (FLOAT_DTYPES if floats else INTEGER_DTYPES):
             wanted = "float32, float16, bfloat16 or float64" if floats else "integers"
-            raise InputError(f"{array.path} must hold {self.kind} in {wanted}, got {rows.dtype}")
+            dtype = str(rows.dtype).removeprefix("torch.")
+            raise InputError(f"{array.path} must hold {self.kind} in {wanted}, got {dtype}")
         return rows
 
     def spans(self, size: int, start: int = 0) -> Iterator[tuple[int, int]]:

@@ -106,8 +106,12 @@ def read_header(file: IO[bytes], path: Path) -> Header:
     except (ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} must be an array of NumPy's ({reason})") from None
-    if header.dtype.hasobject or header.dtype.names:
-        raise InputError(f"{path} must hold numbers, got dtype {header.dtype}")
+    try:
+        as_tensor("rank", "rows", np.empty(0, header.dtype))
+    except TypeError:
+        raise InputError(
+            f"{path} must hold numbers of a dtype that torch has, got {header.dtype}"
+        ) from None
     return header
 
 

@@ -54,8 +54,8 @@ class Summary:
         invalid = counted - int(ranked.valid_of_class.sum())
         first = "lowest" if self.by == "margin" else "highest"
         lines = [
-            f"kept {ranked.num_kept:,} of {counted:,} rows,",
-            f"the {first} {self.by}{' of each class' if ranked.per_class else ''}",
+            f"kept {ranked.num_kept:,} of {counted:,} rows",
+            f"with the {first} {self.by}{' of each class' if ranked.per_class else ''}",
         ]
         if self.rows > counted:
             lines.append(f"{self.rows - counted:,} more are ignored")
