@@ -379,6 +379,8 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_many(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background commands ignore it, and so would this one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     file = tmp_path / "methods-digits.jsonl"
     try:
